@@ -1,0 +1,1 @@
+"""Image bytes to binary codes. Imports neither Beam nor `pipelines`; importing it loads no TensorFlow."""

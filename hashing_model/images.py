@@ -1,0 +1,297 @@
+"""Image bytes to a small RGB array: the one decoder for training, building and querying.
+
+A model's codes are comparable only when every picture went through the same steps, so `Resizing` is stored with
+the model and nothing else in the project opens a picture. Nothing here touches a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hashing_model.errors import InputError
+
+# Why bytes could not be decoded. Short constants: they are counted, stored in Parquet and grouped by.
+EMPTY = 'empty'
+NOT_AN_IMAGE = 'not_an_image'
+TRUNCATED = 'truncated'  # cut short or damaged: the format is known, the pixels cannot be had
+TOO_MANY_PIXELS = 'too_many_pixels'
+UNSUPPORTED_MODE = 'unsupported_mode'
+
+RULES = ('squash', 'crop', 'pad')
+MAX_PIXELS = 100_000_000
+
+# The formats tried, in this order. Pillow knows more, some of which start other programs (EPS) or are rarely pictures.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM', 'JPEG2000', 'ICO')
+# Bytes that cannot be chance: what starts so and does not open is a damaged picture, anything else is none.
+_SIGNATURE = re.compile(
+    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavi[fs]|\0\0\0\x0cjP  ', re.DOTALL
+)
+_ORIENTATION_TAG = 0x0112
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
+_MAX_TILE_PIXELS = 1 << 26
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_pillow_globals = threading.Lock()
+
+
+class ImageError(Exception):
+    """Bytes that are no usable picture.
+
+    Attributes:
+        reason: a constant of this module.
+        detail: one short line for people; the same bytes always give the same line.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f'{self.reason}: {self.detail}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """How a picture of any shape becomes a square; part of the model.
+
+    Args:
+        size: side of the square in pixels, 1 to 4096.
+        rule: `squash` (the whole picture, its shape not kept), `crop` (the shorter side fills the square, the middle
+            is kept) or `pad` (the longer side fills the square, white borders).
+
+    Raises:
+        InputError: a size or rule that is not possible.
+    """
+
+    size: int
+    rule: str = 'squash'
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= 4096:
+            raise InputError(f'image size {self.size!r} is not an integer from 1 to 4096')
+        if self.rule not in RULES:
+            raise InputError(f'resizing rule {self.rule!r} is unknown; there are {", ".join(RULES)}')
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Resizing:
+        """Inverse of `to_json`."""
+        return cls(value['size'], value['rule'])
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {'size': self.size, 'rule': self.rule}
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height in pixels to which the rule scales a whole picture.
+
+        >>> [Resizing(100, rule).scaled(400, 200) for rule in RULES]
+        [(100, 100), (200, 100), (100, 50)]
+        """
+        if self.rule == 'squash':
+            return self.size, self.size
+        side = min(width, height) if self.rule == 'crop' else max(width, height)
+        return max(1, round(width * self.size / side)), max(1, round(height * self.size / side))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoded:
+    """A decoded picture.
+
+    Attributes:
+        pixels: RGB, uint8, shape [size, size, 3].
+        width: of the whole picture as it is meant to be seen, in pixels.
+        height: likewise.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def decode(data: bytes, resizing: Resizing, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode one picture: upright, transparency over white, first frame, 8-bit RGB, resized.
+
+    Safe to call from several threads.
+
+    Args:
+        data: the bytes of an image file.
+        resizing: the shape wanted.
+        max_pixels: pictures with more pixels are refused by their header, before memory is spent on them.
+
+    Raises:
+        ImageError: and nothing else, whatever the bytes.
+    """
+    if not data:
+        raise ImageError(EMPTY, 'zero bytes')
+    image = _open(data, max_pixels)
+    try:
+        width, height = _load(image, resizing, max_pixels)
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        pixels = np.array(_resize(rgb, resizing))
+    except ImageError:
+        raise
+    except MemoryError as e:
+        raise ImageError(TOO_MANY_PIXELS, f'no memory for {image.width} x {image.height} pixels') from e
+    except Exception as e:  # Pillow's decoders raise nearly every built-in exception on damaged bytes.
+        raise ImageError(TRUNCATED, f'{image.format}: {_one_line(e)}') from e
+    if orientation >= 5:
+        width, height = height, width
+    return Decoded(pixels, width, height)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header; no pixel is decoded yet."""
+    try:
+        with _without_bomb_check():
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as e:
+        if not _SIGNATURE.match(data):
+            raise ImageError(NOT_AN_IMAGE, f'no known image format; the first bytes are {data[:8]!r}') from e
+        unknown = isinstance(e, UnidentifiedImageError)  # its message holds the address of an object
+        raise ImageError(TRUNCATED, 'the header is damaged or cut short' if unknown else _one_line(e)) from e
+    _check_pixels(*image.size, max_pixels)
+    if image.format == 'TIFF':
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(_TILE_WIDTH_TAG, 1) * tags.get(_TILE_LENGTH_TAG, 1) > _MAX_TILE_PIXELS:
+            raise ImageError(TOO_MANY_PIXELS, f'tiles of more than {_MAX_TILE_PIXELS} pixels')
+    return image
+
+
+@contextlib.contextmanager
+def _without_bomb_check() -> Iterator[None]:
+    """Pillow warns or raises by its own limit, a module global; `max_pixels` is the limit here."""
+    with _pillow_globals:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(TOO_MANY_PIXELS, f'{width} x {height} pixels; the limit is {max_pixels}')
+
+
+def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[int, int]:
+    """Decode the pixels; returns the width and height that the file has before orientation."""
+    if image.format in ('JPEG', 'MPO'):
+        width, height = image.size
+        # libjpeg scales by 1/2, 1/4, 1/8 while decoding, at a fraction of the cost. Twice the wanted size is left
+        # for the good filter.
+        target_width, target_height = resizing.scaled(width, height)
+        image.draft(None, (2 * target_width, 2 * target_height))
+        image.load()
+        return width, height
+    if image.format == 'ICO':  # The frame inside has a header of its own, which Pillow's limit guards.
+        with _pillow_globals, warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            image.load()
+    else:
+        image.load()
+    _check_pixels(*image.size, max_pixels)
+    return image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 where the EXIF block is damaged, since the pixels are not.
+
+    Pillow has already turned TIFF and AVIF upright and says 1.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith('I'):
+        return _grey_to_8_bits(image).convert('RGB')
+    if mode == 'F':
+        raise ImageError(
+            UNSUPPORTED_MODE, f'{image.format} of floating-point pixels: nothing says which value is white'
+        )
+    if mode == 'LAB':
+        return _lab_to_rgb(image)
+    try:
+        return _over_white(image) if image.has_transparency_data else image.convert('RGB')
+    except ValueError as e:
+        raise ImageError(UNSUPPORTED_MODE, f'{image.format} of mode {mode}: {_one_line(e)}') from e
+
+
+def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey by 65535 = white; Pillow's own conversion would clip everything above 255 to white.
+
+    Mode I holds 16-bit values (PNG, PGM) or 32-bit ones (TIFF); the latter keep their top 8 bits below the sign.
+    """
+    values = np.asarray(image).astype(np.int64)
+    transparent = image.info.get('transparency')
+    if isinstance(transparent, int):
+        values[values == transparent] = 65535
+    high = int(values.max(initial=0))
+    grey = values >> 23 if high > 65535 else (np.maximum(values, 0) + 128) // 257
+    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
+    rgb = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, 'LAB', 'RGB'))
+    assert rgb is not None  # None is for in-place transforms only
+    return rgb
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """Before any resizing: a transparent pixel's colour is noise that would bleed into its neighbours."""
+    transparent = image.info.get('transparency')
+    if image.mode == 'RGB' and isinstance(transparent, tuple) and max(transparent) > 255:
+        # A 16-bit PNG: Pillow keeps the top 8 bits of the pixels, but all 16 of the transparent colour.
+        image.info['transparency'] = tuple(value >> 8 for value in transparent)
+    rgba = image.convert('RGBA') if image.mode != 'La' else image.convert('LA').convert('RGBA')
+    flat = Image.new('RGB', rgba.size, 'white')
+    flat.paste(rgba, mask=rgba.getchannel('A'))
+    return flat
+
+
+def _resize(image: Image.Image, resizing: Resizing) -> Image.Image:
+    """`reducing_gap` first averages whole blocks of pixels where a picture is much too large; barely visible."""
+    size, lanczos = resizing.size, Image.Resampling.LANCZOS
+    if resizing.rule == 'squash':
+        return image.resize((size, size), lanczos, reducing_gap=3.0)
+    if resizing.rule == 'crop':
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return image.resize((size, size), lanczos, (left, top, left + side, top + side), reducing_gap=3.0)
+    small = image.resize(resizing.scaled(*image.size), lanczos, reducing_gap=3.0)
+    square = Image.new('RGB', (size, size), 'white')
+    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    return square
+
+
+def _one_line(error: Exception) -> str:
+    text = ' '.join(re.sub(r'<[^<>]* at 0x[0-9a-f]+>', 'the data', str(error)).split())
+    return text[:200] or type(error).__name__

@@ -1,0 +1,231 @@
+"""HashModel: encoded image bytes -> pixels -> feature groups -> fused vectors -> codes; saved, loaded, fingerprinted.
+
+How the parts are fitted is `train.py`'s business. TensorFlow loads when the backbone is first needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.baselines import Projection
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import pack_bits
+from hashing_model.errors import InputError
+from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
+from hashing_model.fusion import Fusion
+from hashing_model.images import Decoded, Resizing, decode
+
+if TYPE_CHECKING:
+    from hashing_model.features.backbone import Backbone
+
+FORMAT_VERSION = 1
+FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
+MODEL_FILE = 'model.json'
+ARRAYS_FILE = 'arrays.npz'
+
+
+@dataclasses.dataclass
+class Extractor:
+    """Pixels to feature groups; loads its backbone when it first needs it.
+
+    Args:
+        backbone_name: see `hashing_model.features.backbone.load_backbone`.
+        size: side of the square input images in pixels.
+        groups: the feature groups to make.
+        folder: where the backbone's weights were saved, if they were.
+        threads: of TensorFlow and of the hand-made features; None for one per core.
+    """
+
+    backbone_name: str
+    size: int
+    groups: Sequence[str]
+    folder: Path | None = None
+    threads: int | None = None
+
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        """The loaded backbone."""
+        from hashing_model.features.backbone import load_backbone
+
+        return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
+
+    def features(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3]."""
+        hand = [g for g in self.groups if g in HAND_FEATURES]
+        taps = [g for g in self.groups if g in BACKBONE_FEATURES]
+        found = hand_features(images, hand, self.threads or os.cpu_count() or 1) if hand else {}
+        if taps:
+            made = self.backbone.taps(images)
+            found.update({g: made[g] for g in taps})
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class HashModel:
+    """Turns images into codes.
+
+    Args:
+        spec: the segments of a code.
+        resizing: how pictures become square inputs; part of the model.
+        extractor: pixels to feature groups.
+        backbone_digest: SHA-256 of the backbone's weights; empty if no segment reads them.
+        fusion: the scales of the feature groups.
+        projections: segment name -> its hash function.
+        training: what it was fitted on, for people; not part of the fingerprint.
+
+    Example:
+        >>> model = HashModel.load('my-model')  # doctest: +SKIP
+        >>> model.encode(model.decode(data).pixels[None])  # doctest: +SKIP
+    """
+
+    spec: CodeSpec
+    resizing: Resizing
+    extractor: Extractor
+    backbone_digest: str
+    fusion: Fusion
+    projections: Mapping[str, Projection]
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def decode(self, data: bytes) -> Decoded:
+        """Encoded image bytes to the model's input; raises `hashing_model.images.ImageError`."""
+        return decode(data, self.resizing)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Images uint8 [N, size, size, 3], as `decode` makes them, to codes uint8 [N, spec.num_bytes]."""
+        return self.encode_features(self.extractor.features(images))
+
+    def encode_features(self, groups: Mapping[str, NDArray[np.float32]]) -> NDArray[np.uint8]:
+        """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes]."""
+        bits = [self.projections[s.name].bits(self.fusion.fuse(groups, s.features)) for s in self.spec.segments]
+        return pack_bits(np.concatenate(bits, axis=1))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that determines a code, the same on every machine, as 64 hex digits."""
+        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+        for name, array in sorted(self._arrays().items()):
+            digest.update(f'{name} {array.shape}'.encode() + np.ascontiguousarray(array, '<f4').tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the model into a folder; `model.json` comes last, so a half-written model does not load.
+
+        Raises:
+            InputError: the folder holds something that is not a model.
+        """
+        path = Path(folder)
+        check_model_folder(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MODEL_FILE).unlink(missing_ok=True)
+        if self.backbone_digest:
+            self.extractor.backbone.save(path)
+        buffer = io.BytesIO()
+        np.savez(buffer, **self._arrays())  # type: ignore[arg-type]
+        (path / ARRAYS_FILE).write_bytes(buffer.getvalue())
+        described = {**self._description(), 'fingerprint': self.fingerprint, 'training': dict(self.training)}
+        temporary = path / f'{MODEL_FILE}.tmp'
+        temporary.write_text(json.dumps(described, indent=1), encoding='utf-8')
+        temporary.replace(path / MODEL_FILE)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, threads: int | None = None) -> HashModel:
+        """Read a saved model; the backbone is loaded, and its weights compared, at the first encoding.
+
+        Args:
+            folder: a local folder.
+            threads: for TensorFlow and the hand-made features; None for one per core.
+
+        Raises:
+            InputError: no model there, one of another format, or one whose content does not match its fingerprint.
+        """
+        path = Path(folder)
+        described = _read_description(path)
+        try:
+            arrays = dict(np.load(path / ARRAYS_FILE, allow_pickle=False))
+            spec = CodeSpec.from_json(described['spec'])
+            groups = list(described['scales'])
+            model = cls(
+                spec,
+                Resizing.from_json(described['resizing']),
+                Extractor(described['backbone'], described['resizing']['size'], groups, path, threads),
+                described['backbone_digest'],
+                Fusion({g: arrays[f'mean/{g}'] for g in groups}, described['scales']),
+                {n: Projection(arrays[f'weights/{n}'], arrays[f'offset/{n}']) for n in spec.names},
+                described['training'],
+            )
+        except (KeyError, OSError, ValueError) as e:
+            raise InputError(f'{path} is not a readable model: {e}') from e
+        if model.fingerprint != described['fingerprint']:
+            raise InputError(f'{path} is damaged: its content does not match the fingerprint in {MODEL_FILE}')
+        return model
+
+    def check_backbone(self) -> None:
+        """Load the backbone and compare its weights with those the model was fitted on.
+
+        Raises:
+            InputError: the installed weights are others; the codes would not fit.
+        """
+        if self.backbone_digest and self.extractor.backbone.digest != self.backbone_digest:
+            raise InputError(
+                f'the weights of {self.extractor.backbone_name} on this machine are not those the model was '
+                f'fitted on: {self.extractor.backbone.digest[:12]} and {self.backbone_digest[:12]}'
+            )
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            'format_version': FORMAT_VERSION,
+            'features_version': FEATURES_VERSION,
+            'spec': self.spec.to_json(),
+            'resizing': self.resizing.to_json(),
+            'backbone': self.extractor.backbone_name,
+            'backbone_digest': self.backbone_digest,
+            'scales': {g: self.fusion.scale[g] for g in self.extractor.groups},
+        }
+
+    def _arrays(self) -> dict[str, NDArray[np.float32]]:
+        arrays = {f'mean/{g}': m for g, m in self.fusion.mean.items()}
+        for name, projection in self.projections.items():
+            arrays[f'weights/{name}'] = projection.weights
+            arrays[f'offset/{name}'] = projection.offset
+        return arrays
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse to save a model over something that is not one.
+
+    Raises:
+        InputError: a file, or a folder that holds other things.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'{folder} is a file; give a folder for the model')
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    if names and ARRAYS_FILE not in names and MODEL_FILE not in names:
+        raise InputError(f'{folder} is not a model: it holds {", ".join(names[:3])}; give a new or empty folder')
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise InputError(f'{folder} is not a model: there is no {path}')
+    try:
+        described = json.loads(path.read_text(encoding='utf-8'))
+        versions = described['format_version'], described['features_version']
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f'{path} is not a model description: {e}') from e
+    if versions != (FORMAT_VERSION, FEATURES_VERSION):
+        raise InputError(
+            f'{folder} has model format {versions[0]} and features {versions[1]}; '
+            f'this grainhash reads {FORMAT_VERSION} and {FEATURES_VERSION}: train it again'
+        )
+    return described

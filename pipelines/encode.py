@@ -1,0 +1,155 @@
+"""One work unit of a build: records in, a table of image rows with their codes out, rejects beside it.
+
+Pure functions; `build_index.py` and `query_index.py` wrap them in Beam. Image bytes never leave a unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs as arrow_fs
+
+from hashing_model.images import Decoded, ImageError
+from hashing_model.model import HashModel
+from pipelines.index import files
+from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
+from pipelines.records import DUPLICATE_ID, Record, Reject, Source
+
+BATCH_SIZE = 32
+DECODING_THREADS = 2
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(uri: str, threads: int | None = None) -> HashModel:
+    """The model in a local folder or a bucket, with its backbone checked; loaded once per process.
+
+    Raises:
+        InputError: no readable model there, or a backbone with other weights than the model's.
+    """
+    filesys, path = files.filesystem(uri)
+    if not isinstance(filesys, arrow_fs.LocalFileSystem):
+        local = tempfile.mkdtemp(prefix='grainhash-model-')
+        arrow_fs.copy_files(path, local, source_filesystem=filesys)
+        path = local
+    model = HashModel.load(path, threads)
+    model.check_backbone()
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedUnit:
+    """What became of the records of one work unit.
+
+    Args:
+        images: a table of `code_tables.images_schema`, in the order read.
+        rejects: what could not be indexed.
+        records_read: how many records and rejects the unit's files gave.
+    """
+
+    images: pa.Table
+    rejects: tuple[Reject, ...]
+    records_read: int
+
+
+def encode_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int = BATCH_SIZE) -> EncodedUnit:
+    """Decode and encode the records of one unit; the next batch is decoded while one is encoded."""
+    tables, rejects, records_read = [], [], 0
+    for batch in _decoded_batches(items, model, batch_size):
+        records_read += len(batch)
+        rejects += [result for _, result in batch if isinstance(result, Reject)]
+        good = [(record, result) for record, result in batch if isinstance(result, Decoded)]
+        if good:
+            codes = model.encode(np.stack([decoded.pixels for _, decoded in good]))
+            tables.append(images_table([r for r, _ in good], codes, [d for _, d in good]))
+    empty = images_schema(model.spec.num_bytes).empty_table()
+    return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read)
+
+
+def _decoded_batches(
+    items: Iterable[Record | Reject], model: HashModel, batch_size: int
+) -> Iterator[list[tuple[Record | Reject, Decoded | Reject]]]:
+    """Batches of (item, its pixels or reject); one batch is being decoded while the caller has the one before."""
+
+    def try_decode(item: Record | Reject) -> tuple[Record | Reject, Decoded | Reject]:
+        if isinstance(item, Reject):
+            return item, item
+        try:
+            return item, model.decode(item.data)
+        except ImageError as e:
+            return item, Reject(item.source, e.reason, e.detail, item.image_id)
+
+    source = iter(items)
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        waiting = pool.map(try_decode, itertools.islice(source, batch_size))
+        while batch := list(waiting):
+            waiting = pool.map(try_decode, itertools.islice(source, batch_size))
+            yield batch
+
+
+def images_table(records: Sequence[Record], codes: NDArray[np.uint8], decoded: Sequence[Decoded]) -> pa.Table:
+    """Rows of `code_tables.images_schema` for N records and their codes uint8 [N, B]."""
+    digests = [hashlib.blake2b(r.data, digest_size=16).digest() for r in records]
+    schema = images_schema(codes.shape[1])
+    columns = [
+        [r.image_id for r in records],
+        [dataclasses.asdict(r.source) for r in records],
+        digests,
+        [d.width for d in decoded],
+        [d.height for d in decoded],
+        [[(level, list(values)) for level, values in r.labels.items()] for r in records],
+        [r.caption for r in records],
+    ]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
+    return pa.Table.from_arrays([*arrays, codes_to_arrow(codes)], schema=schema)
+
+
+def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
+    """Rejects as rows of `code_tables.REJECTS`."""
+    return pa.Table.from_pylist([dataclasses.asdict(r) for r in rejects], schema=REJECTS)
+
+
+def without_duplicates(images: pa.Table, duplicates: NDArray[np.int64]) -> tuple[pa.Table, list[Reject]]:
+    """The rows that stay, and a reject for each row whose id was seen before.
+
+    Args:
+        images: rows of one unit.
+        duplicates: indices of the rows to take out.
+    """
+    if not len(duplicates):
+        return images, []
+    dropped = images.take(np.sort(duplicates)).select(['source', 'image_id']).to_pylist()
+    rejects = [
+        Reject(Source(**row['source']), DUPLICATE_ID, 'an earlier record has this id', row['image_id'])
+        for row in dropped
+    ]
+    keep = np.ones(len(images), bool)
+    keep[duplicates] = False
+    return images.filter(pa.array(keep)), rejects
+
+
+def id_hashes(image_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """BLAKE2b-128 of each id as two integers: uint64 [N, 2]. Long enough that equal hashes mean equal ids."""
+    digests = b''.join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in image_ids)
+    return np.frombuffer(digests, '<u8').reshape(-1, 2)
+
+
+def find_duplicates(hashes: NDArray[np.uint64], parts: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray:
+    """Which of N rows have an id that an earlier row has: a mask bool [N]; earlier by (part, place).
+
+    >>> find_duplicates(np.array([[7, 7], [5, 5], [7, 7]], np.uint64), np.array([1, 0, 0]), np.array([0, 0, 4]))
+    array([ True, False, False])
+    """
+    order = np.lexsort((places, parts, hashes[:, 1], hashes[:, 0]))
+    ordered = hashes[order]
+    mask = np.zeros(len(hashes), bool)
+    mask[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    return mask

@@ -1,0 +1,96 @@
+"""The Parquet tables of a version, as arrays: images, rejects, code partitions and the sample.
+
+Paths come from `versions.py`, bytes go through `files.py`; here are the schemas and the conversion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
+SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
+REJECTS = pa.schema(
+    [('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())]
+)
+
+
+def images_schema(num_bytes: int) -> pa.Schema:
+    """A row per indexed image; `digest` is the BLAKE2b-128 of its encoded bytes, null for indexes built from codes."""
+    return pa.schema(
+        [
+            pa.field('image_id', pa.string(), nullable=False),
+            ('source', SOURCE),
+            ('digest', pa.binary(16)),
+            ('width', pa.int32()),
+            ('height', pa.int32()),
+            ('labels', LABELS),
+            ('caption', pa.string()),
+            pa.field('code', pa.binary(num_bytes), nullable=False),
+        ]
+    )
+
+
+def partition_schema(num_bytes: int) -> pa.Schema:
+    """`key`: the substring's value, ascending; `row`: images part number << 32 | row in the part."""
+    return pa.schema(
+        [
+            pa.field('key', pa.int64(), nullable=False),
+            pa.field('code', pa.binary(num_bytes), nullable=False),
+            pa.field('row', pa.int64(), nullable=False),
+        ]
+    )
+
+
+def codes_to_arrow(codes: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
+    """Codes uint8 [N, B] as an Arrow array of fixed-size binary, without copying."""
+    codes = np.ascontiguousarray(codes)
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(codes.shape[1]), len(codes), [None, pa.py_buffer(codes.reshape(-1))]
+    )
+
+
+def codes_from_arrow(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
+    """A column of fixed-size binary without nulls as codes uint8 [N, B]."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunk at all, in some Arrow releases
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    width = array.type.byte_width
+    if not len(array):
+        return np.zeros((0, width), np.uint8)
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    return data[array.offset * width : (array.offset + len(array)) * width].reshape(-1, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeRows:
+    """Codes with their row numbers: keys int64 [N] ascending, codes uint8 [N, B], rows int64 [N]."""
+
+    keys: NDArray[np.int64]
+    codes: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    def to_table(self) -> pa.Table:
+        """As a table of `partition_schema`."""
+        arrays = [pa.array(self.keys), codes_to_arrow(self.codes), pa.array(self.rows)]
+        return pa.Table.from_arrays(arrays, schema=partition_schema(self.codes.shape[1]))
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> CodeRows:
+        """Inverse of `to_table`."""
+        return cls(table['key'].to_numpy(), codes_from_arrow(table['code']), table['row'].to_numpy())
+
+    @classmethod
+    def sorted(cls, keys: NDArray, codes: NDArray, rows: NDArray) -> CodeRows:
+        """Ordered by key, then by row."""
+        order = np.lexsort((rows, keys))
+        return cls(keys[order], codes[order], rows[order])
+
+
+def sample_table(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> pa.Table:
+    """The sample of a version: code and row."""
+    schema = pa.schema([('code', pa.binary(codes.shape[1])), ('row', pa.int64())])
+    return pa.Table.from_arrays([codes_to_arrow(codes), pa.array(rows)], schema=schema)

@@ -1,0 +1,117 @@
+"""Bytes and Parquet tables in files, on a local disk or in a bucket, through Arrow's filesystems.
+
+Every write is atomic: a reader sees the old file, the new file or none, never half of one. Contents are made in
+memory first, because an object store shows whatever a closed stream has received, even after an error.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as arrow_fs
+
+from hashing_model.errors import InputError
+
+ROW_GROUP_ROWS = 65_536
+
+
+def absolute(uri: str | os.PathLike) -> str:
+    """The uri as it is if it names a scheme (`gs://...`), else the absolute local path."""
+    text = os.fspath(uri)
+    return text.rstrip('/') if '://' in text else os.path.abspath(text)
+
+
+def join(folder: str, *names: str) -> str:
+    """A path or uri below a folder."""
+    return posixpath.join(folder, *names)
+
+
+def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+    """The filesystem of a path or uri, and the path in it.
+
+    Raises:
+        InputError: a scheme that Arrow does not know.
+    """
+    if '://' not in uri:
+        return arrow_fs.LocalFileSystem(), os.path.abspath(uri)
+    try:
+        return arrow_fs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid as e:
+        raise InputError(f'{uri}: {e}') from e
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    filesys, path = filesystem(uri)
+    return filesys.get_file_info(path).type != arrow_fs.FileType.NotFound
+
+
+def names_in(uri: str) -> list[str]:
+    """Names of the files and folders directly in a folder, sorted; none if there is no such folder."""
+    filesys, path = filesystem(uri)
+    infos = filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file; OSError names the file if it cannot be read."""
+    filesys, path = filesystem(uri)
+    with filesys.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
+    """Write a whole file at once, making its folders; returns its size in bytes."""
+    filesys, path = filesystem(uri)
+    local = isinstance(filesys, arrow_fs.LocalFileSystem)
+    target = f'{path}.{uuid.uuid4().hex}.tmp' if local else path
+    if local:
+        filesys.create_dir(posixpath.dirname(path), recursive=True)
+    try:
+        with filesys.open_output_stream(target) as stream:
+            stream.write(content)
+        if local:
+            filesys.move(target, path)
+    except BaseException:
+        if local and os.path.exists(target):
+            os.unlink(target)
+        raise
+    return len(content)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a file within or across filesystems, atomically."""
+    write_bytes(target, read_bytes(source))
+
+
+def delete_folder(uri: str) -> None:
+    """Remove a folder and all in it; nothing happens if it is not there."""
+    filesys, path = filesystem(uri)
+    if filesys.get_file_info(path).type != arrow_fs.FileType.NotFound:
+        filesys.delete_dir(path)
+
+
+def write_table(uri: str, table: pa.Table) -> int:
+    """Write a table as zstd Parquet in row groups of 65,536 rows; returns the file's size in bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression='zstd', row_group_size=ROW_GROUP_ROWS, store_schema=False)
+    return write_bytes(uri, sink.getvalue())
+
+
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns.
+
+    Raises:
+        OSError: the file is missing or is not readable Parquet; the message names it.
+    """
+    filesys, path = filesystem(uri)
+    try:
+        with filesys.open_input_file(path) as file:
+            return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+    except (pa.ArrowInvalid, OSError) as e:
+        raise OSError(f'cannot read {uri}: {e}') from e

@@ -1,0 +1,246 @@
+"""The inner loops of exact search, compiled by numba: popcount, key probes, scans and bounded top-k.
+
+All codes are uint64 words (`hashing_model.codes.to_words`); masks say which bits count and how much. The loops
+release the GIL and are cached on disk. They know neither files nor profiles: `search.py` prepares their arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+PROBE_COST = 2.0  # a step of the binary search for a key, in row visits of a scan
+
+
+@intrinsic
+def _popcount(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
+    """Set bits of a uint64, by the processor's own instruction."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        return builder.ctpop(args[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@numba.njit(cache=True, nogil=True, inline='always')
+def _masked_distance(a, b, masks, weights):
+    """Sum over g of weights[g] * popcount((a ^ b) & masks[g]), for words a, b [W] and masks [G, W]."""
+    total = np.int64(0)
+    for g in range(len(weights)):
+        bits = np.uint64(0)
+        for w in range(len(a)):
+            bits += _popcount((a[w] ^ b[w]) & masks[g, w])
+        total += weights[g] * np.int64(bits)
+    return total
+
+
+@numba.njit(cache=True, nogil=True, inline='always')
+def _within(a, b, mask, radius):
+    """Whether a and b differ in at most `radius` bits of a mask [W]."""
+    bits = np.uint64(0)
+    for w in range(len(a)):
+        bits += _popcount((a[w] ^ b[w]) & mask[w])
+    return np.int64(bits) <= radius
+
+
+@numba.njit(cache=True, nogil=True, inline='always')
+def _later(d1, r1, d2, r2):
+    """Whether answer 1 ranks after answer 2: by distance, then by row."""
+    return d1 > d2 or (d1 == d2 and r1 > r2)
+
+
+@numba.njit(cache=True, nogil=True)
+def _sift_down(distances, rows, at, distance, row):
+    """Put an answer at place `at` of a max-heap (the worst answer is the root) or below, where it belongs."""
+    size = len(distances)
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and _later(distances[child + 1], rows[child + 1], distances[child], rows[child]):
+            child += 1
+        if not _later(distances[child], rows[child], distance, row):
+            break
+        distances[at], rows[at] = distances[child], rows[child]
+        at = child
+    distances[at], rows[at] = distance, row
+
+
+@numba.njit(cache=True, nogil=True)
+def _grown(array):
+    """A copy of an array with twice the room."""
+    larger = np.empty(2 * len(array), array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower_bound(keys, key, low, high):
+    """The first place in keys[low:high], ascending, that is not below `key`."""
+    while low < high:
+        middle = (low + high) // 2
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(cache=True, nogil=True)
+def _probes(free_bits, radius, limit):
+    """How many keys differ in at most `radius` of `free_bits` bits, counted no further than `limit`."""
+    total, combinations = 1.0, 1.0
+    for r in range(1, min(radius, free_bits) + 1):
+        combinations = combinations * (free_bits - r + 1) / r
+        total += combinations
+        if total > limit:
+            break
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def kth_distances(queries, codes, masks, weights, k):
+    """The k-th smallest weighted distance of each query to the codes: int64 [Q]; k must not exceed the codes.
+
+    Args:
+        queries, codes: uint64 [Q, W] and [N, W].
+        masks, weights: uint64 [G, W] and int64 [G]; see `_masked_distance`.
+    """
+    result = np.empty(len(queries), np.int64)
+    distances, rows = np.empty(k, np.int64), np.zeros(k, np.int64)
+    for q in range(len(queries)):
+        distances[:] = np.iinfo(np.int64).max
+        for i in range(len(codes)):
+            d = _masked_distance(queries[q], codes[i], masks, weights)
+            if d < distances[0]:
+                _sift_down(distances, rows, 0, d, 0)
+        result[q] = distances[0]
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def distance_histogram(a, b, mask, bits):
+    """How many pairs (a_i, b_j) differ in 0, 1, ..., bits bits of a mask: int64 [bits + 1]."""
+    counts = np.zeros(bits + 1, np.int64)
+    for i in range(len(a)):
+        for j in range(len(b)):
+            different = np.uint64(0)
+            for w in range(a.shape[1]):
+                different += _popcount((a[i, w] ^ b[j, w]) & mask[w])
+            counts[np.int64(different)] += 1
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_flips(flips, free_bits, radius):
+    """The mask after `flips`, going through all masks of 0, 1, ..., radius set bits; -1 after the last.
+
+    Masks of one size come in ascending order (Gosper's hack).
+    """
+    size = np.int64(_popcount(np.uint64(flips)))
+    if flips:
+        lowest = flips & -flips
+        ripple = flips + lowest
+        following = (((ripple ^ flips) >> 2) // lowest) | ripple
+        if following < np.int64(1) << free_bits:
+            return following
+    if size + 1 > min(radius, free_bits):
+        return np.int64(-1)
+    return (np.int64(1) << (size + 1)) - 1
+
+
+@numba.njit(cache=True, nogil=True, inline='always')
+def _owned(query, code, table, radii, table_masks):
+    """Whether `table` is the first in which the code lies within the query's radius: radii [T], masks [T, W]."""
+    for t in range(table):
+        if radii[t] >= 0 and _within(query, code, table_masks[t], radii[t]):
+            return False
+    return _within(query, code, table_masks[table], radii[table])
+
+
+@numba.njit(cache=True, nogil=True)
+def _visit(start, stop, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
+    """Offer rows start .. stop - 1 to the answers `found` = (distances, rows, size) of one query; returns them."""
+    distances, answers, size = found
+    for i in range(start, stop):
+        d = _masked_distance(query, codes[i], masks, weights)
+        full = size == k
+        if d > bound or (full and not _later(distances[0], answers[0], d, rows[i])):
+            continue
+        if not _owned(query, codes[i], table, radii, table_masks):
+            continue
+        if full:
+            _sift_down(distances[:size], answers[:size], 0, d, rows[i])
+            continue
+        if size == len(distances):
+            distances, answers = _grown(distances), _grown(answers)
+        distances[size], answers[size] = d, rows[i]
+        size += 1
+        if size == k:
+            for at in range(k // 2 - 1, -1, -1):
+                _sift_down(distances[:size], answers[:size], at, distances[at], answers[at])
+    return distances, answers, size
+
+
+@numba.njit(cache=True, nogil=True)
+def search_partition(
+    keys, codes, rows, prefix, free_bits, table, queries, query_keys, radii, table_masks, masks, weights, bounds, k
+):
+    """Exact answers of one partition: rows within each query's bound that this table owns.
+
+    A row is owned by the first table in which its substring lies within the query's radius, so that the tables'
+    answers are disjoint. Keys are probed one by one where that visits less than a scan of the partition.
+
+    Args:
+        keys: int64 [N] ascending, the substring's value of each row.
+        codes, rows: uint64 [N, W] and int64 [N].
+        prefix: the value of the leading bits that all keys share.
+        free_bits: how many bits of a key follow the prefix.
+        table: which table this is, an index into `radii` and `table_masks`.
+        queries, query_keys: uint64 [Q, W] and int64 [Q], the queries' values of the substring.
+        radii: int64 [Q, T]; negative where a table is not probed.
+        table_masks: uint64 [T, W].
+        masks, weights: uint64 [G, W] and int64 [G]; see `_masked_distance`.
+        bounds: int64 [Q], the largest distance that may be an answer.
+        k: answers kept per query; 0 keeps all within the bound.
+
+    Returns:
+        Query numbers, distances and rows, int64 [M] each, ordered by query; unordered within one.
+    """
+    n, keep = len(keys), (k if k > 0 else -1)
+    total = 0
+    out_query, out_distance, out_row = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
+    found = np.empty(64, np.int64), np.empty(64, np.int64), 0
+    for q in range(len(queries)):
+        radius = radii[q, table] - np.int64(_popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
+        if radius < 0 or n == 0:
+            continue
+        found = found[0], found[1], 0
+        arguments = codes, rows, queries[q], table, radii[q], table_masks, masks, weights, bounds[q], keep
+        if _probes(free_bits, radius, n) * PROBE_COST * np.log2(n + 1.0) > n:
+            found = _visit(0, n, *arguments, found)
+        else:
+            base = (prefix << free_bits) | (query_keys[q] & ((np.int64(1) << free_bits) - 1))
+            flips = np.int64(0)
+            while flips >= 0:
+                start = _lower_bound(keys, base ^ flips, 0, n)
+                stop = start
+                while stop < n and keys[stop] == base ^ flips:
+                    stop += 1
+                if stop > start:
+                    found = _visit(start, stop, *arguments, found)
+                flips = _next_flips(flips, free_bits, radius)
+        distances, answers, size = found
+        while total + size > len(out_query):
+            out_query, out_distance, out_row = _grown(out_query), _grown(out_distance), _grown(out_row)
+        out_query[total : total + size] = q
+        out_distance[total : total + size] = distances[:size]
+        out_row[total : total + size] = answers[:size]
+        total += size
+    return out_query[:total], out_distance[:total], out_row[:total]

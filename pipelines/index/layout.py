@@ -1,0 +1,190 @@
+"""How codes are cut into substrings, tables and prefixes, and which radii make a search exact. Numbers only, no files.
+
+Exactness (after Norouzi, Punjani and Fleet 2014, multi-index hashing, with weights): if every substring k of a code
+is farther than r_k from the query's, its weighted distance is at least sum_k w_k (r_k + 1). Radii for which this sum
+exceeds u therefore miss nothing within distance u.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import bit_mask
+
+MAX_SUBSTRING_BITS = 32
+MIN_SUBSTRING_BITS = 16  # below 2^16 rows a scan is cheap, and more tables would only cost space
+HISTOGRAM_BITS = 16  # prefixes are cut no deeper than this
+NOT_PROBED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Substring:
+    """A run of bits inside one segment; each has a table of all codes sorted by it."""
+
+    segment: int
+    start: int
+    bits: int
+
+    def mask(self, num_bytes: int) -> NDArray[np.uint64]:
+        """Words with the substring's bits set; see `hashing_model.codes.bit_mask`."""
+        return bit_mask(self.start, self.bits, num_bytes)
+
+
+def cut_substrings(spec: CodeSpec, rows: int) -> tuple[Substring, ...]:
+    """The substrings of an index of `rows` codes: each segment in about bits / log2(rows) nearly equal pieces.
+
+    >>> [s.bits for s in cut_substrings(CodeSpec.parse('coarse=32,fine=32,look=64'), 1_000_000)]
+    [16, 16, 16, 16, 22, 21, 21]
+    """
+    wanted = min(max(math.log2(max(rows, 1)), MIN_SUBSTRING_BITS), MAX_SUBSTRING_BITS)
+    found = []
+    for i, segment in enumerate(spec.segments):
+        pieces = max(round(segment.bits / wanted), math.ceil(segment.bits / MAX_SUBSTRING_BITS), 1)
+        start = spec.start(segment.name)
+        for piece in range(pieces):
+            bits = segment.bits // pieces + (piece < segment.bits % pieces)
+            found.append(Substring(i, start, bits))
+            start += bits
+    return tuple(found)
+
+
+def substring_keys(codes: NDArray[np.uint8], substring: Substring) -> NDArray[np.int64]:
+    """The substring's value in each code: uint8 [N, B] -> int64 [N], its first bit the most significant.
+
+    >>> substring_keys(np.array([[0b10110000, 0b01000000]], np.uint8), Substring(0, 2, 8)).tolist()
+    [193]
+    """
+    first, last = substring.start // 8, (substring.start + substring.bits - 1) // 8
+    value = np.zeros(len(codes), np.uint64)
+    for byte in range(first, last + 1):  # at most 5 bytes: 32 bits that start anywhere
+        value = value << np.uint64(8) | codes[:, byte].astype(np.uint64)
+    spare = (last + 1) * 8 - (substring.start + substring.bits)
+    return (value >> np.uint64(spare) & np.uint64((1 << substring.bits) - 1)).astype(np.int64)
+
+
+def key_histogram(keys: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """How many keys have each value of their leading min(bits, HISTOGRAM_BITS) bits."""
+    depth = min(bits, HISTOGRAM_BITS)
+    return np.bincount(keys >> (bits - depth), minlength=1 << depth)
+
+
+def cut_prefixes(histogram: NDArray[np.int64], target: int) -> tuple[str, ...]:
+    """The leaves of the binary tree that halves any prefix with more than `target` rows; at least `0` and `1`.
+
+    Args:
+        histogram: int64 [2^depth], rows per value of the leading `depth` bits.
+        target: rows that a leaf should not exceed; a single value of the histogram may.
+
+    Returns:
+        Prefixes in ascending order, together covering every key once.
+
+    >>> cut_prefixes(np.array([1, 1, 50, 60]), 55)
+    ('0', '10', '11')
+    """
+    depth = len(histogram).bit_length() - 1
+    total = np.concatenate([[0], np.cumsum(histogram)])
+    leaves: list[str] = []
+    waiting = ['1', '0']
+    while waiting:
+        prefix = waiting.pop()
+        low = int(prefix, 2) << (depth - len(prefix))
+        high = low + (1 << (depth - len(prefix)))
+        if total[high] - total[low] > target and len(prefix) < depth:
+            waiting += [prefix + '1', prefix + '0']
+        else:
+            leaves.append(prefix)
+    return tuple(leaves)
+
+
+def prefix_starts(prefixes: Sequence[str], bits: int) -> NDArray[np.int64]:
+    """The smallest key of each prefix, for keys of `bits` bits: int64 [P], ascending."""
+    return np.array([int(p, 2) << (bits - len(p)) for p in prefixes], np.int64)
+
+
+def prefix_rows(histogram: NDArray[np.int64], prefixes: Sequence[str]) -> NDArray[np.int64]:
+    """Rows under each prefix: int64 [P]."""
+    depth = len(histogram).bit_length() - 1
+    return np.add.reduceat(histogram, prefix_starts(prefixes, depth))
+
+
+def part_counts(histogram: NDArray[np.int64], prefixes: Sequence[str], target: int) -> NDArray[np.int64]:
+    """Part files per prefix: 1, or more where a single value was too frequent for one leaf: int64 [P]."""
+    return np.maximum(-(-prefix_rows(histogram, prefixes) // target), 1)
+
+
+def prefix_distances(query_keys: NDArray[np.int64], bits: int, prefix: str) -> NDArray[np.int64]:
+    """Least Hamming distance between each query's substring and any key under a prefix: int64 [Q].
+
+    >>> prefix_distances(np.array([0b1100]), 4, '01').tolist()
+    [1]
+    """
+    leading = (query_keys >> (bits - len(prefix))).astype(np.uint64)
+    return np.bitwise_count(leading ^ np.uint64(int(prefix, 2))).astype(np.int64)
+
+
+def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A fixed pseudo-random uint64 for each integer (SplitMix64, Steele et al. 2014), for samples and part numbers."""
+    z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return z ^ z >> np.uint64(31)
+
+
+def table_weights(substrings: Sequence[Substring], weights: Sequence[int]) -> tuple[int, ...]:
+    """The weight of each table: that of its substring's segment."""
+    return tuple(weights[s.segment] for s in substrings)
+
+
+def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[np.float64]:
+    """Cost of searching one table to radius 0, 1, ..., in row visits: probes and expected candidates.
+
+    The kernels scan a partition where enumerating its keys would cost more, so probing never costs more than
+    comparing every key, which is about a fifth of visiting a candidate.
+
+    Args:
+        selectivity: share of code pairs whose substrings differ by at most 0, 1, ..., bits.
+        bits: bits of the substring.
+        rows: rows of the table.
+    """
+    probes = np.cumsum([math.comb(bits, r) for r in range(bits + 1)], dtype=np.float64)
+    search = np.minimum(probes * (2 + math.log2(rows + 1)), rows * 0.2)
+    return search + np.asarray(selectivity) * rows
+
+
+def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], bound: int, rows: int) -> list[int]:
+    """Radii for which sum_k w_k (r_k + 1) > bound, at a low total cost; NOT_PROBED where a table is not needed.
+
+    Raises the radius that costs least per unit of weight until the sum suffices. Where that costs more than one
+    pass over all rows, the first weighted table is searched to its full length: a scan, as exact.
+
+    Args:
+        costs: per table, the cost at radius 0, 1, ..., bits (`probe_costs`).
+        weights: per table; tables of weight 0 are never probed.
+        bound: the largest weighted distance that must not be missed.
+        rows: rows of the index.
+    """
+    radii = [NOT_PROBED] * len(costs)
+    scan = next(t for t, w in enumerate(weights) if w)
+    missing, spent = bound + 1, 0.0
+    steps = [(float(costs[t][0]) / w, t) for t, w in enumerate(weights) if w]
+    heapq.heapify(steps)
+    while missing > 0 and steps:
+        price, table = heapq.heappop(steps)
+        radii[table] += 1
+        spent += price * weights[table]
+        missing -= weights[table]
+        following = radii[table] + 1
+        if following < len(costs[table]):
+            rise = float(costs[table][following] - costs[table][following - 1])
+            heapq.heappush(steps, (rise / weights[table], table))
+    if missing > 0 or spent >= rows:
+        radii = [NOT_PROBED] * len(costs)
+        radii[scan] = len(costs[scan]) - 1
+    return radii

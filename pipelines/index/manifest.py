@@ -1,0 +1,128 @@
+"""The manifest of a version: what it holds, file by file. It is the only thing a reader trusts.
+
+A version without a manifest does not exist; readers never list a folder to find out what does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.errors import InputError
+from pipelines.index.layout import Substring
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a version: its path below the version's folder, rows, and size in bytes."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """The rows of one table under one prefix, in one or more files."""
+
+    table: int
+    prefix: str
+    files: tuple[DataFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its files."""
+        return sum(f.rows for f in self.files)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All codes sorted by one substring.
+
+    Args:
+        substring: the bits it is sorted by.
+        selectivity: share of pairs of codes whose substrings differ by at most 0, 1, ..., bits; from the sample.
+        partitions: in ascending order of their prefixes; prefixes without rows have no files.
+    """
+
+    substring: Substring
+    selectivity: tuple[float, ...]
+    partitions: tuple[Partition, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Everything a version consists of; see the module.
+
+    Args:
+        version: the version's id.
+        created: UTC time, ISO 8601.
+        spec: the code spec of its codes.
+        model: fingerprint and method of the model inside, None for an index built from codes.
+        tables: one per substring.
+        images: one file per work unit, in order of part number.
+        rejects: one file per work unit that rejected something.
+        inputs: the shards read: path, size in bytes, modification time.
+        counters: records_read, indexed, rejected, duplicates, and rejects by reason.
+        libraries: versions of what wrote it.
+        sample: codes drawn uniformly.
+    """
+
+    version: str
+    created: str
+    spec: CodeSpec
+    model: Mapping[str, str] | None
+    tables: tuple[Table, ...]
+    images: tuple[DataFile, ...]
+    rejects: tuple[DataFile, ...]
+    inputs: tuple[Mapping[str, Any], ...]
+    counters: Mapping[str, Any]
+    libraries: Mapping[str, str]
+    sample: DataFile
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def rows(self) -> int:
+        """Indexed images."""
+        return sum(f.rows for f in self.images)
+
+    def dumps(self) -> bytes:
+        """UTF-8 JSON."""
+        value = dataclasses.asdict(self)
+        value['spec'] = self.spec.to_json()
+        return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def loads(cls, content: bytes, path: str = 'manifest') -> Manifest:
+        """Inverse of `dumps`.
+
+        Raises:
+            InputError: not a manifest, or of a format that this library does not read.
+        """
+        try:
+            value = json.loads(content)
+            if value['format_version'] != FORMAT_VERSION:
+                raise InputError(
+                    f'{path} has index format {value["format_version"]}; this grainhash reads format {FORMAT_VERSION}'
+                )
+            value['spec'] = CodeSpec.from_json(value['spec'])
+            value['tables'] = tuple(_table(t) for t in value['tables'])
+            value['images'] = tuple(DataFile(**f) for f in value['images'])
+            value['rejects'] = tuple(DataFile(**f) for f in value['rejects'])
+            value['inputs'] = tuple(value['inputs'])
+            value['sample'] = DataFile(**value['sample'])
+            return cls(**value)
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as e:
+            raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
+
+
+def _table(value: Mapping[str, Any]) -> Table:
+    partitions = tuple(
+        Partition(p['table'], p['prefix'], tuple(DataFile(**f) for f in p['files'])) for p in value['partitions']
+    )
+    return Table(Substring(**value['substring']), tuple(value['selectivity']), partitions)

@@ -1,0 +1,330 @@
+"""Exact search: the plan of a batch of queries, the answers of one partition, and `LocalIndex`, all in memory.
+
+The query job (`pipelines/query_index.py`) runs the same functions over partitions in parallel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import bit_mask, check_codes, to_words
+from hashing_model.errors import InputError
+from pipelines.index import code_tables, files, kernels, versions
+from pipelines.index.code_tables import CodeRows
+from pipelines.index.layout import (
+    Substring,
+    choose_radii,
+    prefix_distances,
+    probe_costs,
+    substring_keys,
+    table_weights,
+)
+from pipelines.index.manifest import Manifest, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A weighted Hamming distance as the kernels want it: one mask per distinct positive weight.
+
+    Args:
+        masks: uint64 [G, W], the bits of each weight.
+        weights: int64 [G].
+        max_distance: the largest distance two codes can have.
+    """
+
+    masks: NDArray[np.uint64]
+    weights: NDArray[np.int64]
+    max_distance: int
+
+    @classmethod
+    def of(cls, spec: CodeSpec, segment_weights: Sequence[int]) -> Metric:
+        """The metric of a profile's segment weights (`CodeSpec.weights`)."""
+        distinct = sorted({w for w in segment_weights if w})
+        masks = np.zeros((len(distinct), -(-spec.num_bytes // 8)), np.uint64)
+        for segment, w in zip(spec.segments, segment_weights, strict=True):
+            if w:
+                masks[distinct.index(w)] |= bit_mask(spec.start(segment.name), segment.bits, spec.num_bytes)
+        reach = sum(w * s.bits for w, s in zip(segment_weights, spec.segments, strict=True))
+        return cls(masks, np.array(distinct, np.int64), reach)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Answers of some queries: query numbers, distances and rows, int64 [M] each."""
+
+    queries: NDArray[np.int64]
+    distances: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def merged(cls, parts: Iterable[Matches], k: int | None) -> Matches:
+        """Disjoint answers as one, ordered by (query, distance, row); the first k of each query, or all."""
+        several = list(parts)
+        queries, distances, rows = (
+            np.concatenate([getattr(m, name) for m in several] or [np.zeros(0, np.int64)])
+            for name in ('queries', 'distances', 'rows')
+        )
+        order = np.lexsort((rows, distances, queries))
+        if k is not None:
+            order = order[_ranks(queries[order]) < k]
+        return cls(queries[order], distances[order], rows[order])
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """The place of each answer among its query's, from 0; the answers must be ordered by query."""
+        return _ranks(self.queries)
+
+    def take(self, which: NDArray) -> Matches:
+        """A selection of the answers by index or mask."""
+        return Matches(self.queries[which], self.distances[which], self.rows[which])
+
+
+def _ranks(queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    starts = np.flatnonzero(np.r_[True, queries[1:] != queries[:-1]]) if len(queries) else np.zeros(0, np.int64)
+    lengths = np.diff(np.r_[starts, len(queries)])
+    return np.arange(len(queries)) - np.repeat(starts, lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPlan:
+    """What every partition needs to know to answer a batch of queries exactly.
+
+    Args:
+        codes: uint8 [Q, B].
+        bounds: int64 [Q], distances that no answer exceeds.
+        radii: int64 [Q, T], how far each table is probed; negative where it is not.
+        substrings: one per table.
+        metric: the distance.
+        k: answers per query, None for all within the bound.
+    """
+
+    codes: NDArray[np.uint8]
+    bounds: NDArray[np.int64]
+    radii: NDArray[np.int64]
+    substrings: tuple[Substring, ...]
+    metric: Metric
+    k: int | None
+
+    @functools.cached_property
+    def words(self) -> NDArray[np.uint64]:
+        """The codes as words for the kernels: uint64 [Q, W]."""
+        return to_words(self.codes)
+
+    @functools.cached_property
+    def table_masks(self) -> NDArray[np.uint64]:
+        """The bits of each table's substring: uint64 [T, W]."""
+        return np.stack([s.mask(self.codes.shape[1]) for s in self.substrings])
+
+    def keys(self, table: int) -> NDArray[np.int64]:
+        """The queries' values of a table's substring: int64 [Q]."""
+        return substring_keys(self.codes, self.substrings[table])
+
+    def queries_for(self, table: int, prefix: str) -> NDArray[np.int64]:
+        """The queries that may have an answer under a prefix of a table: their numbers, ascending."""
+        radii = self.radii[:, table]
+        near = prefix_distances(self.keys(table), self.substrings[table].bits, prefix) <= radii
+        return np.flatnonzero(near & (radii >= 0))
+
+    def search(self, table: int, prefix: str, rows: CodeRows) -> Matches:
+        """All answers that rows of one partition give; the prefix may be empty for a whole table."""
+        which = self.queries_for(table, prefix) if prefix else np.flatnonzero(self.radii[:, table] >= 0)
+        queries, distances, found = kernels.search_partition(
+            rows.keys,
+            to_words(rows.codes),
+            rows.rows,
+            int(prefix or '0', 2),
+            self.substrings[table].bits - len(prefix),
+            table,
+            self.words[which],
+            self.keys(table)[which],
+            self.radii[which],
+            self.table_masks,
+            self.metric.masks,
+            self.metric.weights,
+            self.bounds[which],
+            self.k or 0,
+        )
+        return Matches(which[queries], distances, found)
+
+
+def plan_search(
+    spec: CodeSpec,
+    tables: Sequence[Table],
+    rows: int,
+    sample: NDArray[np.uint8],
+    codes: NDArray[np.uint8],
+    k: int | None = 10,
+    radius: int | None = None,
+    profile: Mapping[str, int] | None = None,
+) -> SearchPlan:
+    """Bounds and radii that make the answers of a batch of queries exact.
+
+    The bound of a query is its k-th distance within the sample (a part of the index, so no nearer than the k-th
+    within all of it), or the radius if that is less.
+
+    Args:
+        spec, tables, rows, sample: of the index; the sample's codes are uint8 [S, B].
+        codes: the queries' codes, uint8 [Q, B].
+        k: answers per query; None for all within `radius`.
+        radius: largest weighted distance of an answer; None for no limit.
+        profile: weight per segment; None weighs every bit 1.
+
+    Raises:
+        InputError: k < 1, a negative radius, neither of both, an unknown segment, codes of another length.
+    """
+    if k is None and radius is None:
+        raise InputError('give k, a radius, or both')
+    if k is not None and k < 1:
+        raise InputError(f'k is {k}; at least 1 is needed')
+    if radius is not None and radius < 0:
+        raise InputError(f'the radius is {radius}; it cannot be negative')
+    segment_weights = spec.weights(profile)
+    metric = Metric.of(spec, segment_weights)
+    codes = check_codes(codes, spec)
+    bounds = np.full(len(codes), metric.max_distance if radius is None else min(radius, metric.max_distance))
+    if k is not None and k <= len(sample):
+        kth = kernels.kth_distances(to_words(codes), to_words(sample), metric.masks, metric.weights, k)
+        bounds = np.minimum(bounds, kth)
+    substrings = tuple(t.substring for t in tables)
+    weights = table_weights(substrings, segment_weights)
+    costs = [probe_costs(t.selectivity, t.substring.bits, rows) for t in tables]
+    distinct, inverse = np.unique(bounds, return_inverse=True)
+    radii = np.array([choose_radii(costs, weights, int(u), rows) for u in distinct], np.int64)
+    radii = radii.reshape(-1, len(tables))[inverse]
+    return SearchPlan(codes, bounds, radii, substrings, metric, k)
+
+
+def selectivity(codes: NDArray[np.uint8], substring: Substring, queries: int = 256) -> tuple[float, ...]:
+    """Share of pairs of codes whose substrings differ by at most 0, 1, ..., bits, from the first codes as queries.
+
+    Args:
+        codes: a uniform sample, uint8 [S, B]; none gives shares of 0.
+        substring: the bits to compare.
+        queries: how many of the codes are compared with all of them.
+    """
+    words = to_words(codes)
+    mask = substring.mask(codes.shape[1])
+    counts = kernels.distance_histogram(words[:queries], words, mask, substring.bits)
+    return tuple((np.cumsum(counts) / max(counts.sum(), 1)).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+    """Answers ordered by (distance, row), one line of k places per query.
+
+    Args:
+        distances: int32 [Q, k]; -1 where there are fewer than k answers.
+        rows: int64 [Q, k]; -1 where there are fewer.
+        image_ids: object [Q, k]; None where there are fewer.
+    """
+
+    distances: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    image_ids: NDArray[np.object_]
+
+
+class LocalIndex:
+    """One version of an index in memory, for notebooks, evaluation and reports.
+
+    Example:
+        >>> index = LocalIndex.open('my-index')  # doctest: +SKIP
+        >>> index.search(codes, k=10, profile={'coarse': 1, 'fine': 2}).image_ids  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str, manifest: Manifest):
+        self.folder = folder
+        self.manifest = manifest
+        self.spec = manifest.spec
+        self._tables: dict[int, CodeRows] = {}
+        self._images: dict[int, pa.Table] = {}
+
+    @classmethod
+    def open(cls, index: str | PathLike, version: str | None = None) -> LocalIndex:
+        """Open the served version, or a named one; tables are read when a search first needs them.
+
+        Raises:
+            InputError: no index there, no such version, or one that this library cannot read.
+        """
+        root = files.absolute(index)
+        manifest = versions.read_manifest(root, version)
+        return cls(versions.version_folder(root, manifest.version), manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @functools.cached_property
+    def sample(self) -> NDArray[np.uint8]:
+        """The version's sample of codes, uint8 [S, B]."""
+        return code_tables.codes_from_arrow(self._read(self.manifest.sample.path, ['code'])['code'])
+
+    def search(
+        self,
+        codes: NDArray[np.uint8],
+        k: int | None = 10,
+        radius: int | None = None,
+        profile: Mapping[str, int] | None = None,
+    ) -> SearchResult:
+        """The exact k nearest codes of each query, ranked by (weighted distance, row).
+
+        Args:
+            codes: uint8 [Q, B], as `HashModel.encode` makes them.
+            k: answers per query; None for all within `radius`.
+            radius: largest weighted distance of an answer; None for no limit.
+            profile: weight per segment; segments left out weigh 0; None weighs every bit 1.
+
+        Raises:
+            InputError: k < 1, a negative radius, an unknown segment, codes of another length.
+            OSError: a file of the index is missing or damaged; the message names it.
+        """
+        manifest = self.manifest
+        plan = plan_search(self.spec, manifest.tables, len(self), self.sample, codes, k, radius, profile)
+        probed = [t for t in range(len(manifest.tables)) if (plan.radii[:, t] >= 0).any()]
+        matches = Matches.merged((plan.search(t, '', self._table(t)) for t in probed), k)
+        width = k if k is not None else int(matches.ranks.max(initial=-1)) + 1
+        distances = np.full((len(plan.codes), width), -1, np.int32)
+        rows = np.full((len(plan.codes), width), -1, np.int64)
+        distances[matches.queries, matches.ranks] = matches.distances
+        rows[matches.queries, matches.ranks] = matches.rows
+        image_ids = np.full(rows.shape, None, object)
+        image_ids[rows >= 0] = self.images(rows[rows >= 0], ['image_id'])['image_id'].to_pylist()
+        return SearchResult(distances, rows, image_ids)
+
+    def images(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`."""
+        parts = np.unique(rows >> 32)
+        tables = {int(p): self._images_part(int(p)) for p in parts}
+        chosen = columns or code_tables.images_schema(self.spec.num_bytes).names
+        pieces = [tables[int(p)].select(chosen).take(rows[rows >> 32 == p] & 0xFFFFFFFF) for p in parts]
+        if not pieces:
+            return code_tables.images_schema(self.spec.num_bytes).empty_table().select(chosen)
+        grouped = np.argsort(rows >> 32, kind='stable')
+        return pa.concat_tables(pieces).take(np.argsort(grouped))
+
+    def _images_part(self, part: int) -> pa.Table:
+        if part not in self._images:
+            self._images[part] = self._read(self.manifest.images[part].path)
+        return self._images[part]
+
+    def _table(self, number: int) -> CodeRows:
+        """A whole table, ordered by key and row."""
+        if number not in self._tables:
+            table = self.manifest.tables[number]
+            parts = [CodeRows.from_table(self._read(f.path)) for p in table.partitions for f in p.files]
+            empty = np.zeros(0, np.int64), np.zeros((0, self.spec.num_bytes), np.uint8), np.zeros(0, np.int64)
+            keys, codes, rows = (
+                np.concatenate([getattr(p, name) for p in parts] or [nothing])
+                for name, nothing in zip(('keys', 'codes', 'rows'), empty, strict=True)
+            )
+            self._tables[number] = CodeRows.sorted(keys, codes, rows)
+        return self._tables[number]
+
+    def _read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        return files.read_table(files.join(self.folder, path), columns)

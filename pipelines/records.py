@@ -1,0 +1,48 @@
+"""A record: one image with its id, bytes and what is known about it; or the reason why it could not be read.
+
+What reads records from files is `shards.py`; nothing here touches a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+Labels = Mapping[str, tuple[str, ...]]  # label level, coarse first -> the values at that level
+
+# Why a record is not in the index. Short constants: they are counted, stored in Parquet and grouped by.
+MISSING_ID = 'missing_id'
+MISSING_IMAGE = 'missing_image'
+DUPLICATE_ID = 'duplicate_id'
+BROKEN_SHARD = 'broken_shard'
+WRONG_CODE_LENGTH = 'wrong_code_length'
+UNKNOWN_ID = 'unknown_id'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a record came from: the shard's path, and the member, file or row inside it."""
+
+    shard: str
+    member: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image, not decoded yet."""
+
+    image_id: str
+    data: bytes
+    source: Source
+    labels: Labels = dataclasses.field(default_factory=dict)
+    caption: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A record that could not be indexed; `reason` is a constant of this module or of `hashing_model.images`."""
+
+    source: Source
+    reason: str
+    detail: str
+    image_id: str | None = None

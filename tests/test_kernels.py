@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashing_model.codes import bit_mask, hamming, to_words
+from pipelines.index import kernels
+from pipelines.index.layout import Substring, substring_keys
+
+
+def all_flips(free_bits, radius):
+    found, flips = [], np.int64(0)
+    while flips >= 0:
+        found.append(int(flips))
+        flips = kernels._next_flips(flips, free_bits, radius)
+    return found
+
+
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_flips_go_through_every_mask_of_the_radius_once(free_bits, radius):
+    expected = [m for m in range(1 << free_bits) if m.bit_count() <= radius]
+    assert sorted(all_flips(free_bits, radius)) == expected
+
+
+def test_kth_distances_equal_a_full_sort():
+    rng = np.random.default_rng(0)
+    queries, codes = rng.integers(0, 256, (7, 12), np.uint8), rng.integers(0, 256, (500, 12), np.uint8)
+    masks = np.stack([bit_mask(0, 40, 12), bit_mask(40, 56, 12)])
+    weights = np.array([3, 1])
+    exact = 3 * hamming(queries[:, None, :5], codes[None, :, :5]) + hamming(queries[:, None, 5:], codes[None, :, 5:])
+    got = kernels.kth_distances(to_words(queries), to_words(codes), masks, weights, 11)
+    np.testing.assert_array_equal(got, np.sort(exact, axis=1)[:, 10])
+
+
+def test_distance_histogram_counts_pairs():
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 256, (9, 8), np.uint8), rng.integers(0, 256, (31, 8), np.uint8)
+    got = kernels.distance_histogram(to_words(a), to_words(b), bit_mask(16, 16, 8), 16)
+    expected = np.bincount(hamming(a[:, None, 2:4], b[None, :, 2:4]).ravel(), minlength=17)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize('num_bytes', [4, 6, 8, 12, 16, 24, 32])
+@pytest.mark.parametrize('k', [0, 1, 10, 1000])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), radius=st.integers(0, 12), bound=st.integers(0, 200), rows=st.integers(0, 300))
+def test_a_partition_answers_what_it_owns(num_bytes, k, seed, radius, bound, rows):
+    """Against plain numpy: one partition of table 1, with table 0 probed to radius 2."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256, (rows, num_bytes), np.uint8) & rng.integers(0, 256, (rows, num_bytes), np.uint8)
+    queries = rng.integers(0, 256, (5, num_bytes), np.uint8) & rng.integers(0, 256, (5, num_bytes), np.uint8)
+    first, second = Substring(0, 0, 11), Substring(0, 11, 13)
+    keys = substring_keys(codes, second)
+    inside = keys >> 10 == 0b001
+    order = np.flatnonzero(inside)[np.argsort(keys[inside], kind='stable')]
+    radii = np.tile(np.array([2, radius]), (5, 1))
+    radii[4] = -1
+    got = kernels.search_partition(
+        keys[order], to_words(codes[order]), order, 0b001, 10, 1,
+        to_words(queries), substring_keys(queries, second), radii,
+        np.stack([first.mask(num_bytes), second.mask(num_bytes)]),
+        bit_mask(0, num_bytes * 8, num_bytes)[None], np.ones(1, np.int64), np.full(5, bound), k,
+    )  # fmt: skip
+    for q in range(5):
+        mine = sorted(zip(*(a[got[0] == q].tolist() for a in got[1:]), strict=True))
+        d = hamming(queries[q], codes) if rows else np.zeros(0, int)
+        d0 = np.bitwise_count(substring_keys(codes, first) ^ substring_keys(queries, first)[q])
+        d1 = np.bitwise_count(keys ^ substring_keys(queries, second)[q])
+        wanted = inside & (d0 > 2) & (d1 <= radius) & (d <= bound) & (q != 4)
+        expected = sorted(zip(d[wanted].tolist(), np.flatnonzero(wanted).tolist(), strict=True))
+        assert mine == (expected[:k] if k else expected)
