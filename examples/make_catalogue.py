@@ -1,8 +1,8 @@
 """Makes the example catalogue: emoji pictures of three artists as WebDataset shards.
 
-Here lives how `examples/catalogue/` came to be: which pictures are taken from which npm package, how they are
-named, labelled, scaled and packed. Fluent and Google pictures form the shards to index, Twitter's the shards that
-ask, so a query always meets the same things drawn by another hand. The licences are in `NOTICE`.
+Here lives how `examples/catalogue/` came to be: which pictures are taken from which npm package, how they
+are named, labelled, scaled and packed. Fluent and Google pictures form the shards to index, Twitter's the
+shards that ask, so a query always meets the same things drawn by another hand. The licences are in `NOTICE`.
 
 The same packages, Pillow and zlib give the same bytes. Run it with:
 
@@ -31,7 +31,7 @@ METADATA_PACKAGE = 'emoji-datasource@16.0.0'
 LEFT_OUT_CATEGORIES = frozenset({'Flags', 'Component'})
 MIN_ITEMS_PER_SUBCATEGORY = 5
 MAX_SIDE = 96
-# Lossy WebP of this quality takes 8.9 MB for all pictures; lossless WebP takes 19 MB and PNG 26 MB.
+# All pictures take about 9 MB at this quality; lossless WebP would take 19 MB and PNG 26 MB.
 WEBP_QUALITY = 85
 SHARDS_PER_STYLE = 4
 MAX_BYTES = 12_000_000
@@ -147,8 +147,8 @@ def encode_picture(data: bytes) -> bytes:
 def load_records(packages: Path, source: Source, emoji: Sequence[Emoji]) -> list[Record]:
     """Reads one artist's records, in the order in which they are packed.
 
-    The order is that of the ids' digests: as good as a shuffle, so that every shard is a sample of the catalogue,
-    and the same on every version of Python.
+    The order is that of the ids' digests: as good as a shuffle, so that every shard is a sample of the
+    catalogue, and the same on every version of Python.
     """
     by_path = {source.picture_path(each): each for each in emoji}
     pictures = read_members(packages / tarball_name(source.package), by_path)
@@ -179,7 +179,7 @@ def write_shards(out: Path, source: Source, records: Sequence[Record]) -> None:
     for number in range(SHARDS_PER_STYLE):
         start, stop = (len(records) * each // SHARDS_PER_STYLE for each in (number, number + 1))
         shard = pack_shard(shard_members(records[start:stop]))
-        # The headers and paddings of tar are as large as the pictures: gzip takes them away.
+        # Headers and padding of tar are nearly as large as the pictures; gzip takes them away.
         compressed = gzip.compress(shard, compresslevel=9, mtime=0)
         (out / f'{source.role}-{source.style}-{number:05d}.tar.gz').write_bytes(compressed)
 

@@ -1,5 +1,9 @@
-"""The one exception that means: what the user gave cannot be used, and the message says how to mend it."""
+"""The exceptions whose message is all a user needs; the command line prints it as one line."""
 
 
 class InputError(ValueError):
-    """Bad input or options. The command line prints its message as one line and exits with 2."""
+    """Bad input or options, and the message says how to mend it; exit code 2."""
+
+
+class BuildError(RuntimeError):
+    """A build whose own numbers do not add up; nothing was published; exit code 1."""

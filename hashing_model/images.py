@@ -34,7 +34,7 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM', 'JPEG2000', 'ICO')
 # Bytes that cannot be chance: what starts so and does not open is a damaged picture, anything else is none.
 _SIGNATURE = re.compile(
-    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavi[fs]|\0\0\0\x0cjP  ', re.DOTALL
+    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavi[fs]|\0\0\0\x0cjP  |\0\0\1\0', re.DOTALL
 )
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
@@ -190,6 +190,8 @@ def _without_bomb_check() -> Iterator[None]:
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(NOT_AN_IMAGE, f'{width} x {height} pixels')
     if width * height > max_pixels:
         raise ImageError(TOO_MANY_PIXELS, f'{width} x {height} pixels; the limit is {max_pixels}')
 

@@ -29,7 +29,8 @@ from apache_beam.metrics import Metrics
 from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import InputError
+from hashing_model.errors import BuildError, InputError
+from pipelines.code_files import read_codes
 from pipelines.encode import (
     EncodedUnit,
     encode_unit,
@@ -44,17 +45,13 @@ from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.search import selectivity
 from pipelines.records import DUPLICATE_ID
-from pipelines.shards import InputFile, ReadOptions, WorkUnit, read_codes, read_unit
+from pipelines.shards import InputFile, ReadOptions, WorkUnit, read_unit
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
 ID_BUCKETS = 64
 
 log = logging.getLogger(__name__)
-
-
-class BuildError(RuntimeError):
-    """The build's own numbers do not add up; nothing was published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +128,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
         | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('ids', main='staged')
     )
     duplicates = (
-        encoded.ids.with_output_types(tuple[int, bytes])
+        encoded.ids
         | 'GroupIds' >> beam.GroupByKey()
         | 'FindDuplicates' >> beam.FlatMap(duplicate_places).with_output_types(tuple[int, bytes])
     )
@@ -200,7 +197,7 @@ class EncodeUnit(beam.DoFn):
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
         if self.config.model is None:
-            return read_codes(unit, self.config.spec, self.config.options)
+            return read_codes(unit, self.config.spec)
         model = load_model(self.config.model, self.config.threads)
         return encode_unit(read_unit(unit, self.config.options), model)
 
@@ -384,7 +381,7 @@ def write_manifest(
         tables=list_tables(made, partitions, sample[0]),
         images=tuple(p.images for p in parts),
         rejects=tuple(p.rejects for p in parts if p.rejects),
-        inputs=tuple(dataclasses.asdict(i) for i in config.inputs),
+        inputs=tuple({'path': i.path, 'size': i.size, 'mtime': i.mtime} for i in config.inputs),
         counters=counters,
         libraries=library_versions(),
         sample=sample_file,

@@ -35,14 +35,19 @@ def load_model(uri: str, threads: int | None = None) -> HashModel:
     Raises:
         InputError: no readable model there, or a backbone with other weights than the model's.
     """
-    filesys, path = files.filesystem(uri)
-    if not isinstance(filesys, arrow_fs.LocalFileSystem):
-        local = tempfile.mkdtemp(prefix='grainhash-model-')
-        arrow_fs.copy_files(path, local, source_filesystem=filesys)
-        path = local
-    model = HashModel.load(path, threads)
+    model = HashModel.load(local_model(uri), threads)
     model.check_backbone()
     return model
+
+
+def local_model(uri: str) -> str:
+    """The path of a local model folder; of a temporary copy if the model is in a bucket."""
+    filesys, path = files.filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        return path
+    copy = tempfile.mkdtemp(prefix='grainhash-model-')
+    arrow_fs.copy_files(path, copy, source_filesystem=filesys)
+    return copy
 
 
 @dataclasses.dataclass(frozen=True)

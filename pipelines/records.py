@@ -17,6 +17,9 @@ DUPLICATE_ID = 'duplicate_id'
 BROKEN_SHARD = 'broken_shard'
 WRONG_CODE_LENGTH = 'wrong_code_length'
 UNKNOWN_ID = 'unknown_id'
+BROKEN_METADATA = 'broken_metadata'
+UNREADABLE_FILE = 'unreadable_file'
+RECORD_TOO_LARGE = 'record_too_large'
 
 
 @dataclasses.dataclass(frozen=True)

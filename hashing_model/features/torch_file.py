@@ -11,12 +11,12 @@ any function, so `_Unpickler` knows the few names that such a file needs and ref
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,17 +61,16 @@ def tensors_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-    """A run of numbers of one type; the file's view of it comes before the numbers do."""
+# Named tuples, because a pickle can change the attributes of other objects.
+class _Storage(NamedTuple):
+    """A run of numbers of one type, announced before the numbers come."""
 
     key: str
-    dtype: np.dtype[Any]
+    dtype: str
     count: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """A tensor: elements of a storage, addressed as torch does (in elements, not bytes)."""
 
     storage: _Storage
@@ -79,20 +78,21 @@ class _View:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @classmethod
+    def of(cls, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _View:
+        """Stands in for the function that torch calls with these and further arguments."""
+        return cls(storage, offset, tuple(size), tuple(stride))
+
     def take(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The tensor's own copy out of its storage's numbers."""
         numbers_given = (self.offset, *self.size, *self.stride)
         if len(self.size) != len(self.stride) or not all(type(n) is int and n >= 0 for n in numbers_given):
             raise ValueError(f'a tensor has offset {self.offset}, size {self.size}, stride {self.stride}')
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
-        if 0 in self.size or last >= len(numbers):
+        if 0 in self.size or max(last + 1, math.prod(self.size)) > len(numbers):
             raise ValueError(f'a tensor of size {self.size} reaches beyond its {len(numbers)} numbers')
         strides = [step * numbers.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.size, strides).copy()
-
-
-def _view(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _View:
-    return _View(storage, offset, tuple(size), tuple(stride))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -102,14 +102,14 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ('collections', 'OrderedDict'):
             return collections.OrderedDict
         if (module, name) in (('torch._utils', '_rebuild_tensor_v2'), ('torch._utils', '_rebuild_tensor')):
-            return _view
+            return _View.of
         if module == 'torch' and name in _DTYPES:
-            return np.dtype(_DTYPES[name])
+            return _DTYPES[name]
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no weights need')
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid[:5]
-        if kind != 'storage' or not isinstance(dtype, np.dtype) or type(count) is not int:
+        if kind != 'storage' or dtype not in _DTYPES.values() or type(count) is not int:
             raise pickle.UnpicklingError(f'unknown kind of storage {pid!r}')
         return _Storage(key, dtype, count)
 
@@ -132,6 +132,7 @@ def _read(file: BinaryIO, size: int) -> Tensors:
 
 def _read_numbers(file: BinaryIO, storage: _Storage, size: int) -> npt.NDArray[Any]:
     count = int.from_bytes(file.read(8), 'little', signed=True)
-    if count != storage.count or not 0 <= count * storage.dtype.itemsize <= size - file.tell():
+    length = count * np.dtype(storage.dtype).itemsize
+    if count != storage.count or not 0 <= length <= size - file.tell():
         raise ValueError(f'storage {storage.key} should have {storage.count} numbers; the file has fewer or others')
-    return np.frombuffer(file.read(count * storage.dtype.itemsize), storage.dtype)
+    return np.frombuffer(file.read(length), storage.dtype)

@@ -84,9 +84,12 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
     return len(content)
 
 
-def copy_file(source: str, target: str) -> None:
-    """Copy a file within or across filesystems, atomically."""
-    write_bytes(target, read_bytes(source))
+def copy_folder(source: str, target: str) -> None:
+    """Copy a folder and all in it, within or across filesystems."""
+    source_filesys, source_path = filesystem(source)
+    target_filesys, target_path = filesystem(target)
+    target_filesys.create_dir(target_path, recursive=True)
+    arrow_fs.copy_files(source_path, target_path, source_filesystem=source_filesys, destination_filesystem=target_filesys)
 
 
 def delete_folder(uri: str) -> None:
@@ -115,3 +118,22 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
             return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
     except (pa.ArrowInvalid, OSError) as e:
         raise OSError(f'cannot read {uri}: {e}') from e
+
+
+def check_writable(uri: str) -> None:
+    """Find out before long work whether a local file can be written there; buckets are not asked.
+
+    Raises:
+        InputError: a folder of this name, or a place that takes no file; the message says why.
+    """
+    filesys, path = filesystem(uri)
+    if not isinstance(filesys, arrow_fs.LocalFileSystem):
+        return
+    if os.path.isdir(path):
+        raise InputError(f'{uri} is a folder; give a file')
+    probe = f'{path}.{uuid.uuid4().hex}.tmp'
+    try:
+        write_bytes(probe, b'')
+        os.unlink(probe)
+    except OSError as e:
+        raise InputError(f'cannot write {uri}: {e.strerror or e}') from e

@@ -178,15 +178,9 @@ def plan_search(
         profile: weight per segment; None weighs every bit 1.
 
     Raises:
-        InputError: k < 1, a negative radius, neither of both, an unknown segment, codes of another length.
+        InputError: see `check_limits`; or codes of another length.
     """
-    if k is None and radius is None:
-        raise InputError('give k, a radius, or both')
-    if k is not None and k < 1:
-        raise InputError(f'k is {k}; at least 1 is needed')
-    if radius is not None and radius < 0:
-        raise InputError(f'the radius is {radius}; it cannot be negative')
-    segment_weights = spec.weights(profile)
+    segment_weights = check_limits(spec, k, radius, profile)
     metric = Metric.of(spec, segment_weights)
     codes = check_codes(codes, spec)
     bounds = np.full(len(codes), metric.max_distance if radius is None else min(radius, metric.max_distance))
@@ -200,6 +194,23 @@ def plan_search(
     radii = np.array([choose_radii(costs, weights, int(u), rows) for u in distinct], np.int64)
     radii = radii.reshape(-1, len(tables))[inverse]
     return SearchPlan(codes, bounds, radii, substrings, metric, k)
+
+
+def check_limits(
+    spec: CodeSpec, k: int | None, radius: int | None, profile: Mapping[str, int] | None
+) -> tuple[int, ...]:
+    """The segment weights of a search, if its limits make sense.
+
+    Raises:
+        InputError: k < 1, a negative radius, neither of both, or a profile that `CodeSpec.weights` refuses.
+    """
+    if k is None and radius is None:
+        raise InputError('give k, a radius, or both')
+    if k is not None and k < 1:
+        raise InputError(f'k is {k}; at least 1 is needed')
+    if radius is not None and radius < 0:
+        raise InputError(f'the radius is {radius}; it cannot be negative')
+    return spec.weights(profile)
 
 
 def selectivity(codes: NDArray[np.uint8], substring: Substring, queries: int = 256) -> tuple[float, ...]:

@@ -1,0 +1,159 @@
+"""The command line: `grainhash train | build | query | inspect | demo`. Arguments and messages only.
+
+Commands import what they need when they run, so that `--help` and `inspect` load neither Beam nor TensorFlow.
+Exit codes: 0 done, 1 failed, 2 bad input or options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from hashing_model.errors import BuildError, InputError
+
+DESCRIPTION = """\
+Build and query indexes of images: each image becomes a binary code with named segments
+(coarse: same kind of thing, fine: same thing, look: same appearance), codes are stored as
+Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
+"""
+BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('--verbose', action='store_true', help='log every step; show the traceback of an error')
+    parser = argparse.ArgumentParser(
+        'grainhash', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, add in (('train', _train), ('build', _build), ('query', _query), ('inspect', _inspect), ('demo', _demo)):
+        help_text, epilog = HELP[name]
+        command = commands.add_parser(
+            name, parents=[common], help=help_text, description=help_text, epilog=epilog, allow_abbrev=False
+        )
+        add(command)
+    return parser
+
+
+HELP = {
+    'train': ('Fit a hash model on images.', None),
+    'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
+    'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
+    'inspect': ('Show what an index holds.', None),
+    'demo': ('Fit, build and query on the embedded catalogue of emoji, and write a gallery.', None),
+}
+PATTERN_HELP = (
+    'image shards (.tar, .tar.gz, .tfrecord, .parquet), image files or folders; globs and gs:// are fine'
+)
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('reading images')
+    group.add_argument('--image-field', metavar='NAME', help='column, feature or suffix that holds the image bytes')
+    group.add_argument('--id-field', metavar='NAME', help='column, feature or json key that holds the image id')
+    group.add_argument('--caption-field', metavar='NAME', help='column, feature or json key that holds the caption')
+    group.add_argument('--labels', metavar='NAME,...', help='what holds the label levels, coarse first')
+    group.add_argument('--labels-from', choices=['folders'], help='take the names of sub-folders as labels')
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--images', nargs='+', required=True, metavar='PATTERN', help=PATTERN_HELP)
+    parser.add_argument('--model', required=True, metavar='DIR', help='folder to save the model in')
+    parser.add_argument(
+        '--method', default='itq', choices=['random', 'pca-rr', 'itq'], help='how the bits are made (default: itq)'
+    )
+    parser.add_argument('--segments', metavar='NAME=BITS,...', help='default: coarse=32,fine=32,look=64')
+    parser.add_argument('--input-size', type=int, default=224, metavar='PX', help='side of the input (default: 224)')
+    parser.add_argument(
+        '--resize',
+        default='squash',
+        choices=['squash', 'crop', 'pad'],
+        help='how a picture becomes square: whole and squashed, its centre, or with white borders (default: squash)',
+    )
+    parser.add_argument(
+        '--backbone',
+        default='efficientnet_lite0',
+        metavar='NAME',
+        help='efficientnet_lite0 (default, no download), a model of keras.applications, or a .keras file',
+    )
+    parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='sample size (default: 10000)')
+    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random choices (default: 0)')
+    _reading(parser)
+
+
+def _build(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
+    source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
+    parser.add_argument('--model', metavar='DIR', help='the model that encodes the images')
+    parser.add_argument('--index', required=True, metavar='DIR', help='folder of the index; local or gs://')
+    parser.add_argument('--segments', metavar='NAME=BITS,...', help='what codes consist of; with --codes only')
+    parser.add_argument(
+        '--partition-rows', type=int, default=2_000_000, metavar='N', help='rows of a partition file (default: 2000000)'
+    )
+    _reading(parser)
+
+
+def _query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--index', required=True, metavar='DIR', help='folder of the index; local or gs://')
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--images', nargs='+', metavar='PATTERN', help=f'query images: {PATTERN_HELP}')
+    source.add_argument('--ids', metavar='FILE', help='text file with one image id of the index per line')
+    source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
+    parser.add_argument('--model', metavar='DIR', help="refuse to run unless this is the index's own model")
+    parser.add_argument('--k', type=_k, default=10, help='answers per query; "all" with --radius (default: 10)')
+    parser.add_argument('--radius', type=int, metavar='R', help='largest distance of an answer (default: any)')
+    parser.add_argument('--profile', metavar='NAME=WEIGHT,...', help='weight per segment (default: every bit 1)')
+    parser.add_argument('--output', required=True, metavar='FILE', help='answers: .parquet or .jsonl')
+    _reading(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help='folder of the index; local or gs://')
+    parser.add_argument('--version', metavar='ID', help='another version than the served one')
+    parser.add_argument('--json', action='store_true', help='for machines')
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--out', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)')
+    parser.add_argument('--catalogue', metavar='DIR', help="the embedded catalogue (default: the source tree's)")
+
+
+def _k(text: str) -> int | None:
+    return None if text == 'all' else int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args, rest = make_parser().parse_known_args(argv)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format='%(name)s: %(message)s')
+    logging.getLogger('apache_beam.typehints').setLevel(logging.WARNING)
+    try:
+        if rest and args.command not in ('build', 'query'):
+            raise InputError(f'unknown option {rest[0]}')
+        from pipelines import commands
+
+        getattr(commands, args.command)(args, rest)
+    except (InputError, OSError) as e:
+        return _fail(e, 2, args.verbose)
+    except KeyboardInterrupt:
+        return _fail('interrupted', 130, False)
+    except BuildError as e:
+        return _fail(e, 1, args.verbose)
+    return 0
+
+
+def _fail(error: BaseException | str, code: int, verbose: bool) -> int:
+    if verbose:
+        logging.exception('traceback')
+    print('grainhash: error:', ' '.join(str(error).split()), file=sys.stderr)
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

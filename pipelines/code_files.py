@@ -1,0 +1,139 @@
+"""Codes out of Parquet files with `image_id` and `code`, for indexes and queries without images or a model.
+
+Other Parquet columns are ignored. Images are read by `shards.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.errors import InputError
+from pipelines.encode import EncodedUnit
+from pipelines.index.code_tables import codes_from_arrow, images_schema
+from pipelines.records import MISSING_ID, WRONG_CODE_LENGTH, Reject, Source
+from pipelines.shards import InputFile, WorkUnit
+
+UNIT_ROWS = 2_000_000
+COLUMNS = ('image_id', 'code')
+
+
+def list_code_units(patterns: Sequence[str]) -> tuple[list[WorkUnit], list[InputFile]]:
+    """Work units (runs of row groups of about 2 million rows) of the Parquet files that match, and those files.
+
+    Raises:
+        InputError: nothing matches, or a file is not Parquet with the columns `image_id` and `code`.
+    """
+    units: list[WorkUnit] = []
+    inputs: dict[str, InputFile] = {}
+    for pattern in patterns:
+        found = FileSystems.match([pattern])[0].metadata_list
+        if not found:
+            raise InputError(f'no codes match {pattern}')
+        for m in sorted(found, key=lambda m: m.path):
+            if m.path not in inputs:
+                inputs[m.path] = InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds)
+                units += _units_of(m.path, len(units))
+    return units, list(inputs.values())
+
+
+def code_bytes(units: Sequence[WorkUnit]) -> int:
+    """The length of the first code in bytes.
+
+    Raises:
+        InputError: there is no code at all.
+    """
+    for unit in units:
+        codes = _read(unit)['code'].drop_null()
+        if len(codes):
+            return len(codes[0].as_py())
+    raise InputError(f'{units[0].shard} and {len(units) - 1} more hold no codes')
+
+
+def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
+    """Rows of one unit as image rows without digest, size, labels and caption.
+
+    A row without id, or whose code has another length than the spec's, is rejected.
+    """
+    table, first = _read(unit), _first_row(unit)
+    ids, codes = table['image_id'], table['code'].cast(pa.binary())
+    no_id = pc.fill_null(pc.equal(ids, ''), True)
+    wrong_length = pc.and_not(pc.fill_null(pc.not_equal(pc.binary_length(codes), spec.num_bytes), True), no_id)
+    members = pc.cast(pa.array(np.arange(first, first + len(table))), pa.string())
+    rejects = [
+        Reject(Source(unit.shard, members[i].as_py()), MISSING_ID, 'image_id is null or empty')
+        for i in _places(no_id)
+    ]
+    for i in _places(wrong_length):
+        detail = f'code has {len(codes[i].as_py() or b"")} bytes; the index has codes of {spec.num_bytes} bytes'
+        rejects.append(Reject(Source(unit.shard, members[i].as_py()), WRONG_CODE_LENGTH, detail, ids[i].as_py()))
+    good = pc.invert(pc.or_(no_id, wrong_length))
+    schema = images_schema(spec.num_bytes)
+    kept = members.filter(good.combine_chunks() if isinstance(good, pa.ChunkedArray) else good)
+    shard = pa.DictionaryArray.from_arrays(np.zeros(len(kept), np.int8), [unit.shard]).cast(pa.string())
+    columns = {
+        'image_id': ids.filter(good),
+        'source': pa.StructArray.from_arrays([shard, kept], fields=list(schema.field('source').type)),
+        'code': codes.filter(good).combine_chunks().cast(pa.binary(spec.num_bytes)),
+    }
+    empty = {f.name: pa.nulls(len(kept), f.type) for f in schema if f.name not in columns}
+    images = pa.table({**columns, **empty}).select(schema.names).cast(schema)
+    return EncodedUnit(images, tuple(rejects), len(table))
+
+
+def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray[np.uint8]]:
+    """Ids and codes uint8 [N, B] of one unit of queries.
+
+    Raises:
+        InputError: a row without id or with a code of another length: a query must not be lost in silence.
+    """
+    encoded = read_codes(unit, spec)
+    for reject in encoded.rejects:
+        raise InputError(f'{reject.source.shard}, row {reject.source.member}: {reject.detail}')
+    return encoded.images['image_id'].to_pylist(), codes_from_arrow(encoded.images['code'])
+
+
+def _units_of(path: str, first_number: int) -> list[WorkUnit]:
+    """The units of one file, numbered from `first_number`."""
+    with FileSystems.open(path) as file:
+        try:
+            metadata = pq.ParquetFile(file).metadata
+            schema = metadata.schema.to_arrow_schema()
+        except (pa.ArrowInvalid, OSError) as e:
+            raise InputError(f'{path} is not a Parquet file: {e}') from e
+    missing = [c for c in COLUMNS if c not in schema.names]
+    if missing:
+        raise InputError(f'{path} has no column {missing[0]}; it has {", ".join(schema.names)}')
+    if not (pa.types.is_binary(schema.field('code').type) or pa.types.is_fixed_size_binary(schema.field('code').type)):
+        raise InputError(f'column code of {path} is {schema.field("code").type}; binary is needed')
+    units, start, rows = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows >= UNIT_ROWS or group + 1 == metadata.num_row_groups:
+            units.append(WorkUnit(first_number + len(units), 'parquet', (path,), (start, group + 1)))
+            start, rows = group + 1, 0
+    return units
+
+
+def _read(unit: WorkUnit) -> pa.Table:
+    with FileSystems.open(unit.paths[0]) as file:
+        table = pq.ParquetFile(file).read_row_groups(list(range(*unit.row_groups or (0, 0))), columns=list(COLUMNS))
+    return table.set_column(0, 'image_id', table['image_id'].cast(pa.string()))
+
+
+def _first_row(unit: WorkUnit) -> int:
+    """The number in its file of a unit's first row."""
+    with FileSystems.open(unit.paths[0]) as file:
+        metadata = pq.ParquetFile(file).metadata
+    return sum(metadata.row_group(g).num_rows for g in range((unit.row_groups or (0, 0))[0]))
+
+
+def _places(mask: pa.ChunkedArray) -> list[int]:
+    return np.flatnonzero(mask.to_numpy()).tolist()

@@ -1,0 +1,235 @@
+"""What the commands do: arguments checked, jobs configured and run, results told. Nothing here computes.
+
+Each function takes the parsed arguments and the options left over for Beam. Imports are inside, so that a command
+loads only what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
+from hashing_model.errors import InputError
+from pipelines.index import files, versions
+from pipelines.index.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pipelines.shards import ReadOptions
+
+log = logging.getLogger(__name__)
+
+
+def train(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Fit a hash model on a sample of the images and save it."""
+    from rich.progress import Progress
+
+    from hashing_model.images import Resizing
+    from hashing_model.model import check_model_folder
+    from hashing_model.train import fit
+    from pipelines.shards import list_units
+    from pipelines.train_model import describe_rejects, sample_records, training_batches
+
+    if args.max_images < 1:
+        raise InputError(f'--max-images is {args.max_images}; at least 1 is needed')
+    spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
+    resizing = Resizing(args.input_size, args.resize)
+    folder = Path(args.model)
+    check_model_folder(folder)
+    files.check_writable(str(folder / 'model.json'))
+    options = read_options(args)
+    units, _ = list_units(args.images, options)
+    started = time.monotonic()
+    records, rejects = sample_records(units, options, args.max_images, args.seed)
+    with Progress(console=_stderr(), transient=True) as progress:
+        task = progress.add_task('features', total=len(records))
+        batches = training_batches(records, resizing, rejects, lambda n: progress.advance(task, n))
+        model = fit(batches, args.method, spec, resizing, args.backbone, args.seed)
+    model.save(folder)
+    if rejects:
+        tell(f'{len(rejects)} records could not be used: {describe_rejects(rejects)}')
+    segments = ', '.join(f'{s.name} {s.bits}' for s in spec.segments)
+    tell(
+        f'{args.model}: {args.method} on {model.training["images"]:,} images, {segments} bits, '
+        f'fingerprint {model.fingerprint[:12]}, {time.monotonic() - started:.0f} s'
+    )
+
+
+def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Build an index and publish it."""
+    if args.codes:
+        for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
+            if getattr(args, option):
+                raise InputError(f'--{option.replace("_", "-")} does not go with --codes: codes are taken as they are')
+    elif not args.model:
+        raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
+    elif args.segments:
+        raise InputError("--segments goes with --codes; the images' segments are the model's")
+    from pipelines.build_index import BuildConfig, define_pipeline
+    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
+
+    options = pipeline_options(beam_args)
+    index = files.absolute(args.index)
+    versions.check_index_folder(index)
+    version = versions.new_version_id()
+    settings = {
+        'index': index,
+        'version': version,
+        'partition_rows': args.partition_rows,
+        'threads': threads_per_worker(options),
+    }
+    config = BuildConfig(**settings, **(_codes_input(args) if args.codes else _images_input(args)))
+    files.check_writable(config.path(versions.MANIFEST_PATH))
+    started = time.monotonic()
+    try:
+        if args.model:
+            copied = files.join(versions.version_folder(index, version), versions.MODEL_FOLDER)
+            files.copy_folder(files.absolute(args.model), copied)
+        run_pipeline(lambda root: define_pipeline(root, config), options)
+    except BaseException:
+        if not files.exists(config.path(versions.MANIFEST_PATH)):
+            files.delete_folder(versions.version_folder(index, version))
+        raise
+    manifest = versions.read_manifest(index, version)
+    seconds = time.monotonic() - started
+    tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
+
+
+def _images_input(args: argparse.Namespace) -> dict:
+    from hashing_model.model import HashModel
+    from pipelines.encode import local_model
+    from pipelines.shards import list_units
+
+    model = HashModel.load(local_model(files.absolute(args.model)))
+    options = read_options(args)
+    units, inputs = list_units(args.images, options)
+    return {
+        'units': tuple(units),
+        'inputs': tuple(inputs),
+        'spec': model.spec,
+        'model': files.absolute(args.model),
+        'model_info': {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))},
+        'options': options,
+    }
+
+
+def _codes_input(args: argparse.Namespace) -> dict:
+    from pipelines.code_files import code_bytes, list_code_units
+
+    units, inputs = list_code_units(args.codes)
+    num_bytes = code_bytes(units)
+    spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec((Segment('code', num_bytes * 8),))
+    if spec.num_bytes != num_bytes:
+        raise InputError(f'--segments {args.segments} make {spec.num_bytes} bytes; the codes have {num_bytes} bytes')
+    plain = CodeSpec(tuple(Segment(s.name, s.bits) for s in spec.segments))
+    return {'units': tuple(units), 'inputs': tuple(inputs), 'spec': plain}
+
+
+def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Answer queries and write the answers."""
+    from hashing_model.model import HashModel
+    from pipelines.encode import local_model
+    from pipelines.index.search import check_limits
+    from pipelines.query_index import QueryConfig, check_model, check_output, define_pipeline, open_config, rejects_path
+    from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
+
+    options = pipeline_options(beam_args)
+    folder, manifest = open_config(files.absolute(args.index))
+    profile = parse_pairs(args.profile, '--profile') if args.profile else None
+    check_limits(manifest.spec, args.k, args.radius, profile)
+    check_output(args.output)
+    settings = {'k': args.k, 'radius': args.radius, 'profile': profile, 'threads': threads_per_worker(options)}
+    if args.model:
+        check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
+    config = QueryConfig(
+        folder=folder,
+        manifest=manifest,
+        output=files.absolute(args.output),
+        **settings,
+        **_queries_input(args, manifest, folder),
+    )
+    started = time.monotonic()
+    result = run_pipeline(lambda root: define_pipeline(root, config), options)
+    totals = counters(result)
+    tell(
+        f'{args.output}: {totals.get("answers", 0):,} answers to {totals.get("queries", 0):,} queries '
+        f'in {time.monotonic() - started:.0f} s'
+    )
+    if totals.get('rejected'):
+        tell(f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}')
+
+
+def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) -> dict:
+    from pipelines.code_files import code_bytes, list_code_units
+    from pipelines.query_index import check_model
+    from pipelines.shards import list_units
+
+    if args.ids:
+        if not files.exists(args.ids):
+            raise InputError(f'there is no file {args.ids}')
+        return {'ids': files.absolute(args.ids)}
+    if args.codes:
+        units, _ = list_code_units(args.codes)
+        found, wanted = code_bytes(units), manifest.spec.num_bytes
+        if found != wanted:
+            raise InputError(f'the codes of {args.codes[0]} have {found} bytes; the index has codes of {wanted} bytes')
+        return {'units': tuple(units)}
+    check_model(manifest, (manifest.model or {}).get('fingerprint', ''))
+    options = read_options(args)
+    units, _ = list_units(args.images, options)
+    return {'units': tuple(units), 'model': files.join(folder, versions.MODEL_FOLDER), 'options': options}
+
+
+def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Print what a version holds, as a table or as JSON."""
+    from pipelines.inspect_index import print_summary, summarize
+
+    summary = summarize(versions.read_manifest(files.absolute(args.index), args.version))
+    if args.json:
+        print(json.dumps(summary, indent=1, ensure_ascii=False))
+    else:
+        print_summary(summary)
+
+
+def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Show all of it on the embedded catalogue."""
+    from pipelines.demo import run_demo
+
+    run_demo(Path(args.out), Path(args.catalogue) if args.catalogue else None)
+
+
+def read_options(args: argparse.Namespace) -> ReadOptions:
+    """Which column, feature or key holds what."""
+    from pipelines.shards import ReadOptions
+
+    labels = tuple(name.strip() for name in (args.labels or '').split(',') if name.strip())
+    return ReadOptions(args.image_field, args.id_field, args.caption_field, labels, args.labels_from)
+
+
+def describe_counters(manifest: Manifest) -> str:
+    """What became of the records: `3,195 of 3,200 records indexed, 1 duplicate, 4 rejected (3 truncated, 1 empty)`."""
+    c = manifest.counters
+    text = f'{c["indexed"]:,} of {c["records_read"]:,} records indexed'
+    if c['duplicates']:
+        text += f', {c["duplicates"]:,} with a duplicate id'
+    if c['rejected']:
+        reasons = ', '.join(f'{n:,} {reason}' for reason, n in c['reasons'].items())
+        text += f', {c["rejected"]:,} rejected ({reasons})'
+    return text
+
+
+def tell(message: str) -> None:
+    """A result for the person who ran the command; standard output is for data."""
+    print(message, file=sys.stderr)
+
+
+def _stderr() -> object:
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -1,0 +1,99 @@
+"""What a version of an index holds, in numbers: for `grainhash inspect INDEX`.
+
+The manifest alone answers; no data file is opened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.index.manifest import Manifest
+
+
+def summarize(manifest: Manifest) -> dict[str, Any]:
+    """Version, counts, tables with their partition sizes, and rejects by reason, as plain JSON values."""
+    return {
+        'version': manifest.version,
+        'created': manifest.created,
+        'format_version': manifest.format_version,
+        'model': manifest.model,
+        'segments': {s.name: s.bits for s in manifest.spec.segments},
+        'images': manifest.rows,
+        'counters': {k: v for k, v in manifest.counters.items() if k != 'reasons'},
+        'rejects': manifest.counters['reasons'],
+        'input_files': len(manifest.inputs),
+        'input_bytes': sum(i['size'] for i in manifest.inputs),
+        'image_parts': len(manifest.images),
+        'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
+        'bytes': sum(f.bytes for f in (*manifest.images, *manifest.rejects, manifest.sample, *_code_files(manifest))),
+        'libraries': dict(manifest.libraries),
+    }
+
+
+def _code_files(manifest: Manifest) -> list[Any]:
+    return [f for t in manifest.tables for p in t.partitions for f in p.files]
+
+
+def _summarize_table(manifest: Manifest, number: int) -> dict[str, Any]:
+    table = manifest.tables[number]
+    rows = [p.rows for p in table.partitions]
+    files = [f for p in table.partitions for f in p.files]
+    substring = table.substring
+    return {
+        'table': number,
+        'segment': manifest.spec.segments[substring.segment].name,
+        'first_bit': substring.start,
+        'bits': substring.bits,
+        'partitions': len(rows),
+        'files': len(files),
+        'rows': sum(rows),
+        'smallest_partition': min(rows),
+        'median_partition': int(np.median(rows)),
+        'largest_partition': max(rows),
+        'bytes': sum(f.bytes for f in files),
+    }
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The summary for people, on standard output."""
+    console = Console(highlight=False)
+    model = summary['model']
+    console.print(f'version   {summary["version"]}, made {summary["created"]}, format {summary["format_version"]}')
+    console.print(f'model     {model["method"]} {model["fingerprint"][:12]}' if model else 'model     none, from codes')
+    segments = ', '.join(f'{name} {bits}' for name, bits in summary['segments'].items())
+    console.print(f'segments  {segments} bits')
+    console.print(
+        f'images    {summary["images"]:,} in {summary["image_parts"]:,} parts, from {summary["input_files"]:,} files '
+        f'of {_size(summary["input_bytes"])}; the index has {_size(summary["bytes"])}'
+    )
+    records = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in summary['counters'].items())
+    console.print(f'records   {records}')
+    if summary['rejects']:
+        rejects = ', '.join(f'{reason} {n:,}' for reason, n in summary['rejects'].items())
+        console.print(f'rejects   {rejects}')
+    table = Table(box=None, pad_edge=False)
+    for name in ('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size'):
+        table.add_column(name, justify='left' if name == 'segment' else 'right')
+    for t in summary['tables']:
+        sizes = (f'{t[name]:,}' for name in ('smallest_partition', 'median_partition', 'largest_partition'))
+        bits = f'{t["first_bit"]}-{t["first_bit"] + t["bits"] - 1}'
+        counts = (f'{t[name]:,}' for name in ('partitions', 'files', 'rows'))
+        table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, _size(t['bytes']))
+    console.print(table)
+
+
+def _size(count: float) -> str:
+    """Bytes with a unit.
+
+    >>> _size(2_500_000)
+    '2.5 MB'
+    """
+    for unit in ('B', 'kB', 'MB', 'GB'):
+        if count < 1000:
+            return f'{count:.0f} {unit}' if unit == 'B' else f'{count:.1f} {unit}'
+        count /= 1000
+    return f'{count:.1f} TB'

@@ -1,0 +1,350 @@
+"""The query job: queries -> codes -> plan -> partitions that can hold an answer -> exact answers in one file.
+
+    grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
+
+    units or ids -> EncodeQueries / FindIds -> Plan (side input: codes, bounds and radii of all queries)
+    partition files -> Reshuffle -> Search -> KeepNearest -> ByPart -> GroupByKey -> Describe -> WriteAnswers
+
+The answers equal an exhaustive search's, ranked by (distance, row); see `pipelines/index/layout.py` for why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import segment_distances
+from hashing_model.errors import InputError
+from pipelines.build_index import count
+from pipelines.code_files import read_query_codes
+from pipelines.encode import encode_unit, load_model
+from pipelines.index import code_tables, files, versions
+from pipelines.index.code_tables import CodeRows
+from pipelines.index.manifest import Manifest
+from pipelines.index.search import Matches, SearchPlan, plan_search
+from pipelines.records import UNKNOWN_ID, Reject, Source
+from pipelines.shards import ReadOptions, WorkUnit, read_unit
+
+QUERIES_PER_BLOCK = 4096
+SUFFIXES = ('.parquet', '.jsonl')
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryConfig:
+    """What is asked, of which index, and where the answers go.
+
+    Args:
+        folder: absolute path or uri of the version that answers.
+        manifest: its manifest.
+        output: path of the answers, `.parquet` or `.jsonl`.
+        units: work units of images or codes; empty when `ids` is given.
+        ids: a text file with one image id per line.
+        model: uri of the model that encodes query images; None when the units hold codes.
+        options: which column or key of query images holds what.
+        k: answers per query; None for all within `radius`.
+        radius: largest weighted distance of an answer.
+        profile: weight per segment.
+        threads: per worker process; None for one per core.
+    """
+
+    folder: str
+    manifest: Manifest
+    output: str
+    units: tuple[WorkUnit, ...] = ()
+    ids: str | None = None
+    model: str | None = None
+    options: ReadOptions = ReadOptions()
+    k: int | None = 10
+    radius: int | None = None
+    profile: dict[str, int] | None = None
+    threads: int | None = None
+
+    def path(self, name: str) -> str:
+        """The full path of a file of the version."""
+        return files.join(self.folder, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBlock:
+    """Some queries: their places in the order asked, ids and codes; and those that could not be read."""
+
+    places: NDArray[np.int64]
+    ids: list[str]
+    codes: NDArray[np.uint8]
+    rejects: tuple[Reject, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """All queries in the order asked, and how to search for them."""
+
+    ids: list[str]
+    plan: SearchPlan
+    rejects: tuple[Reject, ...]
+
+
+def define_pipeline(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+    """Wire the whole query job; the result is one element, the number of answers written."""
+    blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config)
+    planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
+    plan = beam.pvalue.AsSingleton(planned | 'PlanOnly' >> beam.Map(lambda p: p.plan))
+    partitions = [(t, p.prefix, f.path) for t, x in enumerate(config.manifest.tables) for p in x.partitions for f in p.files]
+    described = (
+        root
+        | 'Partitions' >> beam.Create(partitions)
+        | 'Spread' >> beam.Reshuffle()
+        | 'Search' >> beam.FlatMap(search_partition, config, plan).with_output_types(tuple[int, Matches])
+        | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(config.k))
+        | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
+        | 'GroupParts' >> beam.GroupByKey()
+        | 'Describe' >> beam.Map(describe_answers, config, plan)
+    )
+    return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsList(described))
+
+
+def _unit_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+    return (
+        root
+        | 'Units' >> beam.Create(config.units)
+        | 'SpreadUnits' >> beam.Reshuffle()
+        | 'EncodeQueries' >> beam.Map(encode_queries, config)
+    )
+
+
+def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+    ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_ids)
+    return (
+        root
+        | 'ImageParts' >> beam.Create([f.path for f in config.manifest.images])
+        | 'SpreadParts' >> beam.Reshuffle()
+        | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids))
+    )
+
+
+def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
+    """The queries of one unit of images or codes."""
+    spec = config.manifest.spec
+    if config.model is None:
+        ids, codes = read_query_codes(unit, spec)
+        rejects: tuple[Reject, ...] = ()
+    else:
+        encoded = encode_unit(read_unit(unit, config.options), load_model(config.model, config.threads))
+        ids = encoded.images['image_id'].to_pylist()
+        codes, rejects = code_tables.codes_from_arrow(encoded.images['code']), encoded.rejects
+    return QueryBlock((np.int64(unit.number) << 32) + np.arange(len(ids)), ids, codes, rejects)
+
+
+def read_ids(path: str) -> list[str]:
+    """The ids of a text file, one per line; blank lines are passed over."""
+    with FileSystems.open(path) as file:
+        lines = file.read().decode().splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def find_ids(part: str, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
+    """The queried ids that are in one images part, with their codes."""
+    table = files.read_table(config.path(part), ['image_id', 'code'])
+    asked = pa.array(ids, pa.string())
+    at = pa.compute.index_in(asked, table['image_id'].combine_chunks()).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(~np.isnan(at.astype(float)))
+    codes = code_tables.codes_from_arrow(table['code'])[at[places].astype(np.int64)]
+    return QueryBlock(places, [ids[i] for i in places], codes)
+
+
+def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Planned:
+    """All queries in order, with bounds and radii."""
+    manifest = config.manifest
+    places = np.concatenate([b.places for b in blocks] or [np.zeros(0, np.int64)])
+    order = np.argsort(places, kind='stable')
+    ids = [i for b in blocks for i in b.ids]
+    codes = np.concatenate([b.codes for b in blocks] or [np.zeros((0, manifest.spec.num_bytes), np.uint8)])[order]
+    rejects = [r for b in blocks for r in b.rejects]
+    if config.ids:
+        found = set(places.tolist())
+        rejects += [
+            Reject(Source(config.ids, str(line)), UNKNOWN_ID, 'not in the index', image_id)
+            for line, image_id in enumerate(read_ids(config.ids))
+            if line not in found
+        ]
+    sample = files.read_table(config.path(manifest.sample.path), ['code'])['code']
+    plan = plan_search(
+        manifest.spec,
+        manifest.tables,
+        manifest.rows,
+        code_tables.codes_from_arrow(sample),
+        codes,
+        config.k,
+        config.radius,
+        config.profile,
+    )
+    count(queries=len(codes), rejected=len(rejects))
+    return Planned([ids[i] for i in order], plan, tuple(rejects))
+
+
+def search_partition(
+    partition: tuple[int, str, str], config: QueryConfig, plan: SearchPlan
+) -> Iterator[tuple[int, Matches]]:
+    """The answers of one partition file (table, prefix, path), in blocks of queries; the file is opened if needed."""
+    table, prefix, path = partition
+    if not len(plan.queries_for(table, prefix)):
+        return
+    rows = CodeRows.from_table(files.read_table(config.path(path)))
+    count(partitions_read=1, rows_read=len(rows.rows))
+    matches = Matches.merged([plan.search(table, prefix, rows)], config.k)
+    blocks = matches.queries // QUERIES_PER_BLOCK
+    for block in np.unique(blocks).tolist():
+        yield block, matches.take(blocks == block)
+
+
+class KeepNearest(beam.CombineFn):
+    """Merges disjoint matches and keeps the k nearest of each query."""
+
+    def __init__(self, k: int | None):
+        self.k = k
+
+    def create_accumulator(self) -> list[Matches]:
+        """No matches yet."""
+        return []
+
+    def add_input(self, kept: list[Matches], more: Matches) -> list[Matches]:
+        """Merge those of one partition."""
+        return self.merge_accumulators([kept, [more]])
+
+    def merge_accumulators(self, several: Iterable[list[Matches]]) -> list[Matches]:
+        """Merge matches of several bundles."""
+        return [Matches.merged((m for kept in several for m in kept), self.k)]
+
+    def extract_output(self, kept: list[Matches]) -> Matches:
+        """The nearest matches, ordered by (query, distance, row)."""
+        return Matches.merged(kept, self.k)
+
+
+def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
+    """Ranked matches by the images part that knows them: (part, int64 quadruples of query, rank, distance, row)."""
+    matches = element[1]
+    ranked = np.column_stack([matches.queries, matches.ranks + 1, matches.distances, matches.rows])
+    parts = matches.rows >> 32
+    for part in np.unique(parts).tolist():
+        yield part, ranked[parts == part].astype('<i8').tobytes()
+
+
+def answers_schema(spec: CodeSpec) -> pa.Schema:
+    """A row per answer: rank from 1, the weighted distance, the Hamming distance of each segment, and the image."""
+    return pa.schema(
+        [
+            ('query_id', pa.string()),
+            ('rank', pa.int32()),
+            ('image_id', pa.string()),
+            ('distance', pa.int32()),
+            *((f'distance_{name}', pa.int32()) for name in spec.names),
+            ('labels', code_tables.LABELS),
+            ('caption', pa.string()),
+            ('source', code_tables.SOURCE),
+        ]
+    )
+
+
+def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan) -> bytes:
+    """Answers of one images part with what is known of them, as an Arrow stream with the query's number as id."""
+    part, blocks = element
+    spec = config.manifest.spec
+    queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
+    columns = ['image_id', 'labels', 'caption', 'source', 'code']
+    images = files.read_table(config.path(config.manifest.images[part].path), columns).take(rows & 0xFFFFFFFF)
+    by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
+    answers = {
+        'query': pa.array(queries),
+        'rank': pa.array(ranks, pa.int32()),
+        'distance': pa.array(distances, pa.int32()),
+        **{f'distance_{name}': pa.array(by_segment[:, i]) for i, name in enumerate(spec.names)},
+        **{name: images[name] for name in columns[:-1]},
+    }
+    sink = pa.BufferOutputStream()
+    table = pa.table(answers)
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def write_answers(planned: Planned, config: QueryConfig, described: Sequence[bytes]) -> int:
+    """Order all answers by query and rank and write the output file, and the rejects beside it if there are any."""
+    schema = answers_schema(config.manifest.spec)
+    tables = [pa.ipc.open_stream(block).read_all() for block in described]
+    if tables:
+        answers = pa.concat_tables(tables).sort_by([('query', 'ascending'), ('rank', 'ascending')])
+        query_ids = pa.array(planned.ids, pa.string()).take(answers['query'].combine_chunks())
+        answers = answers.append_column('query_id', query_ids).select(schema.names).cast(schema)
+    else:
+        answers = schema.empty_table()
+    _write_rows(config.output, answers)
+    if planned.rejects:
+        rejects = pa.Table.from_pylist([dataclasses.asdict(r) for r in planned.rejects], code_tables.REJECTS)
+        _write_rows(rejects_path(config.output), rejects)
+    count(answers=len(answers))
+    return len(answers)
+
+
+def rejects_path(output: str) -> str:
+    """Where queries that could not be read are listed: `answers.jsonl` -> `answers.rejects.jsonl`."""
+    stem, dot, suffix = output.rpartition('.')
+    return f'{stem}.rejects{dot}{suffix}'
+
+
+def check_output(output: str) -> None:
+    """Refuse an output path that cannot be written, before anything is computed.
+
+    Raises:
+        InputError: another suffix than SUFFIXES, or a place that does not take a file.
+    """
+    if not output.endswith(SUFFIXES):
+        raise InputError(f'{output} ends neither in .parquet nor in .jsonl')
+    files.check_writable(output)
+
+
+def _write_rows(path: str, table: pa.Table) -> None:
+    if path.endswith('.parquet'):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression='zstd')
+        files.write_bytes(path, sink.getvalue())
+        return
+    lines = (json.dumps({**row, **_plain(row)}, ensure_ascii=False) for row in table.to_pylist())
+    files.write_bytes(path, ''.join(f'{line}\n' for line in lines).encode())
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Arrow gives maps as lists of pairs; JSON has objects."""
+    return {'labels': dict(row['labels'])} if row.get('labels') is not None else {}
+
+
+def open_config(index: str, version: str | None = None) -> tuple[str, Manifest]:
+    """The folder and manifest of an index's served version, or of a named one."""
+    manifest = versions.read_manifest(index, version)
+    return versions.version_folder(index, manifest.version), manifest
+
+
+def check_model(manifest: Manifest, fingerprint: str) -> None:
+    """Refuse a model whose codes do not fit the index's.
+
+    Raises:
+        InputError: another fingerprint than the index's, or an index built from codes.
+    """
+    if manifest.model is None:
+        raise InputError('the index was built from codes and has no model: ask with --codes or --ids')
+    if manifest.model['fingerprint'] != fingerprint:
+        raise InputError(
+            f'the model does not fit the index: its fingerprint is {fingerprint[:12]}, '
+            f'the index was built with {manifest.model["fingerprint"][:12]}'
+        )

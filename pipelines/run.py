@@ -1,0 +1,76 @@
+"""Running a pipeline: default runner, Beam's options checked, errors of workers as one line.
+
+Jobs wire themselves in their own `define_pipeline`; nothing here knows what they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.runners.runner import PipelineResult
+
+from hashing_model.errors import BuildError, InputError
+
+LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
+_KNOWN_ERROR = re.compile(r'^(?:\S+\.)?(InputError|BuildError): (.*?)(?: \[while running .*)?$', re.MULTILINE)
+
+
+def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
+    """Beam's options, run locally unless a runner is named.
+
+    Raises:
+        InputError: an option that neither grainhash nor Beam knows.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for group in PipelineOptions.__subclasses__():
+        group._add_argparse_args(parser)
+    known, unknown = parser.parse_known_args(list(beam_args))
+    if unknown:
+        raise InputError(f'unknown option {unknown[0]}: neither grainhash nor Beam has it')
+    return PipelineOptions([*beam_args, *([] if known.runner else [f'--runner={LOCAL_RUNNER}'])])
+
+
+def threads_per_worker(options: PipelineOptions) -> int | None:
+    """Threads for one worker process, so that local processes share the cores; None where Beam decides."""
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != 'multi_processing':
+        return None
+    workers = direct.direct_num_workers or os.cpu_count() or 1
+    return max((os.cpu_count() or 1) // workers, 1)
+
+
+def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOptions) -> PipelineResult:
+    """Run a pipeline to its end.
+
+    Raises:
+        InputError, BuildError: raised by a worker; the message is the worker's.
+        Exception: whatever else the runner raises.
+    """
+    pipeline = beam.Pipeline(options=options)
+    define(pipeline)
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except Exception as e:
+        found = _KNOWN_ERROR.findall(str(e))
+        if not found:
+            raise
+        name, message = found[-1]
+        raise {'InputError': InputError, 'BuildError': BuildError}[name](message) from e
+    return result
+
+
+def counters(result: PipelineResult) -> dict[str, int]:
+    """Totals of the counters that the job's steps kept."""
+    totals: dict[str, int] = {}
+    for counter in result.metrics().query()['counters']:
+        if counter.key.metric.namespace == 'grainhash':
+            name = counter.key.metric.name
+            totals[name] = totals.get(name, 0) + counter.result
+    return totals

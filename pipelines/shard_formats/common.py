@@ -1,0 +1,214 @@
+"""What the readers of all shard formats share: options, opening, and the rules for ids, labels and captions.
+
+No reader lets bad data stop a build: a bad record becomes one `Reject`, and the unreadable rest of a shard becomes
+one `Reject`. An I/O error that may pass (a lost connection) is raised, so that the runner tries the unit again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from hashing_model.errors import InputError
+from pipelines import records
+from pipelines.records import Labels, Record, Reject, Source
+
+IMAGE_SUFFIXES = frozenset(['jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif', 'ppm', 'jp2', 'ico'])
+MAX_RECORD_BYTES = 256 << 20
+
+_GZIP_MAGIC = b'\x1f\x8b'
+_BUFFER_BYTES = 1 << 18
+_GONE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """Which column, key or feature of a shard holds what; None takes the format's usual names.
+
+    Args:
+        image: the image: a Parquet column, a feature of `tf.train.Example`, or a suffix within tar shards.
+        image_id: the id: a column, a feature, or a key of a tar shard's json members.
+        caption: the caption: likewise.
+        labels: label levels, coarse first; each is the column, feature or json key of its name.
+        labels_from: `folders` takes the names of the folders between the pattern's folder and an image file as labels,
+            at the levels that `labels` names, or `coarse` and `fine`.
+
+    Raises:
+        InputError: an unknown `labels_from`, or a label level given twice.
+    """
+
+    image: str | None = None
+    image_id: str | None = None
+    caption: str | None = None
+    labels: tuple[str, ...] = ()
+    labels_from: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'labels', tuple(self.labels))
+        if self.labels_from not in (None, 'folders'):
+            raise InputError(f"labels can be taken from 'folders', not from {self.labels_from!r}")
+        if len(set(self.labels)) < len(self.labels):
+            raise InputError(f'label levels repeat: {", ".join(self.labels)}')
+
+
+class BrokenShardError(Exception):
+    """From here on the shard cannot be read."""
+
+
+class MetadataError(ValueError):
+    """What is known about an image cannot be read, though the image could."""
+
+
+# What bad data raise in the standard library's readers, as opposed to a disk or a network that fails.
+DAMAGE = (BrokenShardError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@contextlib.contextmanager
+def open_stream(path: str) -> Iterator[IO[bytes]]:
+    """Open for reading from start to end; gzip is recognised by its first bytes, and its checksum is verified."""
+    raw: Any = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    with io.BufferedReader(raw, _BUFFER_BYTES) as stream:
+        if stream.peek(2)[:2] == _GZIP_MAGIC:
+            with gzip.GzipFile(fileobj=stream) as unzipped:
+                yield unzipped  # type: ignore[misc]
+        else:
+            yield stream
+
+
+def rejecting_damage(
+    found: Iterable[Record | Reject], shard: str, damage: tuple[type[Exception], ...]
+) -> Iterator[Record | Reject]:
+    """Pass everything on; where reading ends in one of `damage`, or the shard is gone, end with one reject."""
+    count = 0
+    try:
+        for count, item in enumerate(found, 1):  # noqa: B007 - the count is what the message tells
+            yield item
+    except damage as e:
+        yield Reject(Source(shard, ''), records.BROKEN_SHARD, f'after {count} records: {one_line(e)}')
+    except Exception as e:
+        if not is_gone(e):
+            raise
+        yield Reject(Source(shard, ''), records.UNREADABLE_FILE, f'after {count} records: {gone_reason(e)}')
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether a file will not be readable at the next try either: missing, forbidden, a bad disk."""
+    if isinstance(error, OSError) and error.errno in _GONE:
+        return True
+    return getattr(error, 'code', None) in (403, 404)  # the clients of object stores
+
+
+def gone_reason(error: Exception) -> str:
+    """A short line without the path, which the reject's source already tells."""
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+def one_line(error: Exception) -> str:
+    """An exception as one short line."""
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
+def id_text(value: object) -> str:
+    """An id as text: strings, UTF-8 bytes and integers; everything else, also None, is no id and gives ''.
+
+    Raises:
+        MetadataError: bytes or a string that are no UTF-8.
+    """
+    if isinstance(value, (str, bytes)):
+        return text(value)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ''
+
+
+def text(value: str | bytes) -> str:
+    """Text that can be stored as UTF-8.
+
+    Raises:
+        MetadataError: it cannot.
+    """
+    try:
+        return value.decode('utf-8') if isinstance(value, bytes) else value.encode('utf-8').decode('utf-8')
+    except UnicodeError as e:
+        raise MetadataError(f'text is not UTF-8: {value[:40]!r}') from e
+
+
+def caption_text(value: object) -> str | None:
+    """A caption as text; what is not UTF-8 in it is replaced, since a caption is only shown."""
+    if isinstance(value, str):
+        value = value.encode('utf-8', 'replace')
+    return value.decode('utf-8', 'replace').strip() or None if isinstance(value, bytes) else None
+
+
+def label_values(value: object) -> tuple[str, ...]:
+    """The labels of one level: a string, number or boolean, or a list of them; None and '' are no label.
+
+    >>> label_values(['shoe', None, 7])
+    ('shoe', '7')
+
+    Raises:
+        MetadataError: something that is no label.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, bool):
+        return ('true' if value else 'false',)
+    if isinstance(value, (int, float)):
+        return (str(value),)
+    if isinstance(value, (str, bytes)):
+        label = text(value).strip()
+        return (label,) if label else ()
+    if isinstance(value, (list, tuple)):
+        return tuple(label for item in value for label in label_values(item))
+    raise MetadataError(f'a {type(value).__name__} is no label')
+
+
+def labels_of(values: Mapping[str, object]) -> Labels:
+    """Label values by level; levels without a label are left out.
+
+    Raises:
+        MetadataError: something that is no label.
+    """
+    levels = {text(level): label_values(value) for level, value in values.items()}
+    return {level: labels for level, labels in levels.items() if labels}
+
+
+def make_record(
+    source: Source, image_id: object, data: bytes | None, labels: Mapping[str, object], caption: object
+) -> Record | Reject:
+    """The record of these parts as they were read, or the reject that says which of them is unusable."""
+    known_id = None
+    try:
+        known_id = id_text(image_id) or None
+        if known_id is None:
+            return Reject(
+                source, records.MISSING_ID, 'no id' if image_id in (None, '', b'') else f'id {image_id!r}'[:80]
+            )
+        if data is None:
+            return Reject(source, records.MISSING_IMAGE, 'no image bytes', known_id)
+        if len(data) > MAX_RECORD_BYTES:
+            return too_large(source, len(data), known_id)
+        return Record(known_id, data, source, labels_of(labels), caption_text(caption))
+    except MetadataError as e:
+        return Reject(source, records.BROKEN_METADATA, one_line(e), known_id)
+
+
+def too_large(source: Source, size: int, image_id: str | None = None) -> Reject:
+    """The reject of a record of `size` bytes."""
+    return Reject(source, records.RECORD_TOO_LARGE, f'{size} bytes; the limit is {MAX_RECORD_BYTES}', image_id)

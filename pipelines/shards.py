@@ -1,0 +1,275 @@
+"""From patterns to work units, and from a work unit to its records. The readers are in `pipelines.shard_formats`.
+
+No pipeline code is here: Beam's part is only its `FileSystems`, so that `gs://`, `s3://` and local paths read alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import itertools
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from hashing_model.errors import InputError
+from pipelines.records import Record, Reject, Source
+from pipelines.shard_formats import common, folder, parquet, tar, tfrecord
+from pipelines.shard_formats.common import ReadOptions
+
+__all__ = ['InputFile', 'ReadOptions', 'WorkUnit', 'cut_units', 'list_inputs', 'list_units', 'read_member', 'read_unit']
+
+TAR, TFRECORD, PARQUET, FILES = 'tar', 'tfrecord', 'parquet', 'files'
+MAX_UNIT_BYTES = 256 << 20  # as stored; one Parquet row group or one file may be larger
+MAX_UNIT_ROWS = 10_000
+MAX_UNIT_FILES = 1_000
+
+_TAR = re.compile(r'.*\.(tar|tar\.gz|tgz)')
+_TFRECORD = re.compile(r'.*\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?|.*tfrecord.*-\d+-of-\d+(\.gz)?')
+_FOOTER_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFile:
+    """One file that a build reads, and what tells it from a later file of the same name.
+
+    Args:
+        path: as the file systems know it.
+        size: in bytes.
+        mtime: last change, in seconds since 1970; 0 where the file system has none.
+        root: the folder that relative names of image files start from; no part of the identity.
+    """
+
+    path: str
+    size: int
+    mtime: float
+    root: str = dataclasses.field(default='', compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkUnit:
+    """What one worker reads in one go: a shard, a run of row groups of a Parquet shard, or a run of image files.
+
+    Args:
+        number: 0 to n-1, in the order of the input.
+        format: `tar`, `tfrecord`, `parquet` or `files`.
+        paths: the shard, or the image files.
+        row_groups: of a Parquet shard, first and one past the last; None for all of it.
+        root: of image files, the folder that their ids start from.
+    """
+
+    number: int
+    format: str
+    paths: tuple[str, ...]
+    row_groups: tuple[int, int] | None = None
+    root: str = ''
+
+    @property
+    def shard(self) -> str:
+        """The name for logs."""
+        if self.format == FILES:
+            more = f' and {len(self.paths) - 1} more' if len(self.paths) > 1 else ''
+            return f'{self.paths[0]}{more}'
+        rows = f' row groups {self.row_groups[0]}-{self.row_groups[1] - 1}' if self.row_groups else ''
+        return f'{self.paths[0]}{rows}'
+
+
+def list_units(patterns: Sequence[str], options: ReadOptions) -> list[WorkUnit]:
+    """The work units of everything the patterns match, always in the same order.
+
+    Raises:
+        InputError: a pattern matches nothing readable, or a Parquet shard lacks a column that is named.
+    """
+    return cut_units(list_inputs(patterns), options)
+
+
+def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
+    """Every shard and image file the patterns match, each once: by pattern in the order given, then by path.
+
+    A pattern is a file, a folder (everything below it; hidden files are left out) or a glob of `*`, `**`, `?`, `[..]`.
+
+    Raises:
+        InputError: a pattern that matches nothing readable, or a file of unknown format that is named itself.
+    """
+    files: dict[str, InputFile] = {}
+    for pattern in patterns:
+        matched = _match(pattern)
+        if not matched:
+            raise InputError(f'no images match {pattern}')
+        for file in matched:
+            files.setdefault(file.path if '://' in file.path else os.path.abspath(file.path), file)
+    return list(files.values())
+
+
+def cut_units(files: Sequence[InputFile], options: ReadOptions) -> list[WorkUnit]:
+    """Work units of some size from listed files. Reads the footers of Parquet shards.
+
+    Raises:
+        InputError: a column or label level that the options name does not fit.
+    """
+    shards = [file.path for file in files if format_of(file.path) == PARQUET]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        row_group_runs = dict(zip(shards, pool.map(lambda path: _row_group_runs(path, options), shards), strict=True))
+    units: list[WorkUnit] = []
+    for (format_, place), group in itertools.groupby(files, key=_format_and_place):
+        if format_ == FILES:
+            for paths in _file_runs(list(group), options):
+                units.append(WorkUnit(len(units), FILES, paths, root=place))
+        else:
+            for row_groups in row_group_runs.get(place, [None]):
+                units.append(WorkUnit(len(units), format_, (place,), row_groups))
+    return units
+
+
+def read_unit(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Reject]:
+    """The records of a unit, one at a time and in order; what cannot be read comes as a `Reject`.
+
+    Raises:
+        OSError: a failure to read that may pass; bad data never raise.
+    """
+    if unit.format == TAR:
+        return tar.read(unit.paths[0], options)
+    if unit.format == TFRECORD:
+        return tfrecord.read(unit.paths[0], options)
+    if unit.format == PARQUET:
+        return parquet.read(unit.paths[0], unit.row_groups, options)
+    return folder.read(unit.root, unit.paths, options)
+
+
+def read_member(source: Source, options: ReadOptions) -> bytes:
+    """The image bytes of one record, as it was read.
+
+    Raises:
+        InputError: the shard is gone or damaged, or has no such member.
+    """
+    try:
+        data = _read_member(source, options)
+    except InputError:
+        raise
+    except Exception as e:
+        reason = common.gone_reason(e) if common.is_gone(e) else common.one_line(e)
+        raise InputError(f'cannot read {source.member} of {source.shard}: {reason}') from e
+    if data is None:
+        raise InputError(f'{source.shard} has no image {source.member}')
+    return data
+
+
+def _read_member(source: Source, options: ReadOptions) -> bytes | None:
+    format_ = format_of(source.shard)
+    if format_ == TAR:
+        return tar.read_member(source.shard, source.member)
+    if format_ == TFRECORD:
+        return tfrecord.read_member(source.shard, source.member, options)
+    if format_ == PARQUET:
+        return parquet.read_member(source.shard, source.member, options)
+    return folder.read_file(posixpath.join(source.shard, source.member))
+
+
+def format_of(path: str) -> str | None:
+    """The format that a file's name tells, or None.
+
+    >>> [format_of(name) for name in ('a.TAR', 'b.tfrecord-00000-of-00010', 'c.parquet', 'd.JPEG', 'e.json')]
+    ['tar', 'tfrecord', 'parquet', 'files', None]
+    """
+    name = posixpath.basename(path).lower()
+    if _TAR.fullmatch(name):
+        return TAR
+    if _TFRECORD.fullmatch(name):
+        return TFRECORD
+    suffix = name.rpartition('.')[2] if '.' in name else ''
+    return PARQUET if suffix == 'parquet' else FILES if suffix in common.IMAGE_SUFFIXES else None
+
+
+def _match(pattern: str) -> list[InputFile]:
+    """The readable files of one pattern, by path."""
+    is_local = '://' not in pattern
+    if glob.has_magic(pattern) and not (is_local and os.path.exists(pattern)):
+        fixed = re.split(r'[*?[]', pattern, maxsplit=1)[0]
+        if is_local and '/' not in fixed:  # Beam finds nothing for a glob that does not start in a folder
+            fixed, pattern = f'./{fixed}', f'./{pattern}'
+        return _readable(_list(pattern, posixpath.dirname(fixed)))
+    folder_path = pattern.rstrip('/')
+    below = _list(f'{glob.escape(folder_path)}/**', folder_path)
+    if below or os.path.isdir(pattern):
+        return _readable(below)
+    if not _exists(pattern):
+        return []
+    if format_of(pattern) is None:
+        raise InputError(f'{pattern} is no image and no image shard: its name ends in no known suffix')
+    return _list(glob.escape(pattern), posixpath.dirname(pattern))
+
+
+def _list(pattern: str, root: str) -> list[InputFile]:
+    try:
+        metadata = FileSystems.match([pattern])[0].metadata_list
+    except (BeamIOError, ValueError) as e:
+        details = getattr(e, 'exception_details', None) or {}
+        raise InputError(f'cannot list {pattern}: {"; ".join(map(str, details.values())) or e}') from e
+    found = (InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, root) for m in metadata)
+    return sorted(found, key=lambda file: file.path)
+
+
+def _exists(path: str) -> bool:
+    with contextlib.suppress(ValueError):  # the root of a bucket
+        return FileSystems.exists(path)
+    return False
+
+
+def _readable(files: Iterable[InputFile]) -> list[InputFile]:
+    """Without hidden files, files in hidden folders, and files of other formats, such as sidecars."""
+
+    def is_hidden(file: InputFile) -> bool:
+        return any(part.startswith('.') for part in folder.relative(file.root, file.path).split('/'))
+
+    return [file for file in files if format_of(file.path) and not is_hidden(file)]
+
+
+def _format_and_place(file: InputFile) -> tuple[str, str]:
+    """What neighbours must share to be read in one unit: every shard is for itself, image files share a folder."""
+    format_ = format_of(file.path)
+    assert format_ is not None  # listing leaves others out
+    return format_, file.root if format_ == FILES else file.path
+
+
+def _file_runs(files: Sequence[InputFile], options: ReadOptions) -> Iterator[tuple[str, ...]]:
+    for file in files:
+        folder.folder_labels(folder.relative(file.root, file.path), options)  # fails now rather than on a worker
+    for first, last in _cut([(file.size, 1) for file in files], (MAX_UNIT_BYTES, MAX_UNIT_FILES)):
+        yield tuple(file.path for file in files[first:last])
+
+
+def _row_group_runs(path: str, options: ReadOptions) -> Sequence[tuple[int, int] | None]:
+    """Runs of row groups, after a look at the columns; [None] if the file is damaged, which its reader will say."""
+    try:
+        with parquet.open_file(path) as file:
+            parquet.Columns.of(file.schema_arrow, options, path)
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    except parquet.DAMAGE:
+        return [None]
+    except Exception as e:
+        if not common.is_gone(e):
+            raise
+        return [None]
+    return _cut([(parquet.stored_bytes(group), group.num_rows) for group in groups], (MAX_UNIT_BYTES, MAX_UNIT_ROWS))
+
+
+def _cut(weights: Sequence[tuple[int, int]], limits: tuple[int, int]) -> list[tuple[int, int]]:
+    """Runs [first, last) of items whose summed weights keep within both limits; an item beyond them is alone.
+
+    >>> _cut([(3, 1), (3, 1), (9, 1), (1, 1), (1, 1), (1, 1)], limits=(8, 2))
+    [(0, 2), (2, 3), (3, 5), (5, 6)]
+    """
+    runs: list[tuple[int, int]] = []
+    first, a, b = 0, 0, 0
+    for i, (more_a, more_b) in enumerate(weights):
+        if i > first and (a + more_a > limits[0] or b + more_b > limits[1]):
+            runs.append((first, i))
+            first, a, b = i, 0, 0
+        a, b = a + more_a, b + more_b
+    return [*runs, (first, len(weights))] if weights else []
