@@ -34,7 +34,8 @@ MAX_PIXELS = 100_000_000
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM', 'JPEG2000', 'ICO')
 # Bytes that cannot be chance: what starts so and does not open is a damaged picture, anything else is none.
 _SIGNATURE = re.compile(
-    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavi[fs]|\0\0\0\x0cjP  |\0\0\1\0', re.DOTALL
+    rb'\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftypavi[fs]|\0\0\0\x0cjP  |\0\0\x01\0',
+    re.DOTALL,
 )
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
@@ -99,7 +100,7 @@ class Resizing:
         """A plain dict."""
         return {'size': self.size, 'rule': self.rule}
 
-    def scaled(self, width: int, height: int) -> tuple[int, int]:
+    def scaled(self, width: float, height: float) -> tuple[int, int]:
         """Width and height in pixels to which the rule scales a whole picture.
 
         >>> [Resizing(100, rule).scaled(400, 200) for rule in RULES]
@@ -143,12 +144,12 @@ def decode(data: bytes, resizing: Resizing, max_pixels: int = MAX_PIXELS) -> Dec
         raise ImageError(EMPTY, 'zero bytes')
     image = _open(data, max_pixels)
     try:
-        width, height = _load(image, resizing, max_pixels)
+        (width, height), extent = _load(image, resizing, max_pixels)
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
+        small = _scale(_to_rgb(image), extent, resizing)
         if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-        pixels = np.array(_resize(rgb, resizing))
+            small = small.transpose(_UPRIGHT[orientation])
+        pixels = np.array(_pad(small, resizing.size))
     except ImageError:
         raise
     except MemoryError as e:
@@ -196,16 +197,20 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(TOO_MANY_PIXELS, f'{width} x {height} pixels; the limit is {max_pixels}')
 
 
-def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[int, int]:
-    """Decode the pixels; returns the width and height that the file has before orientation."""
+def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Decode the pixels.
+
+    Returns:
+        Width and height that the file has before orientation, and how far the picture reaches in `image`.
+    """
     if image.format in ('JPEG', 'MPO'):
-        width, height = image.size
+        size = image.size
         # libjpeg scales by 1/2, 1/4, 1/8 while decoding, at a fraction of the cost. Twice the wanted size is left
-        # for the good filter.
-        target_width, target_height = resizing.scaled(width, height)
-        image.draft(None, (2 * target_width, 2 * target_height))
+        # for the good filter. 1500 / 8 gives 188 pixels, of which the picture fills 187.5.
+        width, height = resizing.scaled(*size)
+        drafted = image.draft(None, (2 * width, 2 * height))
         image.load()
-        return width, height
+        return size, drafted[1][2:] if drafted else size
     if image.format == 'ICO':  # The frame inside has a header of its own, which Pillow's limit guards.
         with _pillow_globals, warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -213,7 +218,7 @@ def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[int,
     else:
         image.load()
     _check_pixels(*image.size, max_pixels)
-    return image.size
+    return image.size, image.size
 
 
 def _orientation(image: Image.Image) -> int:
@@ -279,18 +284,23 @@ def _over_white(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _resize(image: Image.Image, resizing: Resizing) -> Image.Image:
-    """`reducing_gap` first averages whole blocks of pixels where a picture is much too large; barely visible."""
-    size, lanczos = resizing.size, Image.Resampling.LANCZOS
-    if resizing.rule == 'squash':
-        return image.resize((size, size), lanczos, reducing_gap=3.0)
+def _scale(image: Image.Image, extent: tuple[float, float], resizing: Resizing) -> Image.Image:
+    """Scale the first `extent` pixels (width, height), of which the rule `crop` keeps the middle square."""
+    width, height = extent
+    box, size = (0.0, 0.0, width, height), resizing.scaled(width, height)
     if resizing.rule == 'crop':
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        return image.resize((size, size), lanczos, (left, top, left + side, top + side), reducing_gap=3.0)
-    small = image.resize(resizing.scaled(*image.size), lanczos, reducing_gap=3.0)
+        side = min(extent)
+        left, top = (width - side) / 2, (height - side) / 2
+        box, size = (left, top, left + side, top + side), (resizing.size, resizing.size)
+    # `reducing_gap` first averages whole blocks of pixels where a picture is much too large: faster, hardly visible.
+    return image.resize(size, Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    if image.size == (size, size):
+        return image
     square = Image.new('RGB', (size, size), 'white')
-    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return square
 
 

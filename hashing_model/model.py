@@ -188,7 +188,7 @@ class HashModel:
             'features_version': FEATURES_VERSION,
             'spec': self.spec.to_json(),
             'resizing': self.resizing.to_json(),
-            'backbone': self.extractor.backbone_name,
+            'backbone': Path(self.extractor.backbone_name).name,  # of a .keras file: the model has a copy
             'backbone_digest': self.backbone_digest,
             'scales': {g: self.fusion.scale[g] for g in self.extractor.groups},
         }

@@ -41,7 +41,7 @@ def fit(
         InputError: an unknown method, no images, or too few for the bits wanted.
     """
     spec = spec or CodeSpec.default()
-    resizing = resizing or Resizing()
+    resizing = resizing or Resizing(224)
     if method not in METHODS:
         raise InputError(f'unknown method {method!r}; there are {", ".join(METHODS)}')
     wanted = {name for segment in spec.segments for name in segment.features}

@@ -131,8 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     args, rest = make_parser().parse_known_args(argv)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format='%(name)s: %(message)s')
-    logging.getLogger('apache_beam.typehints').setLevel(logging.WARNING)
+    set_up_logging(args.verbose)
     try:
         if rest and args.command not in ('build', 'query'):
             raise InputError(f'unknown option {rest[0]}')
@@ -146,6 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BuildError as e:
         return _fail(e, 1, args.verbose)
     return 0
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings, or every step. A worker's traceback reaches us with its exception, so Beam need not log it too."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format='%(name)s: %(message)s')
+    logging.getLogger('apache_beam.typehints').setLevel(logging.WARNING)
+    if not verbose:
+        logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
 
 
 def _fail(error: BaseException | str, code: int, verbose: bool) -> int:

@@ -68,16 +68,16 @@ def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
     wrong_length = pc.and_not(pc.fill_null(pc.not_equal(pc.binary_length(codes), spec.num_bytes), True), no_id)
     members = pc.cast(pa.array(np.arange(first, first + len(table))), pa.string())
     rejects = [
-        Reject(Source(unit.shard, members[i].as_py()), MISSING_ID, 'image_id is null or empty')
+        Reject(Source(unit.paths[0], members[i].as_py()), MISSING_ID, 'image_id is null or empty')
         for i in _places(no_id)
     ]
     for i in _places(wrong_length):
         detail = f'code has {len(codes[i].as_py() or b"")} bytes; the index has codes of {spec.num_bytes} bytes'
-        rejects.append(Reject(Source(unit.shard, members[i].as_py()), WRONG_CODE_LENGTH, detail, ids[i].as_py()))
+        rejects.append(Reject(Source(unit.paths[0], members[i].as_py()), WRONG_CODE_LENGTH, detail, ids[i].as_py()))
     good = pc.invert(pc.or_(no_id, wrong_length))
     schema = images_schema(spec.num_bytes)
     kept = members.filter(good.combine_chunks() if isinstance(good, pa.ChunkedArray) else good)
-    shard = pa.DictionaryArray.from_arrays(np.zeros(len(kept), np.int8), [unit.shard]).cast(pa.string())
+    shard = pa.DictionaryArray.from_arrays(np.zeros(len(kept), np.int8), [unit.paths[0]]).cast(pa.string())
     columns = {
         'image_id': ids.filter(good),
         'source': pa.StructArray.from_arrays([shard, kept], fields=list(schema.field('source').type)),
@@ -96,7 +96,7 @@ def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray
     """
     encoded = read_codes(unit, spec)
     for reject in encoded.rejects:
-        raise InputError(f'{reject.source.shard}, row {reject.source.member}: {reject.detail}')
+        raise InputError(f'{reject.source.shard}: row {reject.source.member}: {reject.detail}')
     return encoded.images['image_id'].to_pylist(), codes_from_arrow(encoded.images['code'])
 
 

@@ -44,7 +44,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     check_model_folder(folder)
     files.check_writable(str(folder / 'model.json'))
     options = read_options(args)
-    units, _ = list_units(args.images, options)
+    units = list_units(args.images, options)
     started = time.monotonic()
     records, rejects = sample_records(units, options, args.max_images, args.seed)
     with Progress(console=_stderr(), transient=True) as progress:
@@ -104,11 +104,12 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 def _images_input(args: argparse.Namespace) -> dict:
     from hashing_model.model import HashModel
     from pipelines.encode import local_model
-    from pipelines.shards import list_units
+    from pipelines.shards import cut_units, list_inputs
 
     model = HashModel.load(local_model(files.absolute(args.model)))
     options = read_options(args)
-    units, inputs = list_units(args.images, options)
+    inputs = list_inputs(args.images)
+    units = cut_units(inputs, options)
     return {
         'units': tuple(units),
         'inputs': tuple(inputs),
@@ -182,7 +183,7 @@ def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) ->
         return {'units': tuple(units)}
     check_model(manifest, (manifest.model or {}).get('fingerprint', ''))
     options = read_options(args)
-    units, _ = list_units(args.images, options)
+    units = list_units(args.images, options)
     return {'units': tuple(units), 'model': files.join(folder, versions.MODEL_FOLDER), 'options': options}
 
 

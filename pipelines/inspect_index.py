@@ -5,6 +5,7 @@ The manifest alone answers; no data file is opened.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _summarize_table(manifest: Manifest, number: int) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary for people, on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
     model = summary['model']
     console.print(f'version   {summary["version"]}, made {summary["created"]}, format {summary["format_version"]}')
     console.print(f'model     {model["method"]} {model["fingerprint"][:12]}' if model else 'model     none, from codes')

@@ -18,7 +18,8 @@ from apache_beam.runners.runner import PipelineResult
 from hashing_model.errors import BuildError, InputError
 
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
-_KNOWN_ERROR = re.compile(r'^(?:\S+\.)?(InputError|BuildError): (.*?)(?: \[while running .*)?$', re.MULTILINE)
+_KNOWN_ERROR = re.compile(r'^(?:\S+\.)?(InputError|BuildError): (.*)$', re.MULTILINE)
+_WHERE = re.compile(r' \[while running .*')
 
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
@@ -58,11 +59,12 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
         result = pipeline.run()
         result.wait_until_finish()
     except Exception as e:
-        found = _KNOWN_ERROR.findall(str(e))
+        found = _KNOWN_ERROR.findall(f'{type(e).__name__}: {e}')  # a remote worker's error comes as its traceback
         if not found:
             raise
         name, message = found[-1]
-        raise {'InputError': InputError, 'BuildError': BuildError}[name](message) from e
+        kind = InputError if name == 'InputError' else BuildError
+        raise kind(_WHERE.sub('', message)) from e
     return result
 
 

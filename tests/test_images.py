@@ -229,7 +229,7 @@ def test_rules():
     image.paste(BLUE, (100, 0, 300, 200))
     squash, crop, pad = (decode(encode(image), Resizing(40, rule)).pixels for rule in images.RULES)
     assert [tuple(squash[20, x]) for x in (2, 20, 37)] == [RED, BLUE, RED]
-    assert (crop[:, 2:-2] == BLUE).all()
+    assert (crop[:, 4:-4] == BLUE).all()
     assert [tuple(pad[y, 20]) for y in (5, 20, 35)] == [WHITE, BLUE, WHITE]
     assert tuple(pad[20, 2]) == RED
 
@@ -239,7 +239,7 @@ def test_rules():
 def test_odd_shapes(rule, size):
     decoded = decode(encode(Image.new('RGB', size, BLUE)), Resizing(32, rule))
     assert (decoded.width, decoded.height) == size
-    assert (decoded.pixels[16] == BLUE).all(axis=-1).any()
+    assert (decoded.pixels == BLUE).all(axis=-1).any()
 
 
 def test_drafting_keeps_the_picture():

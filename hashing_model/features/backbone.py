@@ -45,7 +45,7 @@ class Backbone:
         self, name: str, model: Any, taps: dict[str, Any], digest: str, to_input: Callable[[Any], Any]
     ) -> None:
         self.name = name
-        self.input_size = int(model.input.shape[1])
+        self.input_size = int(model.inputs[0].shape[1])
         self.digest = digest
         self.dims = {tap: int(taps[tap].shape[-1]) * (1 if tap == 'top' else 2) for tap in BACKBONE_FEATURES}
         self._model = model
@@ -132,11 +132,12 @@ def _compile(model: Any, taps: dict[str, Any], to_input: Callable[[Any], Any], s
     """A graph from uint8 images to feature groups, and the number of images that it runs best at a time."""
     import tensorflow as tf
 
-    tapped = import_keras().Model(model.input, taps)
+    tapped = import_keras().Model(model.inputs[0], taps)
 
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
     def run(images: Any) -> dict[str, Any]:
         maps = tapped(to_input(tf.cast(images, tf.float32)), training=False)
+        maps = {tap: tf.cast(x, tf.float32) for tap, x in maps.items()}  # a model may compute in float16
         groups = {tap: tf.concat(_channel_statistics(maps[tap]), -1) for tap in ('low', 'mid', 'high')}
         return {**groups, 'top': tf.reduce_mean(maps['top'], [1, 2])}
 

@@ -9,7 +9,7 @@ from skimage.feature import hog
 from hashing_model.features.canvas import SIDE, FloatArray, gradients, hellinger, per_image, to_gray
 
 HOG_BINS, CELLS, BLOCK = 9, 5, 2
-DIRECTIONS = 36  # bins of 10 degrees, centred on 0, 10, 20 ...
+DIRECTIONS = 24  # bins of 15 degrees, centred on 0, 15, 30 ...: the diagonals, frequent in pixels, lie inside a bin
 HOG_DIMS = (CELLS - BLOCK + 1) ** 2 * BLOCK**2 * HOG_BINS
 DIMS = HOG_DIMS + DIRECTIONS
 
@@ -18,7 +18,7 @@ def edges(images: npt.NDArray[np.uint8]) -> FloatArray:
     """Histograms of oriented gradients over 5 x 5 cells, then one histogram of gradient directions.
 
     HOG: Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005; 9 unsigned
-    orientations, overlapping blocks of 2 x 2 cells, L2-Hys. The direction histogram counts 36 signed
+    orientations, overlapping blocks of 2 x 2 cells, L2-Hys. The direction histogram counts 24 signed
     directions (0 = brighter to the right, 90 degrees = brighter downwards) weighted by gradient magnitude, as
     a Hellinger vector.
 
@@ -26,7 +26,7 @@ def edges(images: npt.NDArray[np.uint8]) -> FloatArray:
         images: uint8 [N, H, W, 3], RGB, sides at least 32 px.
 
     Returns:
-        float32 [N, 612], values 0 to 1; all 0 for a flat image.
+        float32 [N, 600], values 0 to 1; all 0 for a flat image.
 
     Raises:
         InputError: images of another kind.

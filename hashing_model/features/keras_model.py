@@ -26,9 +26,10 @@ def choose_taps(model: Any, name: str) -> dict[str, Any]:
     maps = [layer.output for layer in model.layers if _is_map(layer)]
     if not maps:
         raise InputError(f'the backbone {name} has no convolutional activation to read features from')
-    side = int(model.input.shape[1])
+    side = int(model.inputs[0].shape[1])
     by_stride = {_stride(x, side): x for x in maps}  # the last of a size wins
-    top = model.output if _is_map(model.layers[-1]) else maps[-1]
+    wide = [x for x in maps if x.shape[1] > 1]  # not what a classifier makes of the image's average
+    top = model.outputs[0] if len(model.outputs[0].shape) == 4 else (wide or maps)[-1]
     inner = [by_stride[s] for s in sorted(by_stride) if 4 <= s < _stride(top, side)][:3] or [top]
     inner = [inner[0]] * (3 - len(inner)) + inner
     return dict(zip(BACKBONE_FEATURES, [*inner, top], strict=True))

@@ -67,7 +67,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: str
-    count: int
+    length: int
 
 
 class _View(NamedTuple):
@@ -85,8 +85,8 @@ class _View(NamedTuple):
 
     def take(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The tensor's own copy out of its storage's numbers."""
-        numbers_given = (self.offset, *self.size, *self.stride)
-        if len(self.size) != len(self.stride) or not all(type(n) is int and n >= 0 for n in numbers_given):
+        given = (self.offset, *self.size, *self.stride)
+        if len(self.size) != len(self.stride) or not all(type(n) is int and n >= 0 for n in given):
             raise ValueError(f'a tensor has offset {self.offset}, size {self.size}, stride {self.stride}')
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
         if 0 in self.size or max(last + 1, math.prod(self.size)) > len(numbers):
@@ -108,10 +108,10 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no weights need')
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, count = pid[:5]
-        if kind != 'storage' or dtype not in _DTYPES.values() or type(count) is not int:
+        kind, dtype, key, _, length = pid[:5]
+        if kind != 'storage' or dtype not in _DTYPES.values() or type(length) is not int:
             raise pickle.UnpicklingError(f'unknown kind of storage {pid!r}')
-        return _Storage(key, dtype, count)
+        return _Storage(key, dtype, length)
 
 
 def _read(file: BinaryIO, size: int) -> Tensors:
@@ -132,7 +132,7 @@ def _read(file: BinaryIO, size: int) -> Tensors:
 
 def _read_numbers(file: BinaryIO, storage: _Storage, size: int) -> npt.NDArray[Any]:
     count = int.from_bytes(file.read(8), 'little', signed=True)
-    length = count * np.dtype(storage.dtype).itemsize
-    if count != storage.count or not 0 <= length <= size - file.tell():
-        raise ValueError(f'storage {storage.key} should have {storage.count} numbers; the file has fewer or others')
-    return np.frombuffer(file.read(length), storage.dtype)
+    size_needed = count * np.dtype(storage.dtype).itemsize
+    if count != storage.length or not 0 <= size_needed <= size - file.tell():
+        raise ValueError(f'storage {storage.key} should have {storage.length} numbers; the file has fewer or others')
+    return np.frombuffer(file.read(size_needed), storage.dtype)

@@ -131,9 +131,9 @@ def check_writable(uri: str) -> None:
         return
     if os.path.isdir(path):
         raise InputError(f'{uri} is a folder; give a file')
-    probe = f'{path}.{uuid.uuid4().hex}.tmp'
+    probe = f'{path}.probe'
     try:
         write_bytes(probe, b'')
         os.unlink(probe)
     except OSError as e:
-        raise InputError(f'cannot write {uri}: {e.strerror or e}') from e
+        raise InputError(f'cannot write {uri}: {os.strerror(e.errno) if e.errno else e}') from e

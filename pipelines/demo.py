@@ -1,0 +1,195 @@
+"""The demo: fit a model on the embedded catalogue, build its index, ask it, show the answers as a gallery.
+
+    grainhash demo --out demo-out
+
+The pictures that ask are another vendor's drawings of the same emoji; none of them is in the index.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from hashing_model.codes import segment_distances
+from hashing_model.errors import InputError
+from hashing_model.model import HashModel
+from pipelines import __main__ as command_line
+from pipelines.encode import encode_unit
+from pipelines.index import LocalIndex, SearchResult
+from pipelines.index.code_tables import codes_from_arrow
+from pipelines.records import Record
+from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, write_report
+from pipelines.shards import ReadOptions, list_units, read_unit
+
+CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'
+PROFILES: dict[str, dict[str, int] | None] = {
+    'coarse': {'coarse': 1},
+    'fine': {'fine': 1},
+    'look': {'look': 1},
+    'all': None,
+}
+SHOWN = (
+    'dog face',
+    'red apple',
+    'soccer ball',
+    'airplane',
+    'smiling face with sunglasses',
+    'guitar',
+    'sunflower',
+    'tropical fish',
+    'birthday cake',
+    'automobile',
+    'top hat',
+    'clockwise vertical arrows',
+)
+ANSWERS = 8
+OWN_IMAGES = """\
+The same with your own images (folders, .tar, .tfrecord or .parquet shards, local or gs://):
+
+  grainhash train --method itq --images 'photos/' --model my-model
+  grainhash build --images 'photos/' --model my-model --index my-index
+  grainhash query --index my-index --images 'questions/*.jpg' --k 10 --output answers.jsonl
+  grainhash inspect my-index
+"""
+
+
+def run_demo(out: Path, catalogue: Path | None = None) -> None:
+    """Everything, into the folder `out`; what an earlier demo left there is replaced.
+
+    Raises:
+        InputError: the catalogue is not there, or `out` cannot be written or holds other things.
+    """
+    catalogue = catalogue or CATALOGUE
+    if not catalogue.is_dir():
+        raise InputError(f'no catalogue in {catalogue}: run from the source tree, or give --catalogue')
+    _clear(out)
+    console = Console(highlight=False)
+    index_shards, query_shards = str(catalogue / 'index-*.tar.gz'), str(catalogue / 'query-twitter-00000.tar.gz')
+    model, index, answers = str(out / 'model'), str(out / 'index'), str(out / 'answers.jsonl')
+    started = time.monotonic()
+    for command in (
+        ['train', '--method', 'itq', '--images', index_shards, '--model', model, '--input-size', '96'],
+        ['build', '--images', index_shards, '--model', model, '--index', index, '--partition-rows', '1000'],
+        ['query', '--index', index, '--images', query_shards, '--k', str(ANSWERS), '--output', answers],
+    ):
+        _run(console, command)
+    records = read_all(query_shards)
+    searcher, codes = LocalIndex.open(index), encode(records, HashModel.load(model))
+    results = {name: searcher.search(codes, ANSWERS, profile=profile) for name, profile in PROFILES.items()}
+    shares = same_label_shares(records, results, searcher)
+    shown = [i for i, record in enumerate(records) if record.caption in SHOWN] or list(range(8))
+    pictures = {record.image_id: picture(record) for record in read_all(index_shards)}
+    galleries = [gallery(i, records, codes, results, searcher, pictures) for i in shown]
+    console.print(answers_table(galleries))
+    report = out / 'report.html'
+    facts = [
+        Fact('images indexed', f'{len(searcher):,}'),
+        Fact('bits per image', str(searcher.spec.bits)),
+        Fact('pictures that asked', f'{len(records):,}'),
+        Fact('first answer in the same category', f'{shares["coarse"]:.0%}'),
+        Fact('first answer in the same subcategory', f'{shares["fine"]:.0%}'),
+        Fact('seconds in all', f'{time.monotonic() - started:.0f}'),
+    ]
+    levels = {'coarse': 'coarse', 'fine': 'fine', 'all': 'fine'}
+    segments = {s.name: s.bits for s in searcher.spec.segments}
+    write_report(report, 'Emoji that look alike, to a hash', INTRO, facts, segments, galleries, levels)
+    console.print(
+        f'\n{len(records):,} pictures asked; the first answer is of the same category for {shares["coarse"]:.0%} '
+        f'(coarse) and of the same subcategory for {shares["fine"]:.0%} (fine).\n'
+        f'The gallery: {report}\n\n{OWN_IMAGES}'
+    )
+
+
+INTRO = (
+    'Emoji drawn by two vendors were indexed; a third vendor, whose pictures are not in the index, asks. '
+    'Each row of answers compares another part of the code. The codes were fitted without any label (ITQ); '
+    'labels only mark the answers here.'
+)
+
+
+def _run(console: Console, command: Sequence[str]) -> None:
+    console.print(f'$ grainhash {" ".join(command)}', style='bold', soft_wrap=True)
+    code = command_line.main(command)
+    if code:
+        raise SystemExit(code)
+
+
+def _clear(out: Path) -> None:
+    ours = ('model', 'index', 'answers.jsonl', 'report.html')
+    names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    strange = [name for name in names if name not in ours]
+    if strange:
+        raise InputError(f'{out} holds {strange[0]}, which no demo made; give another folder with --out')
+    for name in names:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink()
+
+
+def read_all(pattern: str) -> list[Record]:
+    """All readable records of the shards that match."""
+    options = ReadOptions()
+    items = (item for unit in list_units([pattern], options) for item in read_unit(unit, options))
+    return [item for item in items if isinstance(item, Record)]
+
+
+def encode(records: Sequence[Record], model: HashModel) -> NDArray[np.uint8]:
+    """The codes of records that all decode: uint8 [N, B]."""
+    return codes_from_arrow(encode_unit(records, model).images['code'])
+
+
+def picture(record: Record) -> Picture:
+    """A record for the report."""
+    return Picture(record.image_id, record.data, record.caption, record.labels)
+
+
+def same_label_shares(
+    records: Sequence[Record], results: Mapping[str, SearchResult], index: LocalIndex
+) -> dict[str, float]:
+    """For coarse and fine: the share of queries whose first answer under that profile has the query's label."""
+    shares = {}
+    for level in ('coarse', 'fine'):
+        first = index.images(results[level].rows[:, 0], ['labels'])['labels'].to_pylist()
+        hits = [dict(f)[level] == list(r.labels[level]) for f, r in zip(first, records, strict=True)]
+        shares[level] = float(np.mean(hits))
+    return shares
+
+
+def gallery(
+    query: int,
+    records: Sequence[Record],
+    codes: NDArray[np.uint8],
+    results: Mapping[str, SearchResult],
+    index: LocalIndex,
+    pictures: Mapping[str, Picture],
+) -> QueryGallery:
+    """One query with its answers under every profile."""
+    rows = []
+    for name, result in results.items():
+        found = index.images(result.rows[query], ['image_id', 'code'])
+        by_segment = segment_distances(codes[query], codes_from_arrow(found['code']), index.spec)
+        answers = [
+            Answer(pictures[image_id], int(d), dict(zip(index.spec.names, s.tolist(), strict=True)))
+            for image_id, d, s in zip(
+                found['image_id'].to_pylist(), result.distances[query], by_segment, strict=True
+            )
+        ]
+        rows.append(Row(name, answers))
+    return QueryGallery(picture(records[query]), rows)
+
+
+def answers_table(galleries: Sequence[QueryGallery]) -> Table:
+    """The first three answers of each query under each profile."""
+    table = Table('asked', *(f'{row.profile}' for row in galleries[0].rows), title='nearest images (distance in bits)')
+    for g in galleries:
+        cells = ['\n'.join(f'{a.distance:3d} {a.picture.caption}' for a in row.answers[:3]) for row in g.rows]
+        table.add_row(g.query.caption, *cells)
+    return table

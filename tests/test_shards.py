@@ -1,0 +1,581 @@
+"""Listing and reading of image shards, over files made here by other writers than ours."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hashing_model.errors import InputError
+from pipelines import records, shards
+from pipelines.records import Record, Reject, Source
+from pipelines.shard_formats import common
+from pipelines.shards import ReadOptions, list_inputs, list_units, read_member, read_unit
+
+
+def read_all(patterns, options=None):
+    options = options or ReadOptions()
+    patterns = [str(p) for p in (patterns if isinstance(patterns, list) else [patterns])]
+    return [item for unit in list_units(patterns, options) for item in read_unit(unit, options)]
+
+
+def ids(items):
+    return [item.image_id for item in items if isinstance(item, Record)]
+
+
+def reasons(items):
+    return [item.reason for item in items if isinstance(item, Reject)]
+
+
+def image_bytes(i):
+    return b'image %04d ' % i + bytes(range(256)) * 4
+
+
+# Tar
+
+
+def write_tar(path, members, mode='w', **options):
+    with tarfile.open(path, mode, **options) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(n, start=0):
+    for i in range(start, start + n):
+        yield f'{i:06}.jpg', image_bytes(i)
+        yield (
+            f'{i:06}.json',
+            json.dumps({'id': f'sku-{i}', 'labels': {'coarse': 'shoe'}, 'caption': f'no {i}'}).encode(),
+        )
+
+
+@pytest.mark.parametrize(('name', 'mode'), [('a.tar', 'w'), ('a.tar.gz', 'w:gz'), ('a.tgz', 'w:gz'), ('A.TAR', 'w')])
+@pytest.mark.parametrize('format_', [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_tar(tmp_path, name, mode, format_):
+    path = str(write_tar(tmp_path / name, samples(5), mode, format=format_))
+    found = read_all(path)
+    assert found[3] == Record('sku-3', image_bytes(3), Source(path, '000003.jpg'), {'coarse': ('shoe',)}, 'no 3')
+    assert ids(found) == [f'sku-{i}' for i in range(5)]
+    assert read_member(found[3].source, ReadOptions()) == image_bytes(3)
+    with pytest.raises(InputError, match='has no image x'):
+        read_member(Source(path, 'x'), ReadOptions())
+
+
+def test_tar_naming(tmp_path):
+    members = [
+        ('README.md', b'about'),
+        ('train/v1.0/7.jpg', b'a'),
+        ('train/v1.0/7.txt', ' blue shoe\n'.encode()),
+        ('train/v1.0/7.cls', b'12\n'),
+        ('train/v1.0/7.seg.png', b'ignored'),
+        ('./train/8.PNG', b'b'),
+        ('./train/._8.png', b'left by a Mac'),
+        ('train/8.json', b'{"id": 8, "labels": {"fine": ["x", 1], "coarse": null}}'),
+        ('é/9.webp', b'c'),
+        ('ten.npy', b'only'),
+    ]
+    found = read_all(write_tar(tmp_path / 'a.tar', members))
+    assert [(r.image_id, r.data, r.labels, r.caption) for r in found] == [
+        ('train/v1.0/7', b'a', {'class': ('12',)}, 'blue shoe'),
+        ('8', b'b', {'fine': ('x', '1')}, None),
+        ('é/9', b'c', {}, None),
+    ]
+    assert found[1].source.member == './train/8.PNG'
+    assert read_member(found[1].source, ReadOptions()) == b'b'
+
+
+def test_tar_options(tmp_path):
+    info = {'sku': 5, 'labels': {'fine': 'boot'}, 'brand': ['a', 'b'], 'title': 'Boots', 'size': None}
+    members = [('1.jpg', b'x'), ('1.thumb.png', b'y'), ('1.json', json.dumps(info).encode())]
+    path = write_tar(tmp_path / 'a.tar', members)
+    options = ReadOptions('thumb.png', 'sku', 'title', ('brand', 'fine', 'size'))
+    (record,) = read_all(path, options)
+    assert (record.data, record.image_id, record.caption) == (b'y', '5', 'Boots')
+    assert list(record.labels.items()) == [('brand', ('a', 'b')), ('fine', ('boot',))]
+    assert reasons(read_all(path, ReadOptions(image_id='uid'))) == [records.MISSING_ID]
+    assert ids(read_all(path, ReadOptions(image_id='__key__'))) == ['1']
+
+
+def test_tar_rejects(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, 'MAX_RECORD_BYTES', 100)
+    members = [
+        *[('a.jpg', b'x'), ('a.json', b'{"id": "a"')],
+        *[('b.jpg', b'x'), ('b.json', b'[1]')],
+        *[('c.jpg', b'x'), ('c.json', b'{"labels": {"fine": {"deep": 1}}}')],
+        *[('d.jpg', b'x'), ('d.json', b'{"id": "\\ud800"}')],
+        *[('e.jpg', b'x'), ('e.json', b'{"id": ""}')],
+        *[('f.jpg', b'x'), ('f.cls', b'\xff')],
+        ('g.json', b'{}'),
+        ('h.v2.jpg', b'x'),
+        ('i.jpg', b'x' * 101),
+        ('j.jpg', b'last'),
+    ]
+    found = read_all(write_tar(tmp_path / 'a.tar', members))
+    broken, no_id, no_image = records.BROKEN_METADATA, records.MISSING_ID, records.MISSING_IMAGE
+    assert reasons(found) == [broken] * 4 + [no_id, broken, no_image, no_image, records.RECORD_TOO_LARGE]
+    assert ids(found) == ['j']
+    assert all('\n' not in r.detail for r in found if isinstance(r, Reject))
+
+
+def test_tar_is_safe(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w') as tar:
+        for name, kind in [('1.jpg', tarfile.SYMTYPE), ('2.jpg', tarfile.LNKTYPE), ('3.jpg', tarfile.FIFOTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, '/etc/hostname'
+            tar.addfile(info)
+        folder = tarfile.TarInfo('4.jpg')
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert read_all(path) == []
+
+
+def test_members_of_one_name_are_two_records(tmp_path):
+    found = read_all(write_tar(tmp_path / 'a.tar', [('1.jpg', b'x'), ('1.jpg', b'y')]))
+    assert [(r.image_id, r.data) for r in found] == [('1', b'x'), ('1', b'y')]
+
+
+@pytest.mark.parametrize('gzipped', [False, True])
+def test_tars_may_follow_each_other(tmp_path, gzipped):
+    one, two = (write_tar(tmp_path / f'{i}.tar', samples(2, 2 * i)).read_bytes() for i in range(2))
+    path = tmp_path / ('a.tar.gz' if gzipped else 'a.tar')
+    path.write_bytes(gzip.compress(one) + gzip.compress(two) if gzipped else one + two)
+    found = read_all(path)
+    assert ids(found) == ['sku-0', 'sku-1', 'sku-2', 'sku-3']
+    assert not reasons(found)
+
+
+def test_member_names_that_are_no_utf_8(tmp_path):
+    path = tmp_path / 'a.tar'
+    write_tar(path, [('\xe9.jpg', b'x')], format=tarfile.GNU_FORMAT, encoding='latin-1')
+    (record,) = read_all(path)
+    assert record.image_id == '\\xe9'
+    assert read_member(record.source, ReadOptions()) == b'x'
+
+
+def whole_samples(length, member_blocks):
+    """How many whole samples of two members the first `length` bytes of a tar hold."""
+    return length // (512 * member_blocks)
+
+
+@pytest.mark.parametrize('suffix', ['tar', 'tar.gz'])
+def test_cut_tar(tmp_path, suffix):
+    """Records until the cut are kept, one reject stands for the rest, at whatever byte the cut is."""
+    tar = write_tar(tmp_path / 'whole.tar', samples(6)).read_bytes()
+    data = tar if suffix == 'tar' else gzip.compress(tar)
+    path = tmp_path / f'cut.{suffix}'
+    for length in range(0, len(tar.rstrip(b'\0')) if suffix == 'tar' else len(data), 97):
+        path.write_bytes(data[:length])
+        found = read_all(path)
+        assert reasons(found) == [records.BROKEN_SHARD], length
+        assert ids(found) == [f'sku-{i}' for i in range(len(found) - 1)]
+        if suffix == 'tar':  # a sample is 3 + 2 headers and blocks of 1,035 and fewer than 512 bytes
+            whole = whole_samples(length, 6)
+            assert len(found) - 1 in ((whole,) if whole > 1 else (0, 1)), length
+
+
+def test_tar_without_end_mark_is_broken(tmp_path):
+    path = write_tar(tmp_path / 'a.tar', samples(3))
+    data = path.read_bytes()
+    path.write_bytes(data[: 3 * 6 * 512])
+    found = read_all(path)
+    assert ids(found) == ['sku-0', 'sku-1', 'sku-2']
+    assert reasons(found) == [records.BROKEN_SHARD]
+    path.write_bytes(data[: 3 * 6 * 512 - 2 * 512])  # between the last image and its json
+    assert ids(read_all(path)) == ['sku-0', 'sku-1']
+
+
+def test_damaged_tars(tmp_path):
+    data = bytearray(write_tar(tmp_path / 'a.tar', samples(4)).read_bytes())
+    data[2 * 6 * 512 + 20] ^= 1  # in the third sample's first header
+    (tmp_path / 'a.tar').write_bytes(data)
+    found = read_all(tmp_path / 'a.tar')
+    assert (ids(found), reasons(found)) == (['sku-0', 'sku-1'], [records.BROKEN_SHARD])
+    zipped = bytearray(gzip.compress(write_tar(tmp_path / 'b.tar', samples(4)).read_bytes()))
+    zipped[-5] ^= 1  # the checksum alone: all members are read before it is
+    (tmp_path / 'b.tar.gz').write_bytes(zipped)
+    found = read_all(tmp_path / 'b.tar.gz')
+    assert (len(ids(found)), reasons(found)) == (4, [records.BROKEN_SHARD])
+    (tmp_path / 'c.tar').write_bytes(b'no tar at all' * 100)
+    assert reasons(read_all(tmp_path / 'c.tar')) == [records.BROKEN_SHARD]
+
+
+def test_empty_tar_is_whole(tmp_path):
+    assert read_all(write_tar(tmp_path / 'a.tar', [])) == []
+
+
+# TFRecord
+
+
+def example(**features):
+    import tensorflow as tf
+
+    def feature(values):
+        values = values if isinstance(values, list) else [values]
+        values = [v.encode() if isinstance(v, str) else v for v in values]
+        if any(isinstance(v, float) for v in values):
+            return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        if any(isinstance(v, int) for v in values):
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+    named = {name.replace('__', '/'): feature(values) for name, values in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=named)).SerializeToString()
+
+
+def write_tfrecord(path, examples, compression=''):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for data in examples:
+            writer.write(data)
+    return path
+
+
+def plain_examples(n):
+    return [example(image__encoded=image_bytes(i), image__id=f'id-{i}') for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'compression'),
+    [('a.tfrecord', ''), ('a.tfrecords', ''), ('a.tfrecord.gz', 'GZIP'), ('train.tfrecord-00000-of-00010', '')],
+)
+def test_tfrecord(tmp_path, name, compression):
+    path = write_tfrecord(tmp_path / name, plain_examples(4), compression)
+    found = read_all(path)
+    assert found[2] == Record('id-2', image_bytes(2), Source(str(path), '2'))
+    assert ids(found) == [f'id-{i}' for i in range(4)]
+    assert read_member(found[2].source, ReadOptions()) == image_bytes(2)
+
+
+def test_tfrecord_features(tmp_path):
+    path = write_tfrecord(
+        tmp_path / 'a.tfrecord',
+        [
+            example(image=b'x', id=7, caption='c', label__coarse='shoe', label__fine=['a', 'b'], label__score=0.5),
+            example(image__encoded=b'y', image__filename='f.jpg', image__caption='d', image__class__label=3),
+            example(image__encoded=b'z'),
+            example(image__id='no image'),
+            example(image__encoded=b'z', image__id=b'\xff'),
+            b'\xff no example',
+            example(image__encoded=b'', image__id='empty'),
+        ],
+    )
+    found = read_all(path)
+    assert [(r.image_id, r.data, r.labels, r.caption) for r in found if isinstance(r, Record)] == [
+        ('7', b'x', {'coarse': ('shoe',), 'fine': ('a', 'b')}, 'c'),
+        ('f.jpg', b'y', {'class': ('3',)}, 'd'),
+        ('empty', b'', {}, None),
+    ]
+    broken = records.BROKEN_METADATA
+    assert reasons(found) == [records.MISSING_ID, records.MISSING_IMAGE, broken, broken]
+
+
+def test_tfrecord_options(tmp_path):
+    data = example(jpeg=b'x', image=b'other', sku='s', text='t', label__fine='f', brand='b', none=[])
+    path = write_tfrecord(tmp_path / 'a.tfrecord', [data])
+    options = ReadOptions('jpeg', 'sku', 'text', ('brand', 'fine', 'none'))
+    (record,) = read_all(path, options)
+    assert (record.image_id, record.data, record.caption) == ('s', b'x', 't')
+    assert record.labels == {'brand': ('b',), 'fine': ('f',)}
+    assert read_member(record.source, options) == b'x'
+
+
+@pytest.mark.parametrize('compression', ['', 'GZIP'])
+def test_cut_and_damaged_tfrecords(tmp_path, compression):
+    path = write_tfrecord(tmp_path / 'a.tfrecord', plain_examples(5), compression)
+    data, size = path.read_bytes(), path.stat().st_size // 5
+    for length in range(1, len(data), 61):
+        path.write_bytes(data[:length])
+        found = read_all(path)
+        if not compression:
+            assert len(ids(found)) == length // size
+        assert ids(found) == [f'id-{i}' for i in range(len(ids(found)))]
+        assert reasons(found) == [records.BROKEN_SHARD] * bool(compression or length % size)
+    if not compression:
+        for offset in (0, 9, 200):  # the length, its checksum, the bytes
+            damaged = bytearray(data)
+            damaged[2 * size + offset] ^= 1
+            path.write_bytes(damaged)
+            found = read_all(path)
+            assert (ids(found), reasons(found)) == (['id-0', 'id-1'], [records.BROKEN_SHARD])
+
+
+# Parquet
+
+
+def write_parquet(path, columns, **options):
+    pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), path, **options)
+    return path
+
+
+def test_parquet(tmp_path):
+    columns = {
+        'id': ['a', None, '', 'd'],
+        'image': [b'1', b'2', b'3', None],
+        'caption': ['x', None, 'z', ''],
+        'coarse': ['shoe', 'shoe', 'shoe', 'bag'],
+        'label': pa.array([[1, 2], [], None, [3]], pa.list_(pa.int64())),
+        'price': [1.0, 2.0, 3.0, 4.0],
+    }
+    path = str(write_parquet(tmp_path / 'a.parquet', columns))
+    found = read_all(path)
+    assert found[0] == Record('a', b'1', Source(path, '0'), {'coarse': ('shoe',), 'label': ('1', '2')}, 'x')
+    assert reasons(found) == [records.MISSING_ID, records.MISSING_ID, records.MISSING_IMAGE]
+    assert found[3].image_id == 'd'
+    assert read_member(Source(path, '2'), ReadOptions()) == b'3'
+    for member in ('3', '4', 'x'):
+        with pytest.raises(InputError, match='has no image'):
+            read_member(Source(path, member), ReadOptions())
+
+
+def test_parquet_of_hugging_face(tmp_path):
+    image = pa.array(
+        [{'bytes': b'1', 'path': 'one.png'}, {'bytes': b'2', 'path': None}, {'bytes': None, 'path': 'far.png'}, None],
+        pa.struct({'bytes': pa.binary(), 'path': pa.string()}),
+    )
+    path = write_parquet(tmp_path / 'train.parquet', {'image': image, 'label': [4, 5, 6, None]})
+    found = read_all(path)
+    assert [(r.image_id, r.data) for r in found[:2]] == [('one.png', b'1'), ('train.parquet:1', b'2')]
+    assert found[0].labels == {'label': ('4',)}
+    assert reasons(found) == [records.MISSING_IMAGE] * 2
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        pa.array(
+            [{'coarse': 'shoe', 'fine': ['a', 'b']}], pa.struct({'coarse': pa.string(), 'fine': pa.list_(pa.string())})
+        ),
+        pa.array([[('coarse', ['shoe']), ('fine', ['a', 'b'])]], pa.map_(pa.string(), pa.list_(pa.string()))),
+    ],
+    ids=['struct', 'map'],
+)
+def test_parquet_nested_labels(tmp_path, labels):
+    path = write_parquet(tmp_path / 'a.parquet', {'key': [9], 'jpg': [b'x'], 'labels': labels})
+    (record,) = read_all(path)
+    assert (record.image_id, record.labels) == ('9', {'coarse': ('shoe',), 'fine': ('a', 'b')})
+    (record,) = read_all(path, ReadOptions(labels=('fine',)))
+    assert record.labels == {'fine': ('a', 'b')}
+
+
+@pytest.mark.parametrize('type_', [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_types_of_ids(tmp_path, type_):
+    columns = {'sku': pa.array(['a', 'b'], type_), 'photo': pa.array([b'1', b'2'], pa.large_binary())}
+    path = write_parquet(tmp_path / 'a.parquet', columns)
+    assert ids(read_all(path, ReadOptions(image='photo', image_id='sku'))) == ['a', 'b']
+
+
+def test_parquet_options_fail_at_listing(tmp_path):
+    path = str(write_parquet(tmp_path / 'a.parquet', {'image': ['url'], 'data': [b'x'], 'score': [0.5]}))
+    for options, message in [
+        (ReadOptions(), 'no column of image bytes; its columns are image, data, score'),
+        (ReadOptions(image='jpeg'), 'no column jpeg; its columns are image, data, score'),
+        (ReadOptions(image='image'), 'column image is string'),
+        (ReadOptions(image='data', image_id='score'), 'column score is double'),
+        (ReadOptions(image='data', labels=('brand',)), 'no column brand'),
+        (ReadOptions(image='data', labels=('score',)), 'column score is double'),
+    ]:
+        with pytest.raises(InputError, match=message):
+            list_units([path], options)
+
+
+def test_parquet_units(tmp_path, monkeypatch):
+    columns = {'id': [f'{i}' for i in range(100)], 'image': [image_bytes(i) for i in range(100)]}
+    path = str(write_parquet(tmp_path / 'a.parquet', columns, row_group_size=10))
+    whole = read_all(path)
+    assert len(list_units([path], ReadOptions())) == 1
+    monkeypatch.setattr(shards, 'MAX_UNIT_ROWS', 35)
+    units = list_units([path], ReadOptions())
+    assert [u.row_groups for u in units] == [(0, 3), (3, 6), (6, 9), (9, 10)]
+    assert units[1].shard == f'{path} row groups 3-5'
+    assert read_all(path) == whole
+    assert [r.source.member for r in whole] == [str(i) for i in range(100)]
+    assert read_member(whole[77].source, ReadOptions()) == image_bytes(77)
+    monkeypatch.setattr(shards, 'MAX_UNIT_BYTES', 1)
+    assert len(list_units([path], ReadOptions())) == 10
+
+
+def test_damaged_parquet(tmp_path):
+    columns = {'id': [f'{i}' for i in range(400)], 'image': [os.urandom(500) for i in range(400)]}
+    path = write_parquet(
+        tmp_path / 'a.parquet', columns, row_group_size=100, use_dictionary=False, write_page_checksum=True
+    )
+    data = path.read_bytes()
+    damaged = bytearray(data)
+    start = pq.ParquetFile(path).metadata.row_group(2).column(1).data_page_offset
+    damaged[start + 200 : start + 300] = b'?' * 100
+    path.write_bytes(damaged)
+    found = read_all(path)
+    assert ids(found) == [f'{i}' for i in range(200)]
+    assert reasons(found) == [records.BROKEN_SHARD]
+    for length in (0, 3, 1000, len(data) - 1):  # the footer is lost, and with it everything
+        path.write_bytes(data[:length])
+        assert reasons(read_all(path)) == [records.BROKEN_SHARD]
+    with pytest.raises(InputError, match='cannot read 7 of'):
+        read_member(Source(str(path), '7'), ReadOptions())
+
+
+def test_empty_parquet_has_no_records(tmp_path):
+    path = write_parquet(tmp_path / 'a.parquet', {'id': pa.array([], pa.string()), 'image': pa.array([], pa.binary())})
+    assert read_all(path) == []
+
+
+# Folders, patterns
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    for name in [
+        'a/x/1.jpg',
+        'a/x/2.PNG',
+        'a/3.jpeg',
+        '4.webp',
+        '.hidden/5.jpg',
+        'a/.6.jpg',
+        'notes.txt',
+        'a/x/1.json',
+    ]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    write_tar(tmp_path / 'shard.tar', samples(2))
+    return tmp_path
+
+
+def test_folder(catalogue):
+    for pattern in (str(catalogue), f'{catalogue}/'):
+        found = read_all(pattern)
+        assert ids(found) == ['4.webp', 'a/3.jpeg', 'a/x/1.jpg', 'a/x/2.PNG', 'sku-0', 'sku-1']
+    assert found[2] == Record('a/x/1.jpg', b'a/x/1.jpg', Source(str(catalogue), 'a/x/1.jpg'))
+    assert read_member(found[2].source, ReadOptions()) == b'a/x/1.jpg'
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [
+        ('a/x/1.jpg', ['1.jpg']),
+        ('a/*.jpeg', ['3.jpeg']),
+        ('a/**', ['3.jpeg', 'x/1.jpg', 'x/2.PNG']),
+        ('a/x/?.jpg', ['1.jpg']),
+        ('a/x/[12].*', ['1.jpg', '2.PNG']),
+        ('a*/x/*', ['a/x/1.jpg', 'a/x/2.PNG']),
+        ('*.tar', ['sku-0', 'sku-1']),
+    ],
+)
+def test_globs(catalogue, monkeypatch, pattern, expected):
+    assert ids(read_all(f'{catalogue}/{pattern}')) == expected
+    monkeypatch.chdir(catalogue)
+    assert ids(read_all(pattern)) == expected
+    assert ids(read_all('.')) == ids(read_all(str(catalogue)))
+
+
+def test_several_patterns(catalogue):
+    patterns = [f'{catalogue}/shard.tar', f'{catalogue}/a/x/2.PNG', f'{catalogue}/a/x/*', str(catalogue)]
+    found = read_all(patterns)
+    assert ids(found) == ['sku-0', 'sku-1', '2.PNG', '1.jpg', '4.webp', 'a/3.jpeg']
+    units = list_units(patterns, ReadOptions())
+    assert [u.number for u in units] == [0, 1, 2]
+    assert [u.format for u in units] == ['tar', 'files', 'files']
+    assert units[1].shard.endswith('a/x/2.PNG and 1 more')
+    assert pickle.loads(pickle.dumps(units)) == units == list_units(patterns, ReadOptions())
+    inputs = list_inputs(patterns)
+    assert len(inputs) == 5
+    assert inputs[1].size == len('a/x/2.PNG')
+    assert inputs[1].mtime == os.path.getmtime(inputs[1].path)
+
+
+def test_names_with_glob_characters(tmp_path):
+    folder = tmp_path / 'summer [2020]*'
+    folder.mkdir()
+    (folder / 'a?.jpg').write_bytes(b'x')
+    assert ids(read_all(folder)) == ids(read_all(folder / 'a?.jpg')) == ['a?.jpg']
+
+
+def test_patterns_that_match_nothing(catalogue):
+    (catalogue / 'empty').mkdir()
+    for pattern in ('none', 'none.jpg', 'none/*.jpg', '*.txt', 'empty', '.hidden/*.png'):
+        with pytest.raises(InputError, match='no images match .*'):
+            list_units([f'{catalogue}/{pattern}'], ReadOptions())
+    with pytest.raises(InputError, match='no known suffix'):
+        list_units([f'{catalogue}/notes.txt'], ReadOptions())
+    with pytest.raises(InputError, match='nosuch'):
+        list_units(['nosuch://bucket/*.tar'], ReadOptions())
+
+
+def test_labels_from_folders(catalogue):
+    options = ReadOptions(labels_from='folders')
+    labels = {r.image_id: r.labels for r in read_all(f'{catalogue}/**.*g', options)}
+    assert labels['a/x/1.jpg'] == {'coarse': ('a',), 'fine': ('x',)}
+    assert labels['a/3.jpeg'] == {'coarse': ('a',)}
+    (first, *_) = read_all(f'{catalogue}/a/x', options)
+    assert first.labels == {}
+    named = ReadOptions(labels_from='folders', labels=('department',))
+    with pytest.raises(InputError, match='2 folders deep, but there are 1 label levels: department'):
+        list_units([str(catalogue)], named)
+    assert read_all(f'{catalogue}/a', named)[1].labels == {'department': ('x',)}
+
+
+def test_options_are_checked():
+    for options in ({'labels_from': 'csv'}, {'labels': ('a', 'a')}):
+        with pytest.raises(InputError):
+            ReadOptions(**options)
+    assert ReadOptions(labels=['a', 'b']).labels == ('a', 'b')
+
+
+def test_units_of_files(tmp_path, monkeypatch):
+    for i in range(25):
+        (tmp_path / f'{i:02}.jpg').write_bytes(bytes(10))
+    monkeypatch.setattr(shards, 'MAX_UNIT_FILES', 10)
+    assert [len(u.paths) for u in list_units([str(tmp_path)], ReadOptions())] == [10, 10, 5]
+    monkeypatch.setattr(shards, 'MAX_UNIT_BYTES', 39)
+    units = list_units([str(tmp_path)], ReadOptions())
+    assert [len(u.paths) for u in units] == [3] * 8 + [1]
+    paths = sorted(str(p) for p in tmp_path.iterdir())  # as a shell hands them over
+    assert [u.paths for u in list_units(paths, ReadOptions())] == [u.paths for u in units]
+
+
+def test_files_that_vanish(catalogue, monkeypatch):
+    patterns = [f'{catalogue}/a', f'{catalogue}/shard.tar']
+    units = list_units(patterns, ReadOptions())
+    (catalogue / 'a/3.jpeg').unlink()
+    (catalogue / 'shard.tar').unlink()
+    found = [item for unit in units for item in read_unit(unit, ReadOptions())]
+    assert ids(found) == ['x/1.jpg', 'x/2.PNG']
+    assert reasons(found) == [records.UNREADABLE_FILE] * 2
+    assert found[0].detail == 'No such file or directory'
+    with pytest.raises(InputError, match='No such file or directory'):
+        read_member(found[0].source, ReadOptions())
+
+
+def test_failures_that_may_pass_are_raised(catalogue, monkeypatch):
+    """Else a lost connection would drop a shard from the index without a retry."""
+    units = list_units([str(catalogue)], ReadOptions())
+
+    def fail(*args, **kwargs):
+        raise ConnectionResetError('connection reset by peer')
+
+    monkeypatch.setattr(shards.FileSystems, 'open', fail)
+    for unit in units:
+        with pytest.raises(ConnectionResetError):
+            list(read_unit(unit, ReadOptions()))
+
+
+def test_large_files_are_rejected(catalogue, monkeypatch):
+    monkeypatch.setattr(common, 'MAX_RECORD_BYTES', 5)
+    assert reasons(read_all(f'{catalogue}/a')) == [records.RECORD_TOO_LARGE] * 3
+
+
+def test_reading_holds_one_record(tmp_path):
+    """A generator: the first record comes before the rest is looked at."""
+    path = write_tar(tmp_path / 'a.tar', samples(200))
+    path.write_bytes(path.read_bytes()[:200_000])
+    first = next(iter(read_unit(list_units([str(path)], ReadOptions())[0], ReadOptions())))
+    assert first.image_id == 'sku-0'
