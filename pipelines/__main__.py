@@ -46,9 +46,7 @@ HELP = {
     'inspect': ('Show what an index holds.', None),
     'demo': ('Fit, build and query on the embedded catalogue of emoji, and write a gallery.', None),
 }
-PATTERN_HELP = (
-    'image shards (.tar, .tar.gz, .tfrecord, .parquet), image files or folders; globs and gs:// are fine'
-)
+PATTERN_HELP = 'image shards (.tar, .tar.gz, .tfrecord, .parquet), image files or folders; globs and gs:// are fine'
 
 
 def _reading(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
-import importlib.metadata
 import logging
-import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -28,8 +25,18 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import BuildError, InputError
+from pipelines.assemble import (
+    BuildConfig,
+    Part,
+    cut_codes,
+    groups_of,
+    keep_sample,
+    make_layout,
+    part_histograms,
+    sample_part,
+    write_manifest,
+    write_partition,
+)
 from pipelines.code_files import read_codes
 from pipelines.encode import (
     EncodedUnit,
@@ -40,55 +47,14 @@ from pipelines.encode import (
     rejects_table,
     without_duplicates,
 )
-from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import CodeRows
-from pipelines.index.manifest import DataFile, Manifest, Partition, Table
-from pipelines.index.search import selectivity
-from pipelines.records import DUPLICATE_ID
-from pipelines.shards import InputFile, ReadOptions, WorkUnit, read_unit
+from pipelines.index import files, versions
+from pipelines.index.manifest import DataFile
+from pipelines.shards import WorkUnit, read_unit
 
-SAMPLE_ROWS = 65_536
-PARTITION_ROWS = 2_000_000
 ID_BUCKETS = 64
+PARTITION_BLOCK = tuple[tuple[int, int, int], bytes]  # (table, prefix number, file number) -> rows and codes
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class BuildConfig:
-    """What a build reads and where it writes.
-
-    Args:
-        units: the work units, numbered from 0.
-        inputs: the files they read, for the manifest.
-        index: absolute path or uri of the index.
-        version: id of the version to write.
-        spec: the code spec.
-        model: uri of the model, None when the units hold codes.
-        model_info: fingerprint and method of the model, for the manifest.
-        options: which column or key holds what.
-        partition_rows: rows a partition file should not exceed.
-        threads: per worker process, for TensorFlow and the features; None for one per core.
-    """
-
-    units: tuple[WorkUnit, ...]
-    inputs: tuple[InputFile, ...]
-    index: str
-    version: str
-    spec: CodeSpec
-    model: str | None = None
-    model_info: dict[str, str] | None = None
-    options: ReadOptions = ReadOptions()
-    partition_rows: int = PARTITION_ROWS
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.partition_rows < 1:
-            raise InputError(f'partition rows are {self.partition_rows}; at least 1 is needed')
-
-    def path(self, name: str) -> str:
-        """The full path of a file of the version."""
-        return files.join(versions.version_folder(self.index, self.version), name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +63,6 @@ class Staged:
 
     part: int
     records_read: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A unit that is finished: its files and its counts."""
-
-    number: int
-    images: DataFile
-    rejects: DataFile | None
-    records_read: int
-    reasons: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Substrings, and per table its prefixes and how many files each prefix gets."""
-
-    substrings: tuple[layout.Substring, ...]
-    prefixes: tuple[tuple[str, ...], ...]
-    part_counts: tuple[NDArray[np.int64], ...]
 
 
 def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollection:
@@ -149,7 +95,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
     partitions = (
         parts
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'CutCodes' >> beam.FlatMap(cut_codes, config, index_layout).with_output_types(tuple[tuple[int, int, int], bytes])
+        | 'CutCodes' >> beam.FlatMap(cut_codes, config, index_layout).with_output_types(PARTITION_BLOCK)
         | 'GroupPartitions' >> beam.GroupByKey()
         | 'WritePartition' >> beam.Map(write_partition, config, index_layout)
     )
@@ -278,12 +224,6 @@ class Sample(beam.CombineFn):
         return kept
 
 
-def keep_sample(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The SAMPLE_ROWS rows with the least `layout.mix`, in that order, so that any beginning is a sample too."""
-    order = np.argsort(layout.mix(rows), kind='stable')[:SAMPLE_ROWS]
-    return codes[order], rows[order]
-
-
 def duplicate_places(element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
     """Blocks of (hash, hash, part, place) of one bucket to (part, places of ids that were seen before)."""
     blocks = np.frombuffer(b''.join(element[1]), '<u8').reshape(-1, 4)
@@ -291,152 +231,6 @@ def duplicate_places(element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int
     found = find_duplicates(blocks[:, :2], parts, places)
     for part, which in groups_of(parts[found]):
         yield part, places[found][which].astype('<i8').tobytes()
-
-
-def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each distinct value with the indices where it stands, ascending."""
-    order = np.argsort(values, kind='stable')
-    distinct, starts = np.unique(values[order], return_index=True)
-    for value, indices in zip(distinct.tolist(), np.split(order, starts[1:]), strict=False):
-        yield value, indices
-
-
-def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Codes uint8 [N, B] and row numbers int64 [N] of an images part."""
-    codes = code_tables.codes_from_arrow(files.read_table(config.path(part.images.path), ['code'])['code'])
-    return codes, (np.int64(part.number) << 32) + np.arange(len(codes))
-
-
-def part_histograms(part: Part, config: BuildConfig, rows: int) -> list[NDArray[np.int64]]:
-    """The key histogram of each table over one part."""
-    codes, _ = read_part(part, config)
-    substrings = layout.cut_substrings(config.spec, rows)
-    return [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
-
-
-def sample_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A part's share of the sample."""
-    return keep_sample(*read_part(part, config))
-
-
-def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> Layout:
-    """Prefixes and file counts from the histograms of all codes."""
-    prefixes = tuple(layout.cut_prefixes(h, config.partition_rows) for h in histograms)
-    counts = (layout.part_counts(h, p, config.partition_rows) for h, p in zip(histograms, prefixes, strict=True))
-    return Layout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
-
-
-def cut_codes(part: Part, config: BuildConfig, made: Layout) -> Iterator[tuple[tuple[int, int, int], bytes]]:
-    """Blocks of one part's codes by (table, prefix number, file number): row numbers, then codes, as bytes."""
-    codes, rows = read_part(part, config)
-    for table, substring in enumerate(made.substrings):
-        starts = layout.prefix_starts(made.prefixes[table], substring.bits)
-        leaves = np.searchsorted(starts, layout.substring_keys(codes, substring), side='right') - 1
-        most = int(made.part_counts[table].max())
-        numbers = (layout.mix(rows) % made.part_counts[table][leaves].astype(np.uint64)).astype(np.int64)
-        for group, which in groups_of(leaves * most + numbers):
-            yield (table, *divmod(group, most)), rows[which].astype('<i8').tobytes() + codes[which].tobytes()
-
-
-def write_partition(
-    element: tuple[tuple[int, int, int], Iterable[bytes]], config: BuildConfig, made: Layout
-) -> tuple[int, str, DataFile]:
-    """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
-    (table, leaf, number), blocks = element
-    prefix = made.prefixes[table][leaf]
-    width = config.spec.num_bytes
-    rows, codes = [], []
-    for block in blocks:
-        n = len(block) // (8 + width)
-        rows.append(np.frombuffer(block, '<i8', n))
-        codes.append(np.frombuffer(block, np.uint8, offset=8 * n).reshape(n, width))
-    all_codes = np.concatenate(codes)
-    keys = layout.substring_keys(all_codes, made.substrings[table])
-    content = CodeRows.sorted(keys, all_codes, np.concatenate(rows)).to_table()
-    name = versions.codes_path(table, prefix, number)
-    return table, prefix, DataFile(name, len(content), files.write_table(config.path(name), content))
-
-
-def write_manifest(
-    _: None,
-    config: BuildConfig,
-    made: Layout,
-    parts: Sequence[Part],
-    partitions: Sequence[tuple[int, str, DataFile]],
-    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
-) -> int:
-    """Check the numbers, write sample and manifest, publish the version; returns its rows."""
-    parts = sorted(parts, key=lambda p: p.number)
-    counters = add_counters(parts, len(config.units))
-    sample_file = DataFile(
-        versions.SAMPLE_PATH,
-        len(sample[0]),
-        files.write_table(config.path(versions.SAMPLE_PATH), code_tables.sample_table(*sample)),
-    )
-    manifest = Manifest(
-        version=config.version,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        spec=config.spec,
-        model=config.model_info,
-        tables=list_tables(made, partitions, sample[0]),
-        images=tuple(p.images for p in parts),
-        rejects=tuple(p.rejects for p in parts if p.rejects),
-        inputs=tuple({'path': i.path, 'size': i.size, 'mtime': i.mtime} for i in config.inputs),
-        counters=counters,
-        libraries=library_versions(),
-        sample=sample_file,
-    )
-    for number, table in enumerate(manifest.tables):
-        held = sum(p.rows for p in table.partitions)
-        if held != manifest.rows:
-            raise BuildError(f'table {number} holds {held} rows; {manifest.rows} images were indexed')
-    files.delete_folder(config.path(versions.STAGING_FOLDER))
-    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    versions.publish(config.index, config.version)
-    return manifest.rows
-
-
-def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
-    """The build's counters: records read = indexed + rejected + duplicates, or BuildError."""
-    if [p.number for p in parts] != list(range(units)):
-        raise BuildError(f'{len(parts)} of {units} work units were finished')
-    reasons = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
-    duplicates = reasons.pop(DUPLICATE_ID, 0)
-    counters = {
-        'records_read': sum(p.records_read for p in parts),
-        'indexed': sum(p.images.rows for p in parts),
-        'rejected': sum(reasons.values()),
-        'duplicates': duplicates,
-    }
-    if counters['records_read'] != counters['indexed'] + counters['rejected'] + counters['duplicates']:
-        raise BuildError('records are missing: ' + ', '.join(f'{name} {n}' for name, n in counters.items()))
-    return {**counters, 'reasons': dict(sorted(reasons.items()))}
-
-
-def list_tables(
-    made: Layout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
-) -> tuple[Table, ...]:
-    """The manifest's tables, with every prefix of the layout, those without rows too."""
-    written = collections.defaultdict(list)
-    for table, prefix, file in partitions:
-        written[table, prefix].append(file)
-    return tuple(
-        Table(
-            substring,
-            selectivity(sample, substring),
-            tuple(
-                Partition(number, prefix, tuple(sorted(written[number, prefix], key=lambda f: f.path)))
-                for prefix in made.prefixes[number]
-            ),
-        )
-        for number, substring in enumerate(made.substrings)
-    )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what wrote the index."""
-    names = ('grainhash', 'apache-beam', 'numpy', 'pyarrow', 'tensorflow', 'keras')
-    return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def staged_images(part: int) -> str:

@@ -113,7 +113,8 @@ def _units_of(path: str, first_number: int) -> list[WorkUnit]:
         raise InputError(f'{path} has no column {missing[0]}; it has {", ".join(schema.names)}')
     if not (pa.types.is_binary(schema.field('code').type) or pa.types.is_fixed_size_binary(schema.field('code').type)):
         raise InputError(f'column code of {path} is {schema.field("code").type}; binary is needed')
-    units, start, rows = [], 0, 0
+    units: list[WorkUnit] = []
+    start, rows = 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= UNIT_ROWS or group + 1 == metadata.num_row_groups:

@@ -21,6 +21,8 @@ from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipelines.shards import ReadOptions
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,8 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
-    from pipelines.build_index import BuildConfig, define_pipeline
+    from pipelines.assemble import BuildConfig
+    from pipelines.build_index import define_pipeline
     from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
@@ -230,7 +233,7 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _stderr() -> object:
+def _stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)

@@ -71,10 +71,10 @@ def encode_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: 
     for batch in _decoded_batches(items, model, batch_size):
         records_read += len(batch)
         rejects += [result for _, result in batch if isinstance(result, Reject)]
-        good = [(record, result) for record, result in batch if isinstance(result, Decoded)]
+        good = [(item, result) for item, result in batch if isinstance(item, Record) and isinstance(result, Decoded)]
         if good:
             codes = model.encode(np.stack([decoded.pixels for _, decoded in good]))
-            tables.append(images_table([r for r, _ in good], codes, [d for _, d in good]))
+            tables.append(images_table([record for record, _ in good], codes, [decoded for _, decoded in good]))
     empty = images_schema(model.spec.num_bytes).empty_table()
     return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read)
 

@@ -101,7 +101,12 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig) -> beam.PCollectio
     blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config)
     planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
     plan = beam.pvalue.AsSingleton(planned | 'PlanOnly' >> beam.Map(lambda p: p.plan))
-    partitions = [(t, p.prefix, f.path) for t, x in enumerate(config.manifest.tables) for p in x.partitions for f in p.files]
+    partitions = [
+        (number, partition.prefix, file.path)
+        for number, table in enumerate(config.manifest.tables)
+        for partition in table.partitions
+        for file in partition.files
+    ]
     described = (
         root
         | 'Partitions' >> beam.Create(partitions)
@@ -161,7 +166,7 @@ def find_ids(part: str, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
     at = pa.compute.index_in(asked, table['image_id'].combine_chunks()).to_numpy(zero_copy_only=False)
     places = np.flatnonzero(~np.isnan(at.astype(float)))
     codes = code_tables.codes_from_arrow(table['code'])[at[places].astype(np.int64)]
-    return QueryBlock(places, [ids[i] for i in places], codes)
+    return QueryBlock(places, [ids[i] for i in places.tolist()], codes)
 
 
 def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Planned:

@@ -81,7 +81,7 @@ class WorkUnit:
 
 
 def list_units(patterns: Sequence[str], options: ReadOptions) -> list[WorkUnit]:
-    """The work units of everything the patterns match, always in the same order.
+    """The work units of everything the patterns match, always in the same order; none for a Parquet shard of no rows.
 
     Raises:
         InputError: a pattern matches nothing readable, or a Parquet shard lacks a column that is named.

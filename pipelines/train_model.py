@@ -1,6 +1,6 @@
 """Training images out of shards: a uniform sample of records, decoded, for `hashing_model.train.fit`.
 
-    grainhash train --method itq --images PATTERN... --model DIR
+grainhash train --method itq --images PATTERN... --model DIR
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pipelines.records import Record, Reject
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 MAX_UNITS = 64  # a sample needs no more of a large catalogue than this many of its units
-
 
 
 def sample_records(

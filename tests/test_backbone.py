@@ -68,7 +68,7 @@ def test_taps_equal_means_and_deviations_of_the_activations(lite0, images):
     activations = {tap: np.asarray(x) for tap, x in tapped(images[:6].astype(np.float32)).items()}
     assert [activations[tap].shape[1] for tap in BACKBONE_FEATURES] == [16, 4, 2, 2]
     taps = lite0.taps(images[:6])
-    np.testing.assert_allclose(taps['top'], activations['top'].mean((1, 2)), atol=1e-5)
+    np.testing.assert_allclose(taps['top'], activations['top'].mean((1, 2)), atol=1e-4)
     for tap in ('low', 'mid', 'high'):
         statistics = np.concatenate([activations[tap].mean((1, 2)), activations[tap].std((1, 2))], axis=1)
         np.testing.assert_allclose(taps[tap], statistics, rtol=1e-4, atol=1e-3)

@@ -48,13 +48,17 @@ def write_tar(path, members, mode='w', **options):
     return path
 
 
+SAMPLE_BYTES = 6 * 512  # a header and 3 blocks, a header and 1 block
+
+
+def json_of(i):
+    return json.dumps({'id': f'sku-{i}', 'labels': {'coarse': 'shoe'}, 'caption': f'no {i}'}).encode()
+
+
 def samples(n, start=0):
     for i in range(start, start + n):
         yield f'{i:06}.jpg', image_bytes(i)
-        yield (
-            f'{i:06}.json',
-            json.dumps({'id': f'sku-{i}', 'labels': {'coarse': 'shoe'}, 'caption': f'no {i}'}).encode(),
-        )
+        yield f'{i:06}.json', json_of(i)
 
 
 @pytest.mark.parametrize(('name', 'mode'), [('a.tar', 'w'), ('a.tar.gz', 'w:gz'), ('a.tgz', 'w:gz'), ('A.TAR', 'w')])
@@ -73,7 +77,7 @@ def test_tar_naming(tmp_path):
     members = [
         ('README.md', b'about'),
         ('train/v1.0/7.jpg', b'a'),
-        ('train/v1.0/7.txt', ' blue shoe\n'.encode()),
+        ('train/v1.0/7.txt', b' blue shoe\n'),
         ('train/v1.0/7.cls', b'12\n'),
         ('train/v1.0/7.seg.png', b'ignored'),
         ('./train/8.PNG', b'b'),
@@ -161,41 +165,36 @@ def test_member_names_that_are_no_utf_8(tmp_path):
     assert read_member(record.source, ReadOptions()) == b'x'
 
 
-def whole_samples(length, member_blocks):
-    """How many whole samples of two members the first `length` bytes of a tar hold."""
-    return length // (512 * member_blocks)
-
-
 @pytest.mark.parametrize('suffix', ['tar', 'tar.gz'])
 def test_cut_tar(tmp_path, suffix):
     """Records until the cut are kept, one reject stands for the rest, at whatever byte the cut is."""
     tar = write_tar(tmp_path / 'whole.tar', samples(6)).read_bytes()
     data = tar if suffix == 'tar' else gzip.compress(tar)
-    path = tmp_path / f'cut.{suffix}'
+    path, padding = tmp_path / f'cut.{suffix}', 512 - len(json_of(0))
     for length in range(0, len(tar.rstrip(b'\0')) if suffix == 'tar' else len(data), 97):
         path.write_bytes(data[:length])
         found = read_all(path)
         assert reasons(found) == [records.BROKEN_SHARD], length
         assert ids(found) == [f'sku-{i}' for i in range(len(found) - 1)]
-        if suffix == 'tar':  # a sample is 3 + 2 headers and blocks of 1,035 and fewer than 512 bytes
-            whole = whole_samples(length, 6)
-            assert len(found) - 1 in ((whole,) if whole > 1 else (0, 1)), length
+        if suffix == 'tar':
+            whole = (length + padding) // SAMPLE_BYTES
+            assert len(found) - 1 == (whole if whole != 1 or length > SAMPLE_BYTES + 512 else 0), length
 
 
 def test_tar_without_end_mark_is_broken(tmp_path):
     path = write_tar(tmp_path / 'a.tar', samples(3))
     data = path.read_bytes()
-    path.write_bytes(data[: 3 * 6 * 512])
+    path.write_bytes(data[: 3 * SAMPLE_BYTES])
     found = read_all(path)
     assert ids(found) == ['sku-0', 'sku-1', 'sku-2']
     assert reasons(found) == [records.BROKEN_SHARD]
-    path.write_bytes(data[: 3 * 6 * 512 - 2 * 512])  # between the last image and its json
+    path.write_bytes(data[: 3 * SAMPLE_BYTES - 2 * 512])  # between the last image and its json
     assert ids(read_all(path)) == ['sku-0', 'sku-1']
 
 
 def test_damaged_tars(tmp_path):
     data = bytearray(write_tar(tmp_path / 'a.tar', samples(4)).read_bytes())
-    data[2 * 6 * 512 + 20] ^= 1  # in the third sample's first header
+    data[2 * SAMPLE_BYTES + 20] ^= 1  # in the third sample's first header
     (tmp_path / 'a.tar').write_bytes(data)
     found = read_all(tmp_path / 'a.tar')
     assert (ids(found), reasons(found)) == (['sku-0', 'sku-1'], [records.BROKEN_SHARD])
@@ -412,7 +411,7 @@ def test_damaged_parquet(tmp_path):
     data = path.read_bytes()
     damaged = bytearray(data)
     start = pq.ParquetFile(path).metadata.row_group(2).column(1).data_page_offset
-    damaged[start + 200 : start + 300] = b'?' * 100
+    damaged[start + 5000 : start + 5100] = b'?' * 100
     path.write_bytes(damaged)
     found = read_all(path)
     assert ids(found) == [f'{i}' for i in range(200)]
@@ -502,7 +501,7 @@ def test_names_with_glob_characters(tmp_path):
 def test_patterns_that_match_nothing(catalogue):
     (catalogue / 'empty').mkdir()
     for pattern in ('none', 'none.jpg', 'none/*.jpg', '*.txt', 'empty', '.hidden/*.png'):
-        with pytest.raises(InputError, match='no images match .*'):
+        with pytest.raises(InputError, match='no images match '):
             list_units([f'{catalogue}/{pattern}'], ReadOptions())
     with pytest.raises(InputError, match='no known suffix'):
         list_units([f'{catalogue}/notes.txt'], ReadOptions())

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
-REJECTS = pa.schema(
-    [('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())]
-)
+REJECTS = pa.schema([('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 
 
 def images_schema(num_bytes: int) -> pa.Schema:

@@ -89,7 +89,9 @@ def copy_folder(source: str, target: str) -> None:
     source_filesys, source_path = filesystem(source)
     target_filesys, target_path = filesystem(target)
     target_filesys.create_dir(target_path, recursive=True)
-    arrow_fs.copy_files(source_path, target_path, source_filesystem=source_filesys, destination_filesystem=target_filesys)
+    arrow_fs.copy_files(
+        source_path, target_path, source_filesystem=source_filesys, destination_filesystem=target_filesys
+    )
 
 
 def delete_folder(uri: str) -> None:

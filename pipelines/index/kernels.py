@@ -14,15 +14,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-
 PROBE_COST = 2.0  # a step of the binary search for a key, in row visits of a scan
 
 
 @intrinsic
-def _popcount(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
+def _popcount(typing_context: Any, x: Any) -> Any:
     """Set bits of a uint64, by the processor's own instruction."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), generate

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -160,15 +161,20 @@ def _rows(
 ) -> Iterator[tuple[int, Callable[[str], Any]]]:
     """Row numbers, and for each a function from a column's name to the row's value."""
     number = sum(file.metadata.row_group(group).num_rows for group in range(row_groups[0]))
-    batches = file.iter_batches(_BATCH_ROWS, row_groups=list(range(*row_groups)), columns=names, use_threads=False)
-    while True:
-        with _arrow_damage():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        for i in range(batch.num_rows):
-            yield number, lambda name, batch=batch, i=i: batch.column(name)[i].as_py()  # type: ignore[misc]
-            number += 1
+    for group in range(*row_groups):  # one by one: else rows before a damaged group would share its first batch
+        batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False)
+        while True:
+            with _arrow_damage():
+                batch = next(batches, None)
+            if batch is None:
+                break
+            for i in range(batch.num_rows):
+                yield number, functools.partial(_value, batch, i)
+                number += 1
+
+
+def _value(batch: pa.RecordBatch, i: int, name: str) -> Any:
+    return batch.column(name)[i].as_py()
 
 
 @contextlib.contextmanager

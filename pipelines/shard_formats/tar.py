@@ -10,7 +10,9 @@ import json
 import re
 import struct
 import tarfile
+import types
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pipelines import records
 from pipelines.records import Record, Reject, Source
@@ -75,10 +77,12 @@ def read_member(shard: str, member: str) -> bytes | None:
     return None
 
 
-def _open(stream: object) -> tarfile.TarFile:
+def _open(stream: Any) -> tarfile.TarFile:
+    # `read1` gives what was read before a damaged spot, where `read` gives nothing but the error.
+    pieces = types.SimpleNamespace(read=stream.read1)
     # `ignore_zeros` reads on after an end mark: `cat a.tar b.tar` is a shard too, and a gzip's checksum comes last.
-    return _StrictTar.open(  # type: ignore[call-overload]
-        fileobj=stream, mode='r|', bufsize=1 << 16, ignore_zeros=True, encoding='utf-8', errors='backslashreplace'
+    return _StrictTar.open(
+        fileobj=pieces, mode='r|', bufsize=1 << 16, ignore_zeros=True, encoding='utf-8', errors='backslashreplace'
     )
 
 
