@@ -9,32 +9,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 Groups = Mapping[str, NDArray[np.float32]]  # feature group -> float32 [N, d]
+LEAST_SPREAD = 0.01  # of a group's typical deviation: a dimension that hardly varies is not blown up
 
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """Per-group standardisation: (x - mean) / scale, so that every group has zero mean and total variance 1.
+    """Per-group standardisation: (x - mean) / scale has mean 0 and variance 1 / d in each of a group's d dimensions.
 
-    One scale per group, not per dimension: what varies little inside a group stays small, and a group of many
-    dimensions weighs no more than a group of few.
+    So all groups weigh the same, however many dimensions they have.
 
     Args:
         mean: feature group -> float32 [d].
-        scale: feature group -> root of the summed variances; 1 where a group does not vary at all.
+        scale: feature group -> float32 [d], all positive.
     """
 
     mean: Mapping[str, NDArray[np.float32]]
-    scale: Mapping[str, float]
+    scale: Mapping[str, NDArray[np.float32]]
 
     @classmethod
     def fit(cls, groups: Groups) -> Fusion:
         """Mean and scale of each group over the N training images."""
         mean = {name: x.mean(axis=0, dtype=np.float64).astype(np.float32) for name, x in groups.items()}
-        scale = {name: float(np.sqrt(x.var(axis=0, dtype=np.float64).sum())) or 1.0 for name, x in groups.items()}
-        return cls(mean, scale)
+        return cls(mean, {name: _scale(x) for name, x in groups.items()})
 
     def fuse(self, groups: Groups, names: Sequence[str]) -> NDArray[np.float32]:
         """The standardised groups `names`, concatenated: float32 [N, sum of d]."""
-        return np.concatenate(
-            [(groups[name] - self.mean[name]) / np.float32(self.scale[name]) for name in names], axis=1
-        )
+        return np.concatenate([(groups[name] - self.mean[name]) / self.scale[name] for name in names], axis=1)
+
+
+def _scale(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The deviation of each dimension times sqrt(d); 1 where the whole group is constant."""
+    deviation = x.std(axis=0, dtype=np.float64)
+    floor = LEAST_SPREAD * np.sqrt(np.mean(deviation**2)) or 1.0
+    return (np.maximum(deviation, floor) * np.sqrt(x.shape[1])).astype(np.float32)

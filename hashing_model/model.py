@@ -154,13 +154,13 @@ class HashModel:
         try:
             arrays = dict(np.load(path / ARRAYS_FILE, allow_pickle=False))
             spec = CodeSpec.from_json(described['spec'])
-            groups = list(described['scales'])
+            groups = described['groups']
             model = cls(
                 spec,
                 Resizing.from_json(described['resizing']),
                 Extractor(described['backbone'], described['resizing']['size'], groups, path, threads),
                 described['backbone_digest'],
-                Fusion({g: arrays[f'mean/{g}'] for g in groups}, described['scales']),
+                Fusion(*({g: arrays[f'{kind}/{g}'] for g in groups} for kind in ('mean', 'scale'))),
                 {n: Projection(arrays[f'weights/{n}'], arrays[f'offset/{n}']) for n in spec.names},
                 described['training'],
             )
@@ -190,11 +190,12 @@ class HashModel:
             'resizing': self.resizing.to_json(),
             'backbone': Path(self.extractor.backbone_name).name,  # of a .keras file: the model has a copy
             'backbone_digest': self.backbone_digest,
-            'scales': {g: self.fusion.scale[g] for g in self.extractor.groups},
+            'groups': list(self.extractor.groups),
         }
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
-        arrays = {f'mean/{g}': m for g, m in self.fusion.mean.items()}
+        arrays = {f'mean/{g}': self.fusion.mean[g] for g in self.extractor.groups}
+        arrays |= {f'scale/{g}': self.fusion.scale[g] for g in self.extractor.groups}
         for name, projection in self.projections.items():
             arrays[f'weights/{name}'] = projection.weights
             arrays[f'offset/{name}'] = projection.offset

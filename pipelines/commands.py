@@ -46,7 +46,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     check_model_folder(folder)
     files.check_writable(str(folder / 'model.json'))
     options = read_options(args)
-    units = list_units(args.images, options)
+    units = list_units(absolute(args.images), options)
     started = time.monotonic()
     records, rejects = sample_records(units, options, args.max_images, args.seed)
     with Progress(console=_stderr(), transient=True) as progress:
@@ -111,7 +111,7 @@ def _images_input(args: argparse.Namespace) -> dict:
 
     model = HashModel.load(local_model(files.absolute(args.model)))
     options = read_options(args)
-    inputs = list_inputs(args.images)
+    inputs = list_inputs(absolute(args.images))
     units = cut_units(inputs, options)
     return {
         'units': tuple(units),
@@ -126,7 +126,7 @@ def _images_input(args: argparse.Namespace) -> dict:
 def _codes_input(args: argparse.Namespace) -> dict:
     from pipelines.code_files import code_bytes, list_code_units
 
-    units, inputs = list_code_units(args.codes)
+    units, inputs = list_code_units(absolute(args.codes))
     num_bytes = code_bytes(units)
     spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec((Segment('code', num_bytes * 8),))
     if spec.num_bytes != num_bytes:
@@ -179,14 +179,14 @@ def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) ->
             raise InputError(f'there is no file {args.ids}')
         return {'ids': files.absolute(args.ids)}
     if args.codes:
-        units, _ = list_code_units(args.codes)
+        units, _ = list_code_units(absolute(args.codes))
         found, wanted = code_bytes(units), manifest.spec.num_bytes
         if found != wanted:
             raise InputError(f'the codes of {args.codes[0]} have {found} bytes; the index has codes of {wanted} bytes')
         return {'units': tuple(units)}
     check_model(manifest, (manifest.model or {}).get('fingerprint', ''))
     options = read_options(args)
-    units = list_units(args.images, options)
+    units = list_units(absolute(args.images), options)
     return {'units': tuple(units), 'model': files.join(folder, versions.MODEL_FOLDER), 'options': options}
 
 
@@ -206,6 +206,11 @@ def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
     from pipelines.demo import run_demo
 
     run_demo(Path(args.out), Path(args.catalogue) if args.catalogue else None)
+
+
+def absolute(patterns: Sequence[str]) -> list[str]:
+    """Patterns that mean the same to every worker and in the index's `source` columns."""
+    return [files.absolute(pattern) for pattern in patterns]
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:

@@ -92,10 +92,10 @@ class Manifest:
         return sum(f.rows for f in self.images)
 
     def dumps(self) -> bytes:
-        """UTF-8 JSON."""
+        """JSON in ASCII: paths need not be valid UTF-8."""
         value = dataclasses.asdict(self)
         value['spec'] = self.spec.to_json()
-        return json.dumps(value, indent=1, ensure_ascii=False).encode()
+        return json.dumps(value, indent=1).encode()
 
     @classmethod
     def loads(cls, content: bytes, path: str = 'manifest') -> Manifest:
