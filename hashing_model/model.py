@@ -11,7 +11,10 @@ import hashlib
 import io
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +64,16 @@ class Extractor:
         return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
 
     def features(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3]."""
+        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3].
+
+        The backbone runs beside the hand-made features: neither keeps all cores busy alone.
+        """
         hand = [g for g in self.groups if g in HAND_FEATURES]
         taps = [g for g in self.groups if g in BACKBONE_FEATURES]
-        found = hand_features(images, hand, self.threads or os.cpu_count() or 1) if hand else {}
-        if taps:
-            made = self.backbone.taps(images)
-            found.update({g: made[g] for g in taps})
-        return found
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(self.backbone.taps, images) if taps else None
+            found = hand_features(images, hand, self.threads or os.cpu_count() or 1) if hand else {}
+            return found | {g: made.result()[g] for g in taps if made}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +169,10 @@ class HashModel:
                 {n: Projection(arrays[f'weights/{n}'], arrays[f'offset/{n}']) for n in spec.names},
                 described['training'],
             )
-        except (KeyError, OSError, ValueError) as e:
+            fingerprint = described['fingerprint']
+        except (KeyError, TypeError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
             raise InputError(f'{path} is not a readable model: {e}') from e
-        if model.fingerprint != described['fingerprint']:
+        if model.fingerprint != fingerprint:
             raise InputError(f'{path} is damaged: its content does not match the fingerprint in {MODEL_FILE}')
         return model
 

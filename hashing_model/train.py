@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hashing_model.baselines import METHODS
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.features import BACKBONE_FEATURES, FEATURES
+from hashing_model.features import BACKBONE_FEATURES, FEATURES, check_names
 from hashing_model.fusion import Fusion
 from hashing_model.images import Resizing
 from hashing_model.model import Extractor, HashModel
@@ -38,13 +38,14 @@ def fit(
         seed: of every random choice.
 
     Raises:
-        InputError: an unknown method, no images, or too few for the bits wanted.
+        InputError: an unknown method or feature, no images, or too few for the bits wanted.
     """
     spec = spec or CodeSpec.default()
     resizing = resizing or Resizing(224)
     if method not in METHODS:
         raise InputError(f'unknown method {method!r}; there are {", ".join(METHODS)}')
     wanted = {name for segment in spec.segments for name in segment.features}
+    check_names(tuple(sorted(wanted)))
     extractor = Extractor(backbone, resizing.size, [name for name in FEATURES if name in wanted])
     made = [extractor.features(batch) for batch in batches]
     if not made:

@@ -208,6 +208,9 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
     }
     if counters['records_read'] != counters['indexed'] + counters['rejected'] + counters['duplicates']:
         raise BuildError('records are missing: ' + ', '.join(f'{name} {n}' for name, n in counters.items()))
+    if not counters['indexed']:
+        why = ', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items())) or 'there was none'
+        raise BuildError(f'none of {counters["records_read"]} records could be indexed: {why}')
     return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 

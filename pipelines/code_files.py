@@ -54,7 +54,7 @@ def code_bytes(units: Sequence[WorkUnit]) -> int:
         codes = _read(unit)['code'].drop_null()
         if len(codes):
             return len(codes[0].as_py())
-    raise InputError(f'{units[0].shard} and {len(units) - 1} more hold no codes')
+    raise InputError('the code files hold no codes')
 
 
 def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
@@ -124,8 +124,11 @@ def _units_of(path: str, first_number: int) -> list[WorkUnit]:
 
 
 def _read(unit: WorkUnit) -> pa.Table:
-    with FileSystems.open(unit.paths[0]) as file:
-        table = pq.ParquetFile(file).read_row_groups(list(range(*unit.row_groups or (0, 0))), columns=list(COLUMNS))
+    try:
+        with FileSystems.open(unit.paths[0]) as file:
+            table = pq.ParquetFile(file).read_row_groups(list(range(*unit.row_groups or (0, 0))), columns=list(COLUMNS))
+    except (pa.ArrowInvalid, OSError) as e:
+        raise OSError(f'cannot read {unit.shard}: {e}') from e
     return table.set_column(0, 'image_id', table['image_id'].cast(pa.string()))
 
 

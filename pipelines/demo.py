@@ -8,6 +8,7 @@ The pictures that ask are another vendor's drawings of the same emoji; none of t
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     if not catalogue.is_dir():
         raise InputError(f'no catalogue in {catalogue}: run from the source tree, or give --catalogue')
     _clear(out)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     index_shards, query_shards = str(catalogue / 'index-*.tar.gz'), str(catalogue / 'query-twitter-00000.tar.gz')
     model, index, answers = str(out / 'model'), str(out / 'index'), str(out / 'answers.jsonl')
     started = time.monotonic()
@@ -70,28 +71,24 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     records = read_all(query_shards)
     searcher, codes = LocalIndex.open(index), encode(records, HashModel.load(model))
     results = {name: searcher.search(codes, ANSWERS, profile=profile) for name, profile in PROFILES.items()}
-    shares = same_label_shares(records, results, searcher)
+    shares = shares_found(records, results, searcher)
     shown = first_of_each_category(records, SHOWN_PER_CATEGORY)
     pictures = {record.image_id: picture(record) for record in read_all(index_shards)}
     galleries = [gallery(i, records, codes, results, searcher, pictures) for i in shown]
-    console.print(answers_table(galleries))
-    report = out / 'report.html'
+    console.print(answers_table(galleries[::SHOWN_PER_CATEGORY]))
     facts = [
         Fact('images indexed', f'{len(searcher):,}'),
         Fact('bits per image', str(searcher.spec.bits)),
         Fact('pictures that asked', f'{len(records):,}'),
-        Fact('first answer in the same category', f'{shares["coarse"]:.0%}'),
-        Fact('first answer in the same subcategory', f'{shares["fine"]:.0%}'),
+        *(Fact(name, f'{share:.0%}') for name, share in shares.items()),
         Fact('seconds in all', f'{time.monotonic() - started:.0f}'),
     ]
     levels = {'coarse': 'coarse', 'fine': 'fine', 'all': 'fine'}
     segments = {s.name: s.bits for s in searcher.spec.segments}
+    report = out / 'report.html'
     write_report(report, 'Emoji that look alike, to a hash', INTRO, facts, segments, galleries, levels)
-    console.print(
-        f'\n{len(records):,} pictures asked; the first answer is of the same category for {shares["coarse"]:.0%} '
-        f'(coarse) and of the same subcategory for {shares["fine"]:.0%} (fine).\n'
-        f'The gallery: {report}\n\n{OWN_IMAGES}'
-    )
+    console.print(f'\n{len(records):,} pictures asked. ' + '; '.join(f'{n}: {s:.0%}' for n, s in shares.items()) + '.')
+    console.print(f'The gallery: {report}\n\n{OWN_IMAGES}', soft_wrap=True)
 
 
 INTRO = (
@@ -146,15 +143,20 @@ def picture(record: Record) -> Picture:
     return Picture(record.image_id, record.data, record.caption, record.labels)
 
 
-def same_label_shares(
-    records: Sequence[Record], results: Mapping[str, SearchResult], index: LocalIndex
-) -> dict[str, float]:
-    """For coarse and fine: the share of queries whose first answer under that profile has the query's label."""
+def shares_found(records: Sequence[Record], results: Mapping[str, SearchResult], index: LocalIndex) -> dict[str, float]:
+    """How often the answers of a profile are right, by labels that no code has seen."""
+    questions = {
+        'first of the same category (coarse)': ('coarse', 'coarse', 1),
+        'first of the same subcategory (fine)': ('fine', 'fine', 1),
+        f'same emoji among the first {ANSWERS} (all)': ('all', 'item', ANSWERS),
+    }
     shares = {}
-    for level in ('coarse', 'fine'):
-        first = index.images(results[level].rows[:, 0], ['labels'])['labels'].to_pylist()
-        hits = [dict(f)[level] == list(r.labels[level]) for f, r in zip(first, records, strict=True)]
-        shares[level] = float(np.mean(hits))
+    for question, (profile, level, first) in questions.items():
+        rows = results[profile].rows[:, :first]
+        labels = [dict(row)[level] for row in index.images(rows.ravel(), ['labels'])['labels'].to_pylist()]
+        wanted = [list(record.labels[level]) for record in records]
+        hits = [wanted[q] in labels[q * first : (q + 1) * first] for q in range(len(records))]
+        shares[question] = float(np.mean(hits))
     return shares
 
 
@@ -180,9 +182,11 @@ def gallery(
 
 
 def answers_table(galleries: Sequence[QueryGallery]) -> Table:
-    """The first three answers of each query under each profile."""
-    table = Table('asked', *(f'{row.profile}' for row in galleries[0].rows), title='nearest images (distance in bits)')
+    """The first three answers of each query under each profile, with their distances in bits."""
+    table = Table(title='nearest images, and by how many bits they differ', show_lines=True)
+    for heading in ('asked', *(row.profile for row in galleries[0].rows)):
+        table.add_column(heading, no_wrap=True, overflow='ellipsis')
     for g in galleries:
-        cells = ['\n'.join(f'{a.distance:3d} {a.picture.caption}' for a in row.answers[:3]) for row in g.rows]
+        cells = ['\n'.join(f'{a.distance:2d} {a.picture.caption}' for a in row.answers[:3]) for row in g.rows]
         table.add_row(g.query.caption, *cells)
     return table

@@ -6,6 +6,7 @@ Jobs wire themselves in their own `define_pipeline`; nothing here knows what the
 from __future__ import annotations
 
 import argparse
+import builtins
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ from apache_beam.runners.runner import PipelineResult
 from hashing_model.errors import BuildError, InputError
 
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
-_KNOWN_ERROR = re.compile(r'^(?:\S+\.)?(InputError|BuildError): (.*)$', re.MULTILINE)
+_OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
+_KNOWN_ERROR = re.compile(
+    rf'^(?:\S+\.)?(InputError|BuildError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$', re.MULTILINE
+)
 _WHERE = re.compile(r' \[while running .*')
 
 
@@ -50,7 +54,7 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     """Run a pipeline to its end.
 
     Raises:
-        InputError, BuildError: raised by a worker; the message is the worker's.
+        InputError, BuildError, OSError: raised by a worker; the message is the worker's.
         Exception: whatever else the runner raises.
     """
     pipeline = beam.Pipeline(options=options)
@@ -63,7 +67,7 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
         if not found:
             raise
         name, message = found[-1]
-        kind = InputError if name == 'InputError' else BuildError
+        kind = {'InputError': InputError, 'BuildError': BuildError}.get(name, OSError)
         raise kind(_WHERE.sub('', message)) from e
     return result
 
@@ -74,5 +78,5 @@ def counters(result: PipelineResult) -> dict[str, int]:
     for counter in result.metrics().query()['counters']:
         if counter.key.metric.namespace == 'grainhash':
             name = counter.key.metric.name
-            totals[name] = totals.get(name, 0) + counter.result
+            totals[name] = totals.get(name, 0) + (counter.result or 0)  # portable runners give None for 0
     return totals

@@ -6,6 +6,7 @@ memory first, because an object store shows whatever a closed stream has receive
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import uuid
@@ -97,7 +98,7 @@ def copy_folder(source: str, target: str) -> None:
 def delete_folder(uri: str) -> None:
     """Remove a folder and all in it; nothing happens if it is not there."""
     filesys, path = filesystem(uri)
-    if filesys.get_file_info(path).type != arrow_fs.FileType.NotFound:
+    with contextlib.suppress(FileNotFoundError):  # in a bucket also after the files are gone: a prefix is no object
         filesys.delete_dir(path)
 
 

@@ -1,0 +1,297 @@
+"""Hash models: encoding one by one or together, saving, loading, and a fingerprint of all that makes a code."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
+
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.errors import InputError
+from hashing_model.features.runtime import import_keras
+from hashing_model.fusion import Fusion
+from hashing_model.images import ImageError, Resizing
+from hashing_model.model import ARRAYS_FILE, MODEL_FILE, HashModel
+from hashing_model.train import fit
+
+
+@pytest.fixture(scope='module')
+def model():
+    return fit_look(pictures())
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def nudged(array):
+    """A copy with one value moved to the next float."""
+    array = np.array(array)
+    array.flat[array.size // 2] = np.nextafter(array.flat[array.size // 2], np.float32(9))
+    return array
+
+
+def with_projection(model, **changes):
+    projections = {n: dataclasses.replace(p, **changes) for n, p in model.projections.items()}
+    return dataclasses.replace(model, projections=projections)
+
+
+def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
+    images = pictures()
+    codes = model.encode(images)
+    assert codes.shape == (40, 4)
+    assert len(np.unique(codes, axis=0)) > 35
+    for i in (0, 17, 39):
+        np.testing.assert_array_equal(model.encode(images[i : i + 1]), codes[i : i + 1])
+        pixels = model.decode(encoded_pictures(i + 1)[i]).pixels
+        np.testing.assert_array_equal(model.encode(pixels[None]), codes[i : i + 1])
+    np.testing.assert_array_equal(model.encode(images[::-1]), codes[::-1])
+
+
+def test_bytes_that_are_no_picture_are_told_so(model):
+    with pytest.raises(ImageError, match='not_an_image'):
+        model.decode(b'no picture')
+
+
+def test_a_saved_model_makes_the_same_codes(model, tmp_path):
+    model.save(tmp_path / 'new' / 'model')
+    assert files_of(tmp_path / 'new' / 'model') == [ARRAYS_FILE, MODEL_FILE]
+    loaded = HashModel.load(str(tmp_path / 'new' / 'model'))
+    np.testing.assert_array_equal(loaded.encode(pictures()), model.encode(pictures()))
+    assert (loaded.fingerprint, loaded.spec, loaded.resizing) == (model.fingerprint, LOOK, SIZE)
+    assert loaded.training == model.training
+    loaded.save(tmp_path / 'copy')
+    assert (tmp_path / 'copy' / MODEL_FILE).read_bytes() == (tmp_path / 'new' / 'model' / MODEL_FILE).read_bytes()
+
+
+def test_a_model_may_replace_a_model_but_nothing_else(model, tmp_path):
+    folder = tmp_path / 'model'
+    fit_look(pictures(), seed=1).save(folder)
+    model.save(folder)
+    assert HashModel.load(folder).fingerprint == model.fingerprint
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'cat.jpg').write_bytes(b'x')
+    with pytest.raises(InputError, match=r'photos is not a model: it holds cat\.jpg'):
+        model.save(tmp_path / 'photos')
+    assert files_of(tmp_path / 'photos') == ['cat.jpg']
+    with pytest.raises(InputError, match='is a file; give a folder'):
+        model.save(tmp_path / 'photos' / 'cat.jpg')
+
+
+# The fingerprint
+
+
+def test_everything_that_makes_a_code_is_in_the_fingerprint(model):
+    projection, fusion = model.projections['look'], model.fusion
+    extractor = dataclasses.replace(model.extractor, backbone_name='MobileNetV3Small')
+    others = [
+        with_projection(model, weights=nudged(projection.weights)),
+        with_projection(model, offset=nudged(projection.offset)),
+        with_projection(model, weights=projection.weights[:, ::-1]),
+        dataclasses.replace(model, fusion=Fusion({**fusion.mean, 'color': nudged(fusion.mean['color'])}, fusion.scale)),
+        dataclasses.replace(model, fusion=Fusion(fusion.mean, {**fusion.scale, 'edges': fusion.scale['edges'] * 2})),
+        dataclasses.replace(model, spec=CodeSpec((Segment('look', 32, ('color', 'edges')),))),
+        dataclasses.replace(model, spec=CodeSpec((Segment('look', 31, ('edges', 'color')),))),
+        dataclasses.replace(model, resizing=Resizing(64, 'pad')),
+        dataclasses.replace(model, resizing=Resizing(65)),
+        dataclasses.replace(model, backbone_digest='0' * 64),
+        dataclasses.replace(model, extractor=extractor),
+    ]
+    fingerprints = [other.fingerprint for other in [model, *others]]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert all(len(f) == 64 and int(f, 16) >= 0 for f in fingerprints)
+
+
+def test_names_of_segments_are_in_the_fingerprint(model):
+    named = CodeSpec((Segment('other', 32, LOOK.segments[0].features),))
+    renamed = dataclasses.replace(model, spec=named, projections={'other': model.projections['look']})
+    np.testing.assert_array_equal(renamed.encode(pictures(5)), model.encode(pictures(5)))
+    assert renamed.fingerprint != model.fingerprint
+
+
+def test_what_makes_no_difference_to_a_code_is_not_in_the_fingerprint(model):
+    other = dataclasses.replace(
+        model,
+        training={'images': 7, 'note': 'other'},
+        extractor=dataclasses.replace(model.extractor, threads=1),
+        projections=dict(reversed(model.projections.items())),
+    )
+    assert other.fingerprint == model.fingerprint
+    fortran = with_projection(model, weights=np.asfortranarray(model.projections['look'].weights))
+    assert fortran.fingerprint == model.fingerprint
+
+
+def test_another_process_finds_the_same_fingerprint(model, tmp_path):
+    model.save(tmp_path / 'model')
+    code = (
+        'import sys\n'
+        'from hashing_model.model import HashModel\n'
+        'model = HashModel.load(sys.argv[1])\n'
+        'print(hash("grainhash"), model.fingerprint, model.encode_features is None)\n'
+        'assert not {"tensorflow", "keras", "apache_beam"} & set(sys.modules)\n'
+    )
+    found = {}
+    for seed, locale in (('1', 'C'), ('2', 'tr_TR.UTF-8')):
+        environment = {**os.environ, 'PYTHONHASHSEED': seed, 'LC_ALL': locale, 'LANG': locale, 'PYTHONUTF8': '0'}
+        command = [sys.executable, '-c', code, str(tmp_path / 'model')]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        hashed, found[seed] = done.stdout.split()[:2]
+        found[f'hash {seed}'] = hashed
+    assert found['1'] == found['2'] == model.fingerprint
+    assert found['hash 1'] != found['hash 2']
+
+
+# Damage
+
+
+def test_an_array_file_with_a_flipped_or_missing_byte_does_not_load(model, tmp_path):
+    model.save(tmp_path)
+    path = tmp_path / ARRAYS_FILE
+    content = path.read_bytes()
+    assert HashModel.load(tmp_path).fingerprint == model.fingerprint
+    for length in [*range(0, 40, 7), len(content) // 2, len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match='is not a readable model|is damaged'):
+            HashModel.load(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        info = archive.getinfo('weights/look.npy')
+    for place in (0, 2, info.header_offset, info.header_offset + 60, info.header_offset + 400, len(content) - 20):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x5A
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match='is not a readable model|is damaged'):
+            HashModel.load(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match='is not a readable model'):
+        HashModel.load(tmp_path)
+
+
+def test_arrays_of_another_model_do_not_load(model, tmp_path):
+    model.save(tmp_path / 'a')
+    fit_look(pictures(), seed=1).save(tmp_path / 'b')
+    shutil.copy(tmp_path / 'b' / ARRAYS_FILE, tmp_path / 'a')
+    with pytest.raises(InputError, match='is damaged: its content does not match the fingerprint'):
+        HashModel.load(tmp_path / 'a')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'format_version': 2}, 'has model format 2 and features 1; this grainhash reads 1 and 1: train it again'),
+        ({'features_version': 0}, 'has model format 1 and features 0'),
+        ({'resizing': {'size': 64, 'rule': 'crop'}}, 'is damaged'),
+        ({'resizing': {'size': 64, 'rule': 'stretch'}}, "not a readable model: resizing rule 'stretch'"),
+        ({'resizing': None}, 'not a readable model'),
+        ({'spec': 7}, 'not a readable model'),
+        ({'spec': []}, 'not a readable model'),
+        ({'spec': [{'name': 'look', 'bits': 'many', 'features': []}]}, 'not a readable model'),
+        ({'spec': [{'name': 'coarse', 'bits': 32, 'features': ['edges', 'color']}]}, 'not a readable model'),
+        ({'spec': [{'name': 'look', 'bits': 31, 'features': ['edges', 'color']}]}, 'is damaged'),
+        ({'backbone_digest': 'x'}, 'is damaged'),
+        ({'fingerprint': '0' * 64}, 'is damaged'),
+    ],
+)
+def test_a_changed_description_does_not_load(model, tmp_path, change, message):
+    model.save(tmp_path)
+    described = json.loads((tmp_path / MODEL_FILE).read_text())
+    assert described.keys() >= change.keys()
+    (tmp_path / MODEL_FILE).write_text(json.dumps({**described, **change}))
+    with pytest.raises(InputError, match=message):
+        HashModel.load(tmp_path)
+
+
+@pytest.mark.parametrize('missing', ['format_version', 'spec', 'resizing', 'backbone', 'fingerprint', 'training'])
+def test_a_description_with_a_gap_does_not_load(model, tmp_path, missing):
+    model.save(tmp_path)
+    described = json.loads((tmp_path / MODEL_FILE).read_text())
+    del described[missing]
+    (tmp_path / MODEL_FILE).write_text(json.dumps(described))
+    with pytest.raises(InputError, match=f"is not a (readable model|model description): '{missing}'"):
+        HashModel.load(tmp_path)
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'[]', b'null', b'\xff\xfe', b'7'])
+def test_a_description_of_another_kind_does_not_load(model, tmp_path, content):
+    model.save(tmp_path)
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    with pytest.raises(InputError, match=r'model\.json is not a model description'):
+        HashModel.load(tmp_path)
+
+
+def test_a_folder_without_a_model_is_told_so(tmp_path):
+    for folder in (tmp_path, tmp_path / 'none'):
+        with pytest.raises(InputError, match=r'is not a model: there is no .*model\.json'):
+            HashModel.load(folder)
+
+
+# With a network
+
+
+def small_network(path, seed=0):
+    """A .keras file of four convolutions with random weights."""
+    keras = import_keras()
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Conv2D(4 + i, 3, 2, 'same', activation='relu', name=f'conv{i}') for i in range(4)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Rescaling(1 / 255), *layers]).save(path)
+    return path
+
+
+def test_a_model_with_its_own_network_is_self_contained(tmp_path):
+    path = small_network(tmp_path / 'here' / 'mine.keras')
+    elsewhere = tmp_path / 'there' / 'below' / 'mine.keras'
+    elsewhere.parent.mkdir(parents=True)
+    shutil.copy(path, elsewhere)
+    spec = CodeSpec((Segment('coarse', 6, ('top',)), Segment('look', 8, ('low', 'color'))))
+    images = pictures(20)
+    model, moved = (fit([images], 'itq', spec, SIZE, str(p)) for p in (path, elsewhere))
+    assert model.fingerprint == moved.fingerprint
+    other = fit([images], 'itq', spec, SIZE, str(small_network(tmp_path / 'other' / 'mine.keras', seed=1)))
+    assert other.backbone_digest != model.backbone_digest
+    codes = model.encode(images)
+    model.save(tmp_path / 'model')
+    for folder in ('here', 'there', 'other'):
+        shutil.rmtree(tmp_path / folder)
+    (tmp_path / 'model').rename(tmp_path / 'renamed')
+    loaded = HashModel.load(tmp_path / 'renamed')
+    loaded.check_backbone()
+    np.testing.assert_array_equal(loaded.encode(images), codes)
+    assert loaded.fingerprint == model.fingerprint
+    loaded.save(tmp_path / 'copy')
+    loaded.save(tmp_path / 'renamed')  # over itself
+    for folder in ('copy', 'renamed'):
+        again = HashModel.load(tmp_path / folder)
+        assert again.fingerprint == model.fingerprint
+        np.testing.assert_array_equal(again.encode(images), codes)
+
+
+def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
+    spec = CodeSpec((Segment('coarse', 6, ('top',)),))
+    small_network(tmp_path / 'mine.keras')
+    fit([pictures(10)], 'random', spec, SIZE, str(tmp_path / 'mine.keras')).save(tmp_path / 'model')
+    shutil.copy(small_network(tmp_path / 'other.keras', seed=1), tmp_path / 'model' / 'backbone.keras')
+    with pytest.raises(InputError, match=r'the weights of mine\.keras on this machine are not those'):
+        HashModel.load(tmp_path / 'model').check_backbone()
+
+
+def test_a_model_with_the_built_in_network_comes_back(tmp_path):
+    spec = CodeSpec((Segment('coarse', 8, ('top',)),))
+    images = pictures(12)
+    model = fit([images], 'itq', spec, SIZE)
+    model.save(tmp_path)
+    assert files_of(tmp_path) == [ARRAYS_FILE, MODEL_FILE]  # the weights come with a package
+    loaded = HashModel.load(tmp_path, threads=2)
+    loaded.check_backbone()
+    codes = loaded.encode(images)
+    np.testing.assert_array_equal(codes, model.encode(images))
+    np.testing.assert_array_equal(loaded.encode(images[5:6]), codes[5:6])
+    wrong = dataclasses.replace(model, backbone_digest='0' * 64)
+    with pytest.raises(InputError, match='the weights of efficientnet_lite0 on this machine are not those'):
+        wrong.check_backbone()

@@ -1,0 +1,126 @@
+"""Fitting hash models on pictures of the embedded catalogue."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hashing_model.baselines import METHODS
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes import pack_bits, unpack_bits
+from hashing_model.errors import InputError
+from hashing_model.features import hand_features
+from hashing_model.images import Resizing, decode
+from hashing_model.train import fit
+
+SHARD = Path(__file__).parents[1] / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
+LOOK = CodeSpec((Segment('look', 32, ('edges', 'color')),))
+SIZE = Resizing(64)
+
+
+def encoded_pictures(count):
+    """The bytes of the first pictures of the catalogue."""
+    with tarfile.open(SHARD) as tar:
+        members = (m for m in tar if m.name.endswith('.webp'))
+        return [tar.extractfile(member).read() for member, _ in zip(members, range(count), strict=False)]
+
+
+def pictures(count=40, resizing=SIZE):
+    """The first pictures of the catalogue, uint8 [count, size, size, 3]."""
+    return np.stack([decode(data, resizing).pixels for data in encoded_pictures(count)])
+
+
+def fit_look(images, method='itq', spec=LOOK, seed=0):
+    return fit([images], method, spec, SIZE, seed=seed)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_a_code_is_the_sign_of_the_fused_features_projected(method):
+    images = pictures()
+    model = fit_look(images, method)
+    groups = hand_features(images, ('edges', 'color'))
+    parts = []
+    for name in ('edges', 'color'):
+        x = groups[name].astype(np.float64)
+        deviation = x.std(axis=0)
+        floor = 0.01 * np.sqrt((deviation**2).mean())
+        parts.append((x - x.mean(axis=0)) / np.maximum(deviation, floor) / np.sqrt(x.shape[1]))
+    projected = np.hstack(parts) @ model.projections['look'].weights + model.projections['look'].offset
+    clear = np.abs(projected) > 1e-4  # float32 may decide the others either way
+    assert clear.mean() > 0.99
+    bits = unpack_bits(model.encode(images), 32)
+    np.testing.assert_array_equal(bits[clear], (projected >= 0)[clear])
+    assert 0.3 < bits.mean() < 0.7  # centred
+    assert len(np.unique(bits, axis=0)) > 35
+
+
+def test_random_weights_come_from_the_seed_and_no_offset():
+    images = pictures(3)
+    model = fit_look(images, 'random', seed=11)
+    (seed,) = np.random.SeedSequence(11).spawn(1)
+    normals = np.random.default_rng(seed).standard_normal(model.projections['look'].weights.shape)
+    np.testing.assert_array_equal(model.projections['look'].weights, normals.astype(np.float32))
+    assert not model.projections['look'].offset.any()
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_how_images_come_in_batches_does_not_matter(method):
+    images = pictures()
+    whole = fit_look(images, method)
+    cut = fit(iter([images[:7], images[7:8], images[8:]]), method, LOOK, SIZE)
+    assert cut.fingerprint == whole.fingerprint
+    np.testing.assert_array_equal(cut.encode(images), whole.encode(images))
+    assert fit_look(images, method, seed=1).fingerprint != whole.fingerprint
+
+
+def test_segments_are_laid_out_in_order_and_drawn_apart():
+    images = pictures(12)
+    first, second = Segment('first', 5, ('color',)), Segment('second', 9, ('color',))
+    model = fit_look(images, 'random', CodeSpec((first, second)))
+    groups = model.extractor.features(images)
+    bits = [model.projections[n].bits(model.fusion.fuse(groups, ('color',))) for n in ('first', 'second')]
+    codes = model.encode(images)
+    np.testing.assert_array_equal(codes, pack_bits(np.hstack(bits)))
+    np.testing.assert_array_equal(codes, model.encode_features(groups))
+    assert codes.shape == (12, 2)
+    assert not np.array_equal(model.projections['first'].weights, model.projections['second'].weights[:, :5])
+
+
+def test_only_the_features_that_segments_read_are_made():
+    model = fit_look(pictures(3), 'random')
+    assert set(model.extractor.features(pictures(2))) == {'edges', 'color'}
+    assert model.backbone_digest == ''
+
+
+def test_what_it_was_fitted_on_is_noted():
+    model = fit([pictures(5), pictures(4)], 'random', LOOK, SIZE, seed=3)
+    assert model.training == {'method': 'random', 'seed': 3, 'images': 9}
+
+
+def test_unfit_input_is_refused():
+    with pytest.raises(InputError, match="unknown method 'lsh'; there are random, pca-rr, itq"):
+        fit([pictures(3)], 'lsh', LOOK, SIZE)
+    with pytest.raises(InputError, match='no training image could be read'):
+        fit([], 'itq', LOOK, SIZE)
+    with pytest.raises(InputError, match='more than 32 training images; there are 32'):
+        fit_look(pictures(32))
+    with pytest.raises(InputError, match="unknown feature group 'smell'"):
+        fit_look(pictures(3), 'random', CodeSpec((Segment('look', 4, ('smell',)),)))
+
+
+def test_a_backbone_that_needs_no_download_gives_coarse_codes():
+    images = pictures(24)
+    spec = CodeSpec((Segment('coarse', 16, ('top', 'low')), Segment('look', 8, ('color',))))
+    model = fit([images[:20], images[20:]], 'itq', spec, SIZE)
+    codes = model.encode(images)
+    assert codes.shape == (24, 3)
+    assert len(np.unique(codes[:, :2], axis=0)) > 20
+    for i in (0, 23):
+        np.testing.assert_array_equal(model.encode(images[i : i + 1])[0], codes[i])
+    assert model.backbone_digest == model.extractor.backbone.digest
+    again = encoded_pictures(2)[1]
+    np.testing.assert_array_equal(model.encode(model.decode(again).pixels[None])[0], codes[1])
+    assert model.decode(again).pixels.shape == (64, 64, 3)
+    assert io.BytesIO(again).read(4) == b'RIFF'
