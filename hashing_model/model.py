@@ -36,6 +36,7 @@ FORMAT_VERSION = 1
 FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
 MODEL_FILE = 'model.json'
 ARRAYS_FILE = 'arrays.npz'
+_DAMAGED_ARCHIVE = (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what numpy raises, beside ValueError
 
 
 @dataclasses.dataclass
@@ -170,7 +171,7 @@ class HashModel:
                 described['training'],
             )
             fingerprint = described['fingerprint']
-        except (KeyError, TypeError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        except (KeyError, TypeError, ValueError, OSError, *_DAMAGED_ARCHIVE) as e:
             raise InputError(f'{path} is not a readable model: {e}') from e
         if model.fingerprint != fingerprint:
             raise InputError(f'{path} is damaged: its content does not match the fingerprint in {MODEL_FILE}')

@@ -19,7 +19,7 @@ from hashing_model.errors import InputError
 from pipelines.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema
 from pipelines.records import MISSING_ID, WRONG_CODE_LENGTH, Reject, Source
-from pipelines.shards import InputFile, WorkUnit
+from pipelines.shards import PARQUET, InputFile, WorkUnit, list_inputs
 
 UNIT_ROWS = 2_000_000
 COLUMNS = ('image_id', 'code')
@@ -29,19 +29,15 @@ def list_code_units(patterns: Sequence[str]) -> tuple[list[WorkUnit], list[Input
     """Work units (runs of row groups of about 2 million rows) of the Parquet files that match, and those files.
 
     Raises:
-        InputError: nothing matches, or a file is not Parquet with the columns `image_id` and `code`.
+        InputError: nothing matches, there are no rows, or a file is not Parquet with columns `image_id` and `code`.
     """
+    inputs = list_inputs(patterns, [PARQUET])
     units: list[WorkUnit] = []
-    inputs: dict[str, InputFile] = {}
-    for pattern in patterns:
-        found = FileSystems.match([pattern])[0].metadata_list
-        if not found:
-            raise InputError(f'no codes match {pattern}')
-        for m in sorted(found, key=lambda m: m.path):
-            if m.path not in inputs:
-                inputs[m.path] = InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds)
-                units += _units_of(m.path, len(units))
-    return units, list(inputs.values())
+    for file in inputs:
+        units += _units_of(file.path, len(units))
+    if not units:
+        raise InputError(f'the files of {patterns[0]} hold no codes')
+    return units, inputs
 
 
 def code_bytes(units: Sequence[WorkUnit]) -> int:

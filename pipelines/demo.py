@@ -87,7 +87,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     segments = {s.name: s.bits for s in searcher.spec.segments}
     report = out / 'report.html'
     write_report(report, 'Emoji that look alike, to a hash', INTRO, facts, segments, galleries, levels)
-    console.print(f'\n{len(records):,} pictures asked. ' + '; '.join(f'{n}: {s:.0%}' for n, s in shares.items()) + '.')
+    console.print(f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True)
     console.print(f'The gallery: {report}\n\n{OWN_IMAGES}', soft_wrap=True)
 
 
@@ -183,9 +183,9 @@ def gallery(
 
 def answers_table(galleries: Sequence[QueryGallery]) -> Table:
     """The first three answers of each query under each profile, with their distances in bits."""
-    table = Table(title='nearest images, and by how many bits they differ', show_lines=True)
+    table = Table(title='nearest images, and by how many bits they differ', show_lines=True, expand=True)
     for heading in ('asked', *(row.profile for row in galleries[0].rows)):
-        table.add_column(heading, no_wrap=True, overflow='ellipsis')
+        table.add_column(heading, no_wrap=True, overflow='ellipsis', ratio=1)
     for g in galleries:
         cells = ['\n'.join(f'{a.distance:2d} {a.picture.caption}' for a in row.answers[:3]) for row in g.rows]
         table.add_row(g.query.caption, *cells)

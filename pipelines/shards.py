@@ -25,7 +25,7 @@ from pipelines.shard_formats.common import ReadOptions
 
 __all__ = ['InputFile', 'ReadOptions', 'WorkUnit', 'cut_units', 'list_inputs', 'list_units', 'read_member', 'read_unit']
 
-TAR, TFRECORD, PARQUET, FILES = 'tar', 'tfrecord', 'parquet', 'files'
+FORMATS = TAR, TFRECORD, PARQUET, FILES = 'tar', 'tfrecord', 'parquet', 'files'
 MAX_UNIT_BYTES = 256 << 20  # as stored; one Parquet row group or one file may be larger
 MAX_UNIT_ROWS = 10_000
 MAX_UNIT_FILES = 1_000
@@ -89,8 +89,8 @@ def list_units(patterns: Sequence[str], options: ReadOptions) -> list[WorkUnit]:
     return cut_units(list_inputs(patterns), options)
 
 
-def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """Every shard and image file the patterns match, each once: by pattern in the order given, then by path.
+def list_inputs(patterns: Sequence[str], formats: Sequence[str] = FORMATS) -> list[InputFile]:
+    """Every file of some formats that the patterns match, each once: by pattern in the order given, then by path.
 
     A pattern is a file, a folder (everything below it; hidden files are left out) or a glob of `*`, `**`, `?`, `[..]`.
 
@@ -99,9 +99,10 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     """
     files: dict[str, InputFile] = {}
     for pattern in patterns:
-        matched = _match(pattern)
+        matched = [file for file in _match(pattern) if format_of(file.path) in formats]
         if not matched:
-            raise InputError(f'no images match {pattern}')
+            wanted = 'images' if formats == FORMATS else f'{" or ".join(formats)} files'
+            raise InputError(f'no {wanted} match {pattern}')
         for file in matched:
             files.setdefault(file.path if '://' in file.path else os.path.abspath(file.path), file)
     return list(files.values())

@@ -1,0 +1,221 @@
+"""Codes, code files, pictures and indexes for tests, and the exhaustive search that all answers must equal."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes import pack_bits
+from hashing_model.images import Resizing, decode
+from hashing_model.train import fit
+from pipelines.__main__ import main
+from pipelines.assemble import (
+    BuildConfig,
+    Part,
+    cut_codes,
+    keep_sample,
+    make_layout,
+    part_histograms,
+    read_part,
+    write_manifest,
+    write_partition,
+)
+from pipelines.index import files, versions
+from pipelines.index.code_tables import codes_to_arrow, images_schema
+from pipelines.index.manifest import DataFile, Manifest
+from pipelines.shards import WorkUnit
+
+ROOT = Path(__file__).resolve().parents[1]
+CATALOGUE = ROOT / 'examples' / 'catalogue'
+KINDS = ('uniform', 'clustered', 'identical')
+FLIPPED = 0.06  # of a cluster's bits
+CLUSTER_ROWS = 50
+REPEATED = '--direct_runner_bundle_repeat=1'
+TWO_PROCESSES = ('--direct_num_workers=2', '--direct_running_mode=multi_processing')
+PORTABLE = ('--runner=PortableRunner', '--job_endpoint=embed', '--environment_type=LOOPBACK')
+
+
+def make_codes(kind, rows, spec, seed=0):
+    """Codes uint8 [rows, B]; of `identical` ones half are the same code, the worst case for tables."""
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (rows, spec.bits), np.uint8)
+    if kind == 'clustered':
+        centres = bits[: max(rows // CLUSTER_ROWS, 1)]
+        bits = centres[rng.integers(len(centres), size=rows)] ^ (rng.random(bits.shape) < FLIPPED)
+    if kind == 'identical':
+        bits[rng.permutation(rows)[: rows // 2]] = bits[0]
+    return pack_bits(bits)
+
+
+def flip_bits(codes, spec, share, seed=0):
+    """The codes with a share of their bits flipped."""
+    bits = np.unpackbits(codes, axis=1, count=spec.bits)
+    return pack_bits(bits ^ (np.random.default_rng(seed).random(bits.shape) < share))
+
+
+def write_codes(path, ids, codes):
+    """A file for `--codes`."""
+    columns = {'image_id': pa.array(ids, pa.string()), 'code': pa.array([bytes(c) for c in codes], pa.binary())}
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def write_code_files(folder, codes, files_, name='codes'):
+    """The codes in several files, ids `name-0`, `name-1`, ... in the order of the codes; returns the pattern."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, places in enumerate(np.array_split(np.arange(len(codes)), files_)):
+        write_codes(folder / f'{name}-{number}.parquet', [f'{name}-{i}' for i in places], codes[places])
+    return str(folder / f'{name}-*.parquet')
+
+
+def row_numbers(rows, files_):
+    """The row numbers of codes that `write_code_files` wrote: images part << 32 | row in it."""
+    parts = np.array_split(np.arange(rows), files_)
+    return np.concatenate([(np.int64(i) << 32) + np.arange(len(p)) for i, p in enumerate(parts)])
+
+
+def succeed(*command):
+    """Run a grainhash command in this process; it must end well."""
+    assert main([str(word) for word in command]) == 0
+
+
+def start(*command, timeout=150):
+    """Run a grainhash command in a process of its own, as a shell would, but with a time limit."""
+    return subprocess.run(
+        [sys.executable, '-m', 'pipelines', *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, 'NO_COLOR': '1', 'COLUMNS': '100'},
+        check=False,
+    )
+
+
+def served_folder(index):
+    """The folder of the served version."""
+    return Path(versions.version_folder(str(index), versions.current_version(str(index))))
+
+
+def read_served(index):
+    """The manifest of the served version."""
+    return versions.read_manifest(str(index))
+
+
+def data_bytes(index):
+    """Path -> digest of every Parquet file of the served version."""
+    folder = served_folder(index)
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*.parquet'))
+    }
+
+
+def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
+    """An index of codes without Beam: the pure functions of `pipelines.assemble` one after the other.
+
+    Args:
+        index: a folder.
+        spec: the code spec.
+        parts: codes uint8 [N, B] per images part; ids are `0`, `1`, ... over all parts.
+        partition_rows: see `BuildConfig`.
+        version: the version's id.
+    """
+    units = tuple(WorkUnit(i, 'parquet', ('codes',)) for i in range(len(parts)))
+    config = BuildConfig(units, (), str(index), version, spec, partition_rows=partition_rows)
+    made_parts, first = [], 0
+    for number, codes in enumerate(parts):
+        schema = images_schema(spec.num_bytes)
+        known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
+        columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
+        path = versions.images_path(number)
+        size = files.write_table(config.path(path), pa.table(columns, schema=schema))
+        made_parts.append(Part(number, DataFile(path, len(codes), size), None, len(codes), {}))
+        first += len(codes)
+    histograms = [sum(table) for table in zip(*(part_histograms(p, config, first) for p in made_parts), strict=True)]
+    layout = make_layout(histograms, config, first)
+    blocks = {}
+    for part in made_parts:
+        for place, block in cut_codes(part, config, layout):
+            blocks.setdefault(place, []).append(block)
+    partitions = [write_partition(group, config, layout) for group in blocks.items()]
+    codes, rows = (np.concatenate(pair) for pair in zip(*(read_part(p, config) for p in made_parts), strict=True))
+    write_manifest(None, config, layout, made_parts, partitions, keep_sample(codes, rows))
+
+
+def read_partitions(index):
+    """Every partition file of the served version, in the manifest's order: (table number, prefix, Arrow table)."""
+    folder, manifest = served_folder(index), read_served(index)
+    for number, table in enumerate(manifest.tables):
+        for partition in table.partitions:
+            for file in partition.files:
+                yield number, partition.prefix, pq.ParquetFile(folder / file.path).read()
+
+
+def distances_to(codes, queries, spec, profile=None):
+    """Weighted Hamming distances int64 [Q, N], in plain numpy, from the definition."""
+    weight_of = dict.fromkeys(spec.names, 1) if profile is None else profile
+    weights = np.repeat([weight_of.get(s.name, 0) for s in spec.segments], [s.bits for s in spec.segments])
+    a, b = (np.unpackbits(c, axis=1, count=spec.bits).astype(np.float64) for c in (queries, codes))
+    return np.rint((a * weights) @ (1 - b).T + ((1 - a) * weights) @ b.T).astype(np.int64)
+
+
+def nearest(distances, k=None, radius=None):
+    """Per query its answers as a list of (distance, place), ranked by (distance, place): a stable sort of all."""
+    order = np.argsort(distances, axis=1, kind='stable')
+    ranked = np.take_along_axis(distances, order, axis=1)
+    counts = (ranked <= (ranked.max(initial=0) if radius is None else radius)).sum(axis=1)
+    counts = np.minimum(counts, distances.shape[1] if k is None else k)
+    return [list(zip(d[:n].tolist(), o[:n].tolist(), strict=True)) for d, o, n in zip(ranked, order, counts, strict=True)]
+
+
+# Pictures
+
+
+def catalogue_pictures(count, shard='index-fluent-00000.tar.gz'):
+    """The first pictures of a catalogue shard: (fields of the sidecar, WebP bytes)."""
+    found = []
+    with tarfile.open(CATALOGUE / shard) as tar:
+        while len(found) < count:
+            data = tar.extractfile(tar.next()).read()
+            found.append((json.loads(tar.extractfile(tar.next()).read()), data))
+    return found
+
+
+def write_tar(path, members):
+    """A tar of (name, bytes)."""
+    with tarfile.open(path, 'w') as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def tar_members(pictures):
+    """Pictures as the members of a WebDataset shard."""
+    for number, (fields, data) in enumerate(pictures):
+        yield f'{number:06}.webp', data
+        yield f'{number:06}.json', json.dumps(fields).encode()
+
+
+def hand_model(pictures, seed=0):
+    """A tiny model of hand-made features: no backbone to load."""
+    resizing = Resizing(64)
+    pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
+    spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
+    return fit([pixels], spec=spec, resizing=resizing, seed=seed)
+
+
+def read_manifest_of(folder: Path) -> Manifest:
+    """The manifest in a version's folder."""
+    return Manifest.loads((folder / versions.MANIFEST_PATH).read_bytes())
