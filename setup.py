@@ -34,7 +34,6 @@ setup(
     },
     entry_points={'console_scripts': ['grainhash = pipelines.__main__:main']},
     classifiers=[
-        'License :: OSI Approved :: Apache Software License',
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from hashing_model.errors import BuildError, InputError
@@ -19,6 +20,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 (coarse: same kind of thing, fine: same thing, look: same appearance), codes are stored as
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
+PROGRESS_SECONDS = 15
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -136,21 +138,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipelines import commands
 
         getattr(commands, args.command)(args, rest)
-    except (InputError, OSError) as e:
+    except InputError as e:
         return _fail(e, 2, args.verbose)
+    except (BuildError, OSError) as e:
+        return _fail(e, 1, args.verbose)
     except KeyboardInterrupt:
         return _fail('interrupted', 130, False)
-    except BuildError as e:
-        return _fail(e, 1, args.verbose)
     return 0
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Warnings, or every step. A worker's traceback reaches us with its exception, so Beam need not log it too."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format='%(name)s: %(message)s')
+    """Warnings and a line of progress now and then, or every step.
+
+    A worker's traceback reaches us with its exception, so Beam need not log it too.
+    """
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter('%(name)s: %(message)s' if verbose else '%(message)s'))
+        root.addHandler(handler)
+        handler.filters = [] if verbose else [_NowAndThen(PROGRESS_SECONDS)]
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger('pipelines').setLevel(logging.INFO)
+    logging.getLogger('apache_beam').setLevel(logging.INFO if verbose else logging.CRITICAL)
     logging.getLogger('apache_beam.typehints').setLevel(logging.WARNING)
-    if not verbose:
-        logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+
+
+class _NowAndThen(logging.Filter):
+    """Lets one INFO record pass in so many seconds, and everything more serious."""
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+        self.last = time.monotonic()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log the record."""
+        if record.levelno > logging.INFO:
+            return True
+        due = time.monotonic() - self.last >= self.seconds
+        self.last = time.monotonic() if due else self.last
+        return due
 
 
 def _fail(error: BaseException | str, code: int, verbose: bool) -> int:

@@ -125,7 +125,7 @@ class EncodeUnit(beam.DoFn):
         """One `Staged`, and ('ids', (bucket, bytes)) for the duplicate search."""
         encoded = self._encode(unit)
         log.info(
-            'unit %d of %d: %s: %d records, %d rejected',
+            'unit %d of %d, %s: %d records, %d rejected',
             unit.number + 1,
             len(self.config.units),
             unit.shard,

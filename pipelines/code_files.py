@@ -5,7 +5,7 @@ Other Parquet columns are ignored. Images are read by `shards.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -107,8 +107,12 @@ def _units_of(path: str, first_number: int) -> list[WorkUnit]:
     missing = [c for c in COLUMNS if c not in schema.names]
     if missing:
         raise InputError(f'{path} has no column {missing[0]}; it has {", ".join(schema.names)}')
-    if not (pa.types.is_binary(schema.field('code').type) or pa.types.is_fixed_size_binary(schema.field('code').type)):
-        raise InputError(f'column code of {path} is {schema.field("code").type}; binary is needed')
+    id_type, code_type = (schema.field(c).type for c in COLUMNS)
+    if not _is_one_of(code_type, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary):
+        raise InputError(f'column code of {path} is {code_type}; binary is needed')
+    value_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
+    if not _is_one_of(value_type, pa.types.is_string, pa.types.is_large_string, pa.types.is_integer):
+        raise InputError(f'column image_id of {path} is {id_type}; text or integers are needed')
     units: list[WorkUnit] = []
     start, rows = 0, 0
     for group in range(metadata.num_row_groups):
@@ -117,6 +121,10 @@ def _units_of(path: str, first_number: int) -> list[WorkUnit]:
             units.append(WorkUnit(first_number + len(units), 'parquet', (path,), (start, group + 1)))
             start, rows = group + 1, 0
     return units
+
+
+def _is_one_of(type_: pa.DataType, *kinds: Callable[[pa.DataType], bool]) -> bool:
+    return any(kind(type_) for kind in kinds)
 
 
 def _read(unit: WorkUnit) -> pa.Table:

@@ -87,13 +87,12 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         'partition_rows': args.partition_rows,
         'threads': threads_per_worker(options),
     }
-    config = BuildConfig(**settings, **(_codes_input(args) if args.codes else _images_input(args)))
+    config = BuildConfig(**settings, **(_codes_input(args) if args.codes else _images_input(args, index, version)))
     files.check_writable(config.path(versions.MANIFEST_PATH))
     started = time.monotonic()
     try:
-        if args.model:
-            copied = files.join(versions.version_folder(index, version), versions.MODEL_FOLDER)
-            files.copy_folder(files.absolute(args.model), copied)
+        if config.model:
+            files.copy_folder(files.absolute(args.model), config.model)
         run_pipeline(lambda root: define_pipeline(root, config), options)
     except BaseException:
         if not files.exists(config.path(versions.MANIFEST_PATH)):
@@ -104,7 +103,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
 
 
-def _images_input(args: argparse.Namespace) -> dict:
+def _images_input(args: argparse.Namespace, index: str, version: str) -> dict:
     from hashing_model.model import HashModel
     from pipelines.encode import local_model
     from pipelines.shards import cut_units, list_inputs
@@ -117,7 +116,7 @@ def _images_input(args: argparse.Namespace) -> dict:
         'units': tuple(units),
         'inputs': tuple(inputs),
         'spec': model.spec,
-        'model': files.absolute(args.model),
+        'model': files.join(versions.version_folder(index, version), versions.MODEL_FOLDER),  # the version's own copy
         'model_info': {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))},
         'options': options,
     }

@@ -78,7 +78,6 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     console.print(answers_table(galleries[::SHOWN_PER_CATEGORY]))
     facts = [
         Fact('images indexed', f'{len(searcher):,}'),
-        Fact('bits per image', str(searcher.spec.bits)),
         Fact('pictures that asked', f'{len(records):,}'),
         *(Fact(name, f'{share:.0%}') for name, share in shares.items()),
         Fact('seconds in all', f'{time.monotonic() - started:.0f}'),
@@ -87,7 +86,9 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     segments = {s.name: s.bits for s in searcher.spec.segments}
     report = out / 'report.html'
     write_report(report, 'Emoji that look alike, to a hash', INTRO, facts, segments, galleries, levels)
-    console.print(f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True)
+    console.print(
+        f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True
+    )
     console.print(f'The gallery: {report}\n\n{OWN_IMAGES}', soft_wrap=True)
 
 

@@ -21,7 +21,7 @@ from hashing_model.errors import BuildError, InputError
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
 _KNOWN_ERROR = re.compile(
-    rf'^(?:\S+\.)?(InputError|BuildError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$', re.MULTILINE
+    rf'^(?:RuntimeError: )?(?:\S+\.)?(InputError|BuildError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$', re.MULTILINE
 )
 _WHERE = re.compile(r' \[while running .*')
 

@@ -31,7 +31,7 @@ from pipelines.assemble import (
 )
 from pipelines.index import files, versions
 from pipelines.index.code_tables import codes_to_arrow, images_schema
-from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.manifest import DataFile
 from pipelines.shards import WorkUnit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,7 +175,9 @@ def nearest(distances, k=None, radius=None):
     ranked = np.take_along_axis(distances, order, axis=1)
     counts = (ranked <= (ranked.max(initial=0) if radius is None else radius)).sum(axis=1)
     counts = np.minimum(counts, distances.shape[1] if k is None else k)
-    return [list(zip(d[:n].tolist(), o[:n].tolist(), strict=True)) for d, o, n in zip(ranked, order, counts, strict=True)]
+    return [
+        list(zip(d[:n].tolist(), o[:n].tolist(), strict=True)) for d, o, n in zip(ranked, order, counts, strict=True)
+    ]
 
 
 # Pictures
@@ -214,8 +216,3 @@ def hand_model(pictures, seed=0):
     pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
     spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
     return fit([pixels], spec=spec, resizing=resizing, seed=seed)
-
-
-def read_manifest_of(folder: Path) -> Manifest:
-    """The manifest in a version's folder."""
-    return Manifest.loads((folder / versions.MANIFEST_PATH).read_bytes())

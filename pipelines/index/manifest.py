@@ -106,10 +106,12 @@ class Manifest:
         """
         try:
             value = json.loads(content)
-            if value['format_version'] != FORMAT_VERSION:
-                raise InputError(
-                    f'{path} has index format {value["format_version"]}; this grainhash reads format {FORMAT_VERSION}'
-                )
+            found = value['format_version']
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
+        if found != FORMAT_VERSION:
+            raise InputError(f'{path} has index format {found}; this grainhash reads format {FORMAT_VERSION}')
+        try:
             value['spec'] = CodeSpec.from_json(value['spec'])
             value['tables'] = tuple(_table(t) for t in value['tables'])
             value['images'] = tuple(DataFile(**f) for f in value['images'])
@@ -117,7 +119,7 @@ class Manifest:
             value['inputs'] = tuple(value['inputs'])
             value['sample'] = DataFile(**value['sample'])
             return cls(**value)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
 
 

@@ -6,6 +6,7 @@ This module owns the paths of an index; nothing else spells them.
 from __future__ import annotations
 
 import datetime
+import re
 import uuid
 
 from hashing_model.errors import InputError
@@ -13,6 +14,7 @@ from pipelines.index import files
 from pipelines.index.manifest import Manifest
 
 CURRENT = 'CURRENT'
+_VERSION = re.compile(r'[\w.-]+', re.ASCII)
 
 
 def new_version_id() -> str:
@@ -53,7 +55,10 @@ def check_index_folder(index: str) -> None:
     Raises:
         InputError: the folder holds other things and no index, or is a file.
     """
-    names = files.names_in(index) if files.exists(index) else []
+    try:
+        names = files.names_in(index)
+    except NotADirectoryError as e:
+        raise InputError(f'{index} is a file; give a folder for the index') from e
     if names and CURRENT not in names and 'versions' not in names:
         raise InputError(f'{index} is not an index: it holds {", ".join(names[:3])}; give a new or empty folder')
 
@@ -62,13 +67,16 @@ def current_version(index: str) -> str:
     """The id of the served version.
 
     Raises:
-        InputError: no index there, or one of which no version was ever finished.
+        InputError: no index there, one of which no version was ever finished, or a damaged `CURRENT`.
     """
     path = files.join(index, CURRENT)
     if not files.exists(path):
         what = 'has no finished version' if files.exists(files.join(index, 'versions')) else 'is not an index'
         raise InputError(f'{index} {what}: there is no {path}')
-    return files.read_bytes(path).decode().strip()
+    version = files.read_bytes(path).decode(errors='replace').strip()
+    if not _VERSION.fullmatch(version):
+        raise InputError(f'{path} is damaged: it names no version but {version[:40]!r}')
+    return version
 
 
 def publish(index: str, version: str) -> None:

@@ -1,0 +1,255 @@
+"""What follows encoding, step by step and without Beam; `build_by_hand` makes whole indexes for other tests too."""
+
+import collections
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import pack_bits
+from hashing_model.errors import BuildError, InputError
+from hashing_model.images import Decoded
+from pipelines import assemble
+from pipelines.assemble import (
+    BuildConfig,
+    Part,
+    add_counters,
+    cut_codes,
+    groups_of,
+    keep_sample,
+    make_layout,
+    part_histograms,
+    read_part,
+    sample_part,
+    write_manifest,
+    write_partition,
+)
+from pipelines.encode import images_table, rejects_table
+from pipelines.index import files, layout, versions
+from pipelines.index.manifest import DataFile
+from pipelines.index.search import selectivity
+from pipelines.records import DUPLICATE_ID, MISSING_ID, Record, Reject, Source
+from pipelines.shards import InputFile, WorkUnit
+
+SPEC = CodeSpec.parse('coarse=11,fine=20,look=35')  # 66 bits: 6 spare
+
+
+def skewed_codes(count, spec=SPEC, seed=0):
+    """Codes in clusters, some of them often, as trained models make them: uint8 [count, B]."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2, (12, spec.bits))
+    which = np.minimum(rng.geometric(0.3, count) - 1, 11)
+    flips = rng.random((count, spec.bits)) < 0.08 * (which > 1)[:, None]
+    return pack_bits(centres[which] ^ flips)
+
+
+def config_for(index, parts, spec=SPEC, partition_rows=50):
+    units = tuple(WorkUnit(i, 'tar', (f'shard-{i}.tar',)) for i in range(parts))
+    inputs = tuple(InputFile(u.paths[0], 1000 + u.number, 1.5e9) for u in units)
+    model = {'fingerprint': 'f' * 64, 'method': 'itq'}
+    return BuildConfig(units, inputs, str(index), versions.new_version_id(), spec, 'model', model, (), partition_rows)
+
+
+def write_part(number, codes, config, rejected=0):
+    """The files of a finished unit, as the build writes them."""
+    records = [
+        Record(f'image {number}-{i}', b'%d' % i, Source(f'shard-{number}.tar', f'{i}.jpg'), {'kind': (f'{i % 3}',)})
+        for i in range(len(codes))
+    ]
+    sizes = [Decoded(None, 10 + i, 20) for i in range(len(codes))]
+    name, rejects_name = versions.images_path(number), versions.rejects_path(number)
+    images = images_table(records, codes, sizes)
+    rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
+    written = DataFile(name, len(images), files.write_table(config.path(name), images))
+    rejects_file = None
+    if rejected:
+        size = files.write_table(config.path(rejects_name), rejects_table(rejects))
+        rejects_file = DataFile(rejects_name, rejected, size)
+    return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
+
+
+def cut_all(parts, config):
+    """The layout, and the blocks of every partition file."""
+    rows = sum(part.images.rows for part in parts)
+    histograms = [part_histograms(part, config, rows) for part in parts]
+    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
+    blocks = collections.defaultdict(list)
+    for part in reversed(parts):
+        for group, block in cut_codes(part, config, made):
+            blocks[group].append(block)
+    return made, blocks
+
+
+def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=0):
+    """A whole version of an index, published; returns its config."""
+    config = config_for(index, len(codes_of_parts), spec, partition_rows)
+    parts = [write_part(i, codes, config, rejected) for i, codes in enumerate(codes_of_parts)]
+    made, blocks = cut_all(parts, config)
+    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    samples = [sample_part(part, config) for part in parts]
+    sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
+    write_manifest(None, config, made, parts[::-1], partitions[::-1], sample)
+    return config
+
+
+def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path):
+    codes = [skewed_codes(n, seed=n) for n in (300, 1, 0, 170)]
+    config = build_by_hand(tmp_path, codes)
+    manifest = versions.read_manifest(str(tmp_path))
+    wanted = {(part << 32) + i: bytes(code) for part, of_part in enumerate(codes) for i, code in enumerate(of_part)}
+    substrings = layout.cut_substrings(SPEC, 471)
+    assert [t.substring for t in manifest.tables] == list(substrings)
+    assert max(len(p.files) for t in manifest.tables for p in t.partitions) > 1  # a value too frequent for one file
+    assert max(len(p.prefix) for t in manifest.tables for p in t.partitions) > 3
+    for number, table in enumerate(manifest.tables):
+        s = table.substring
+        found = []
+        for partition in table.partitions:
+            for file in partition.files:
+                rows = pq.read_table(config.path(file.path), partitioning=None).to_pylist()
+                assert file.path.startswith(f'codes/table={number}/prefix={partition.prefix}/part-')
+                assert len(rows) == file.rows <= 2 * config.partition_rows
+                assert (tmp_path / 'versions' / config.version / file.path).stat().st_size == file.bytes
+                assert rows == sorted(rows, key=lambda r: (r['key'], r['row']))
+                for row in rows:
+                    text = f'{int.from_bytes(row["code"], "big"):072b}'[s.start : s.start + s.bits]
+                    assert row['key'] == int(text, 2)
+                    assert text.startswith(partition.prefix)
+                found += [(row['row'], row['code']) for row in rows]
+        assert len(found) == len(wanted)
+        assert dict(found) == wanted
+        assert table.selectivity == selectivity(assemble.keep_sample(*read_all(config, manifest))[0], s)
+
+
+def read_all(config, manifest):
+    parts = [Part(i, file, None, 0, {}) for i, file in enumerate(manifest.images)]
+    codes, rows = zip(*(read_part(part, config) for part in parts), strict=True)
+    return np.concatenate(codes), np.concatenate(rows)
+
+
+def test_other_tools_read_the_tables(tmp_path):
+    codes = skewed_codes(400)
+    config = build_by_hand(tmp_path, [codes])
+    pattern = f'{config.path("codes")}/*/*/*.parquet'
+    counted = duckdb.sql(
+        f'SELECT "table", count(*), count(DISTINCT row), count(DISTINCT prefix) '
+        f"FROM read_parquet('{pattern}', hive_partitioning = true, hive_types_autocast = false) GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    manifest = versions.read_manifest(str(tmp_path))
+    filled = [len([p for p in t.partitions if p.files]) for t in manifest.tables]
+    assert counted == [(str(i), 400, 400, n) for i, n in enumerate(filled)]
+
+
+def test_the_manifest_tells_what_was_built(tmp_path):
+    config = build_by_hand(tmp_path, [skewed_codes(30), skewed_codes(40)], rejected=2)
+    manifest = versions.read_manifest(str(tmp_path))
+    assert versions.current_version(str(tmp_path)) == manifest.version == config.version
+    assert manifest.rows == 70
+    assert manifest.counters == {
+        'records_read': 74, 'indexed': 70, 'rejected': 4, 'duplicates': 0, 'reasons': {MISSING_ID: 4}
+    }  # fmt: skip
+    assert [f.path for f in manifest.images] == ['images/part-00000.parquet', 'images/part-00001.parquet']
+    assert [f.rows for f in manifest.rejects] == [2, 2]
+    assert manifest.inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9}
+    assert {'python', 'numpy', 'pyarrow'} <= set(manifest.libraries)
+
+
+def test_a_repeated_bundle_writes_the_same_bytes(tmp_path):
+    config = config_for(tmp_path, 1)
+    parts = [write_part(0, skewed_codes(300), config)]
+    made, blocks = cut_all(parts, config)
+    for group, found in blocks.items():
+        first, again = (write_partition((group, b), config, made) for b in (found, found[::-1]))
+        assert first == again
+    again = cut_all(parts, config)[1]
+    assert {group: sorted(b) for group, b in again.items()} == {group: sorted(b) for group, b in blocks.items()}
+
+
+def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
+    codes = np.tile(skewed_codes(1), (1000, 1))
+    config = config_for(tmp_path, 1, partition_rows=100)
+    made, blocks = cut_all([write_part(0, codes, config)], config)
+    sizes = {group: sum(len(b) // 17 for b in found) for group, found in blocks.items()}  # 8 bytes of row, 9 of code
+    for table in range(len(made.substrings)):
+        assert made.part_counts[table].max() == 10
+        of_table = [n for group, n in sizes.items() if group[0] == table]
+        assert (len(of_table), sum(of_table)) == (10, 1000)
+        assert max(of_table) <= 200
+
+
+def test_a_table_that_lost_rows_is_not_published(tmp_path):
+    config = config_for(tmp_path, 1)
+    part = write_part(0, skewed_codes(200), config)
+    made, blocks = cut_all([part], config)
+    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    sample = sample_part(part, config)
+    lost = [p for p in partitions if p[0] == 2][0]
+    with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
+        write_manifest(None, config, made, [part], [p for p in partitions if p is not lost], sample)
+    with pytest.raises(BuildError, match=rf'table 2 holds {200 + lost[2].rows} rows; 200 images'):
+        write_manifest(None, config, made, [part], [*partitions, lost], sample)
+    assert not (tmp_path / 'CURRENT').exists()
+    assert not files.exists(config.path(versions.MANIFEST_PATH))
+    write_manifest(None, config, made, [part], partitions, sample)
+    assert versions.current_version(str(tmp_path)) == config.version
+
+
+def finished(number, indexed, read, **reasons):
+    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons)
+
+
+def test_counters_add_up():
+    parts = [finished(0, 5, 9, truncated=2, duplicate_id=2), finished(1, 3, 4, empty=1), finished(2, 0, 0)]
+    assert add_counters(parts, 3) == {
+        'records_read': 13, 'indexed': 8, 'rejected': 3, 'duplicates': 2, 'reasons': {'empty': 1, 'truncated': 2}
+    }  # fmt: skip
+    assert DUPLICATE_ID == 'duplicate_id'
+
+
+@pytest.mark.parametrize(
+    ('parts', 'message'),
+    [
+        ([finished(0, 5, 6)], 'records are missing: records_read 6, indexed 5, rejected 0, duplicates 0'),
+        ([finished(0, 5, 5, empty=1)], 'records_read 5, indexed 5, rejected 1'),
+        ([finished(0, 5, 5, duplicate_id=1)], 'duplicates 1'),
+        ([finished(0, 0, 3, empty=2, duplicate_id=1)], 'none of 3 records could be indexed: 2 empty'),
+        ([finished(0, 0, 0)], 'none of 0 records could be indexed'),
+        ([], '0 of 1 work units were finished'),
+        ([finished(1, 5, 5)], '1 of 1 work units were finished'),
+        ([finished(0, 5, 5), finished(0, 5, 5)], '2 of 1 work units were finished'),
+    ],
+)
+def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
+    with pytest.raises(BuildError, match=message):
+        add_counters(parts, 1)
+
+
+def test_groups_are_those_of_a_dict():
+    values = np.random.default_rng(0).integers(-3, 9, 200)
+    expected = collections.defaultdict(list)
+    for place, value in enumerate(values.tolist()):
+        expected[value].append(place)
+    found = [(value, places.tolist()) for value, places in groups_of(values)]
+    assert found == sorted(expected.items())
+    assert list(groups_of(np.zeros(0, np.int64))) == []
+
+
+def test_a_sample_of_samples_is_the_sample_of_all(monkeypatch):
+    monkeypatch.setattr(assemble, 'SAMPLE_ROWS', 40)
+    codes, rows = skewed_codes(500), np.arange(500) * 7
+    kept_codes, kept_rows = keep_sample(codes, rows)
+    order = sorted(range(500), key=lambda i: int(layout.mix(rows[i : i + 1])[0]))[:40]
+    assert kept_rows.tolist() == rows[order].tolist()
+    np.testing.assert_array_equal(kept_codes, codes[order])
+    halves = [keep_sample(codes[i::2], rows[i::2]) for i in (1, 0)]
+    merged = keep_sample(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
+    np.testing.assert_array_equal(merged[1], kept_rows)
+    few = keep_sample(codes[:7], rows[:7])
+    assert sorted(few[1].tolist()) == rows[:7].tolist()
+
+
+def test_partitions_hold_at_least_a_row():
+    with pytest.raises(InputError, match='partition rows are 0; at least 1 is needed'):
+        config_for('x', 1, partition_rows=0)

@@ -1,0 +1,190 @@
+"""One work unit: records in, rows and rejects out, and the search for duplicate ids."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
+
+from hashing_model.errors import InputError
+from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
+from pipelines import encode
+from pipelines.encode import (
+    BATCH_SIZE,
+    encode_unit,
+    find_duplicates,
+    id_hashes,
+    images_table,
+    load_model,
+    local_model,
+    rejects_table,
+    without_duplicates,
+)
+from pipelines.index.code_tables import REJECTS, codes_from_arrow, images_schema
+from pipelines.records import DUPLICATE_ID, MISSING_ID, Record, Reject, Source
+
+
+@pytest.fixture(scope='module')
+def model():
+    return fit_look(pictures(), 'random')
+
+
+def records_of(count):
+    """Records of different pictures, some of them with labels and caption."""
+    return [
+        Record(f'id-{i}', data, Source('a.tar', f'{i}.webp'), {'kind': ('x', f'{i}')} if i % 2 else {}, f'no {i}' if i else None)
+        for i, data in enumerate(encoded_pictures(count))
+    ]
+
+
+def broken(number, data):
+    return Record(f'bad-{number}', data, Source('a.tar', f'bad {number}'))
+
+
+# Encoding
+
+
+@pytest.mark.parametrize('count', [0, 1, 3, 4, 5, 8, 9])
+def test_batches_have_no_edges(model, count):
+    records = records_of(count)
+    unit = encode_unit(iter(records), model, batch_size=4)
+    assert unit.records_read == count == len(unit.images)
+    assert unit.rejects == ()
+    assert unit.images.schema.equals(images_schema(4))
+    assert unit.images['image_id'].to_pylist() == [r.image_id for r in records]
+    expected = [bytes(model.encode(decode(r.data, SIZE).pixels[None])[0]) for r in records]
+    assert unit.images['code'].to_pylist() == expected
+    assert len(set(expected)) == count
+
+
+def test_good_and_bad_records_are_told_apart_in_order(model):
+    good = records_of(7)
+    early = Reject(Source('a.tar', 'x'), MISSING_ID, 'no id')
+    empty, text, cut = broken(0, b''), broken(1, b'no picture'), broken(2, good[0].data[:200])
+    items = [early, good[0], text, good[1], *good[2:4], cut, empty, text, early, good[4], early, *good[5:], cut]
+    for batch_size in (1, 2, 3, 5, 100):
+        unit = encode_unit(items, model, batch_size)
+        assert unit.records_read == len(items) == len(unit.images) + len(unit.rejects)
+        assert unit.images['image_id'].to_pylist() == [r.image_id for r in good]
+        np.testing.assert_array_equal(codes_from_arrow(unit.images['code']), model.encode(pictures(7)))
+        assert [r.reason for r in unit.rejects] == [
+            MISSING_ID, NOT_AN_IMAGE, TRUNCATED, 'empty', NOT_AN_IMAGE, MISSING_ID, MISSING_ID, TRUNCATED
+        ]  # fmt: skip
+        assert unit.rejects[0] is early
+        assert (unit.rejects[1].image_id, unit.rejects[1].source) == ('bad-1', text.source)
+
+
+def test_a_unit_of_nothing_but_bad_records_has_no_rows(model):
+    unit = encode_unit([broken(i, b'no picture') for i in range(5)], model, batch_size=2)
+    assert (len(unit.images), len(unit.rejects), unit.records_read) == (0, 5, 5)
+    assert unit.images.schema.equals(images_schema(4))
+
+
+def test_everything_known_of_a_record_is_in_its_row(model):
+    record = records_of(2)[1]
+    (row,) = encode_unit([record], model).images.to_pylist()
+    size = decode(record.data, SIZE)
+    assert row == {
+        'image_id': 'id-1',
+        'source': {'shard': 'a.tar', 'member': '1.webp'},
+        'digest': hashlib.blake2b(record.data, digest_size=16).digest(),
+        'width': size.width,
+        'height': size.height,
+        'labels': [('kind', ['x', '1'])],
+        'caption': 'no 1',
+        'code': bytes(model.encode(size.pixels[None])[0]),
+    }
+    assert size.width != 64  # the picture's own size, not the model's
+
+
+def test_a_failure_to_read_ends_the_unit(model):
+    def failing():
+        yield from records_of(3)
+        raise ConnectionResetError('gone')
+
+    with pytest.raises(ConnectionResetError, match='gone'):
+        encode_unit(failing(), model, batch_size=2)
+
+
+def test_records_are_read_no_further_than_a_batch_ahead(model):
+    data, taken = encoded_pictures(1)[0], []
+
+    def counted():
+        for i in range(20 * BATCH_SIZE):
+            taken.append(i)
+            yield Record(str(i), data, Source('a.tar', ''))
+
+    batches = encode._decoded_batches(counted(), model, BATCH_SIZE)
+    for done in (1, 2, 3):
+        assert len(next(batches)) == BATCH_SIZE
+        assert len(taken) <= (done + 1) * BATCH_SIZE
+    batches.close()
+
+
+def test_rejects_are_rows(model):
+    rejects = [Reject(Source('a', 'b'), 'empty', 'no bytes', 'id'), Reject(Source('c', 'd'), MISSING_ID, 'none')]
+    table = rejects_table(rejects)
+    assert table.schema.equals(REJECTS)
+    assert table.to_pylist()[0] == {
+        'source': {'shard': 'a', 'member': 'b'}, 'image_id': 'id', 'reason': 'empty', 'detail': 'no bytes'
+    }  # fmt: skip
+    assert table['image_id'].to_pylist() == ['id', None]
+    assert rejects_table([]).schema.equals(REJECTS)
+
+
+# Models
+
+
+def test_a_model_is_loaded_from_its_folder(model, tmp_path):
+    model.save(tmp_path / 'model')
+    assert local_model(str(tmp_path / 'model')) == str(tmp_path / 'model')
+    loaded = load_model(str(tmp_path / 'model'))
+    assert (loaded.fingerprint, loaded.spec) == (model.fingerprint, LOOK)
+    assert load_model(str(tmp_path / 'model')) is loaded
+    with pytest.raises(InputError, match='is not a model'):
+        load_model(str(tmp_path))
+
+
+# Duplicates
+
+IDS = st.lists(st.sampled_from('abcdefgh'), max_size=25)
+
+
+@given(IDS, st.randoms(use_true_random=False))
+def test_duplicates_are_what_a_dict_has_seen(ids, random):
+    places = [(random.randrange(3), i) for i in range(len(ids))]  # (part, place), each once
+    found = find_duplicates(id_hashes(ids), *np.array(places, np.int64).reshape(-1, 2).T)
+    first = {}
+    for where, image_id in sorted(zip(places, ids, strict=True)):
+        first.setdefault(image_id, where)
+    assert found.tolist() == [first[i] != where for i, where in zip(ids, places, strict=True)]
+
+
+def test_half_a_hash_in_common_is_no_duplicate():
+    hashes = np.array([[1, 2], [1, 3], [4, 2], [1, 2]], np.uint64)
+    assert find_duplicates(hashes, np.zeros(4, np.int64), np.arange(4)).tolist() == [False, False, False, True]
+
+
+def test_hashes_are_blake2b_of_the_utf_8():
+    ids = ['', 'a', 'Schuh/größe 42', 'a' * 1000]
+    digests = [hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids]
+    expected = [[int.from_bytes(d[:8], 'little'), int.from_bytes(d[8:], 'little')] for d in digests]
+    assert id_hashes(iter(ids)).tolist() == expected
+    assert id_hashes([]).shape == (0, 2)
+
+
+@given(st.sets(st.integers(0, 6)))
+def test_rows_without_duplicates_keep_their_order(duplicates):
+    records = [Record(f'id {i}', b'', Source('a.tar', f'{i}.jpg')) for i in range(7)]
+    codes = np.arange(14, dtype=np.uint8).reshape(7, 2)
+    decoded = [type('Size', (), {'width': 1, 'height': 2})] * 7
+    images, rejects = without_duplicates(
+        images_table(records, codes, decoded), np.array(sorted(duplicates, reverse=True), np.int64)
+    )
+    kept = [i for i in range(7) if i not in duplicates]
+    assert images['image_id'].to_pylist() == [f'id {i}' for i in kept]
+    np.testing.assert_array_equal(codes_from_arrow(images['code']), codes[kept])
+    assert [(r.image_id, r.source.member) for r in rejects] == [(f'id {i}', f'{i}.jpg') for i in sorted(duplicates)]
+    assert {r.reason for r in rejects} <= {DUPLICATE_ID}

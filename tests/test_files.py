@@ -1,0 +1,140 @@
+"""Files: whole or not at all, and errors that name them."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hashing_model.errors import InputError
+from pipelines.index import files
+
+
+def everything(folder):
+    """Every file and folder below, with the files' contents."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in Path(folder).rglob('*')}
+
+
+def test_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert files.absolute('a/../b/') == str(tmp_path / 'b')
+    assert files.absolute(Path('b')) == str(tmp_path / 'b')
+    assert files.absolute('gs://bucket/a/') == 'gs://bucket/a'
+    assert files.join('gs://bucket', 'a', 'b.txt') == 'gs://bucket/a/b.txt'
+    assert files.filesystem('b')[1] == str(tmp_path / 'b')
+    with pytest.raises(InputError, match='nosuch://x'):
+        files.filesystem('nosuch://x')
+
+
+def test_bytes_are_written_with_their_folders_and_read_back(tmp_path):
+    path = str(tmp_path / 'a' / 'b' / 'c.bin')
+    assert files.write_bytes(path, b'one') == 3
+    assert files.read_bytes(path) == b'one'
+    assert files.write_bytes(path, pa.py_buffer(b'second')) == 6
+    assert everything(tmp_path) == {'a': None, 'a/b': None, 'a/b/c.bin': b'second'}
+    assert (files.exists(path), files.exists(f'{tmp_path}/a'), files.exists(f'{path}x')) == (True, True, False)
+    assert files.names_in(f'{tmp_path}/a/b') == ['c.bin']
+    assert files.names_in(f'{tmp_path}/none') == []
+    with pytest.raises(OSError, match='none'):
+        files.read_bytes(f'{tmp_path}/none')
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = str(tmp_path / 'a.bin')
+    files.write_bytes(path, b'old')
+    for content in ('text', None, 7):
+        with pytest.raises((TypeError, ValueError)):
+            files.write_bytes(path, content)
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'x').write_bytes(b'x')
+    with pytest.raises(OSError, match='folder'):
+        files.write_bytes(str(tmp_path / 'folder'), b'new')
+    assert everything(tmp_path) == {'a.bin': b'old', 'folder': None, 'folder/x': b'x'}
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    code = (
+        'import resource, signal, sys\n'
+        'from pipelines.index import files\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n'
+        'files.write_bytes(sys.argv[1], bytes(5000))\n'
+        'try:\n'
+        '    files.write_bytes(sys.argv[1], bytes(100_000))\n'
+        'except OSError:\n'
+        '    print("refused")\n'
+    )
+    command = [sys.executable, '-c', code, str(tmp_path / 'a.bin')]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == 'refused\n'
+    assert everything(tmp_path) == {'a.bin': bytes(5000)}
+
+
+def test_readers_see_the_old_or_the_new_file_and_never_half(tmp_path):
+    path = str(tmp_path / 'a.bin')
+    contents = [bytes([i]) * (100_000 + i) for i in range(2)]
+    files.write_bytes(path, contents[0])
+    done = threading.Event()
+
+    def write(content):
+        while not done.is_set():
+            files.write_bytes(path, content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    try:
+        seen = {files.read_bytes(path) for _ in range(300)}
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert seen <= set(contents)
+    assert everything(tmp_path).keys() == {'a.bin'}
+
+
+def test_folders_are_copied_and_deleted_whole(tmp_path):
+    for name in ('a.txt', 'below/b.txt'):
+        files.write_bytes(str(tmp_path / 'source' / name), name.encode())
+    files.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'new' / 'target'))
+    assert everything(tmp_path / 'source') == everything(tmp_path / 'new' / 'target')
+    assert len(everything(tmp_path / 'source')) == 3
+    files.delete_folder(str(tmp_path / 'new'))
+    files.delete_folder(str(tmp_path / 'new'))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['source']
+
+
+def test_tables_are_zstd_in_row_groups_that_can_be_skipped(tmp_path):
+    path = str(tmp_path / 'a.parquet')
+    table = pa.table({'key': range(150_000), 'name': ['x'] * 150_000})
+    assert files.write_table(path, table) == os.path.getsize(path)
+    metadata = pq.ParquetFile(path).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [65_536, 65_536, 18_928]
+    assert metadata.row_group(1).column(0).statistics.min == 65_536
+    assert {metadata.row_group(0).column(i).compression for i in range(2)} == {'ZSTD'}
+    assert files.read_table(path).equals(table)
+    assert files.read_table(path, ['name']).column_names == ['name']
+
+
+def test_files_that_are_no_tables_are_named(tmp_path):
+    (tmp_path / 'a.parquet').write_bytes(b'PAR1 and no more')
+    for path in (f'{tmp_path}/a.parquet', f'{tmp_path}/none.parquet', str(tmp_path)):
+        with pytest.raises(OSError, match=f'cannot read {path}: '):
+            files.read_table(path)
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path):
+    (tmp_path / 'file').write_bytes(b'keep')
+    files.check_writable(str(tmp_path / 'file'))
+    files.check_writable(str(tmp_path / 'a' / 'b' / 'new'))
+    files.check_writable('gs://no-such-bucket/a')  # not asked
+    with pytest.raises(InputError, match='is a folder; give a file'):
+        files.check_writable(str(tmp_path))
+    with pytest.raises(InputError, match=r'cannot write .*/file/new: Not a directory'):
+        files.check_writable(str(tmp_path / 'file' / 'new'))
+    with pytest.raises(InputError, match=r'cannot write .*: File name too long'):
+        files.check_writable(str(tmp_path / ('n' * 300)))
+    assert everything(tmp_path) == {'file': b'keep'}

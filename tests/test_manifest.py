@@ -1,0 +1,87 @@
+"""The manifest: it survives the disk, and nothing else passes for one."""
+
+import dataclasses
+import json
+
+import pytest
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.errors import InputError
+from pipelines.index.layout import Substring
+from pipelines.index.manifest import DataFile, Manifest, Partition, Table
+
+
+def small_manifest(**changes):
+    files = [DataFile(f'codes/{i}.parquet', 3 + i, 1000 + i) for i in range(3)]
+    partitions = (Partition(0, '0', (files[0], files[1])), Partition(0, '01', ()), Partition(0, '1', (files[2],)))
+    manifest = Manifest(
+        version='20260101T000000Z-abcdef',
+        created='2026-01-01T00:00:00+00:00',
+        spec=CodeSpec.parse('coarse=8,look=16'),
+        model={'fingerprint': 'f' * 64, 'method': 'itq'},
+        tables=(Table(Substring(0, 0, 8), (0.1, 0.25, 1.0), partitions), Table(Substring(1, 8, 16), (), ())),
+        images=(DataFile('images/0.parquet', 7, 10), DataFile('images/1.parquet', 5, 11)),
+        rejects=(DataFile('rejects/1.parquet', 2, 12),),
+        inputs=({'path': 'Köln/\udcff.tar', 'size': 9, 'mtime': 1.25},),
+        counters={'records_read': 14, 'indexed': 12, 'reasons': {'empty': 2}},
+        libraries={'numpy': '2'},
+        sample=DataFile('sample.parquet', 12, 13),
+    )
+    return dataclasses.replace(manifest, **changes)
+
+
+def changed(**changes):
+    return json.dumps({**json.loads(small_manifest().dumps()), **changes}).encode()
+
+
+def without(name):
+    value = json.loads(small_manifest().dumps())
+    del value[name]
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize('changes', [{}, {'model': None, 'rejects': ()}])
+def test_a_manifest_survives_its_json(changes):
+    manifest = small_manifest(**changes)
+    assert Manifest.loads(manifest.dumps()) == manifest
+    assert manifest.dumps().isascii()
+
+
+def test_rows_are_those_of_the_files():
+    manifest = small_manifest()
+    assert manifest.rows == 7 + 5
+    assert [p.rows for p in manifest.tables[0].partitions] == [3 + 4, 0, 5]
+
+
+def test_another_format_version_is_refused_by_number():
+    with pytest.raises(InputError, match='^here has index format 2; this grainhash reads format 1$'):
+        Manifest.loads(changed(format_version=2, tables='of another shape'), 'here')
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'{',
+        b'\xff\xfe\x00',
+        b'[]',
+        b'null',
+        b'"text"',
+        b'{}',
+        small_manifest().dumps()[:-40],
+        *(without(field.name) for field in dataclasses.fields(Manifest)),
+        changed(unheard_of=1),
+        changed(sample={'path': 'x'}),
+        changed(images=[{'path': 'x', 'rows': 1, 'bytes': 2, 'more': 3}]),
+        changed(tables=[[]]),
+        changed(tables=[{'substring': {'segment': 0, 'start': 0, 'bits': 8}, 'selectivity': []}]),
+        changed(tables=7),
+        changed(spec=7),
+        changed(spec=[]),
+        changed(spec=[{'name': 'a', 'bits': 'many', 'features': []}]),
+        changed(spec=[{'name': 'a', 'bits': 0, 'features': []}]),
+    ],
+)
+def test_what_is_no_manifest_is_refused_by_name(content):
+    with pytest.raises(InputError, match=r'^over/there\.json is not a manifest of grainhash: '):
+        Manifest.loads(content, 'over/there.json')
