@@ -56,7 +56,9 @@ def _reading(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--image-field', metavar='NAME', help='column, feature or suffix that holds the image bytes')
     group.add_argument('--id-field', metavar='NAME', help='column, feature or json key that holds the image id')
     group.add_argument('--caption-field', metavar='NAME', help='column, feature or json key that holds the caption')
-    group.add_argument('--labels', metavar='NAME,...', help='what holds the label levels, coarse first')
+    group.add_argument(
+        '--labels', metavar='NAME,...', help='columns, features or json keys of the labels, coarse first'
+    )
     group.add_argument('--labels-from', choices=['folders'], help='take the names of sub-folders as labels')
 
 
@@ -66,8 +68,12 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--method', default='itq', choices=['random', 'pca-rr', 'itq'], help='how the bits are made (default: itq)'
     )
-    parser.add_argument('--segments', metavar='NAME=BITS,...', help='default: coarse=32,fine=32,look=64')
-    parser.add_argument('--input-size', type=int, default=224, metavar='PX', help='side of the input (default: 224)')
+    parser.add_argument(
+        '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
+    )
+    parser.add_argument(
+        '--input-size', type=int, default=224, metavar='PX', help='side of the square in pixels (default: 224)'
+    )
     parser.add_argument(
         '--resize',
         default='squash',
@@ -80,8 +86,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
         metavar='NAME',
         help='efficientnet_lite0 (default, no download), a model of keras.applications, or a .keras file',
     )
-    parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='sample size (default: 10000)')
-    parser.add_argument('--seed', type=int, default=0, help='of the sample and of random choices (default: 0)')
+    parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='fit on at most N (default: 10000)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='of every random choice (default: 0)')
     _reading(parser)
 
 
@@ -89,11 +95,13 @@ def _build(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
     source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
-    parser.add_argument('--model', metavar='DIR', help='the model that encodes the images')
+    parser.add_argument('--model', metavar='DIR', help='the model that encodes the images; needed with --images')
     parser.add_argument('--index', required=True, metavar='DIR', help='folder of the index; local or gs://')
-    parser.add_argument('--segments', metavar='NAME=BITS,...', help='what codes consist of; with --codes only')
     parser.add_argument(
-        '--partition-rows', type=int, default=2_000_000, metavar='N', help='rows of a partition file (default: 2000000)'
+        '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
+    )
+    parser.add_argument(
+        '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
     _reading(parser)
 
@@ -105,26 +113,35 @@ def _query(parser: argparse.ArgumentParser) -> None:
     source.add_argument('--ids', metavar='FILE', help='text file with one image id of the index per line')
     source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
     parser.add_argument('--model', metavar='DIR', help="refuse to run unless this is the index's own model")
-    parser.add_argument('--k', type=_k, default=10, help='answers per query; "all" with --radius (default: 10)')
+    parser.add_argument(
+        '--k', type=_k, default=10, metavar='N', help='answers per query, or "all" within --radius (default: 10)'
+    )
     parser.add_argument('--radius', type=int, metavar='R', help='largest distance of an answer (default: any)')
-    parser.add_argument('--profile', metavar='NAME=WEIGHT,...', help='weight per segment (default: every bit 1)')
+    parser.add_argument(
+        '--profile', metavar='NAME=WEIGHT,...', help='weight per segment, 0 if left out (default: 1 each)'
+    )
     parser.add_argument('--output', required=True, metavar='FILE', help='answers: .parquet or .jsonl')
     _reading(parser)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('index', metavar='INDEX', help='folder of the index; local or gs://')
-    parser.add_argument('--version', metavar='ID', help='another version than the served one')
-    parser.add_argument('--json', action='store_true', help='for machines')
+    parser.add_argument('--version', metavar='ID', help='show this version, not the served one')
+    parser.add_argument('--json', action='store_true', help='print JSON, for machines')
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)')
-    parser.add_argument('--catalogue', metavar='DIR', help="the embedded catalogue (default: the source tree's)")
+    parser.add_argument('--catalogue', metavar='DIR', help="folder of the shards (default: the source tree's)")
 
 
 def _k(text: str) -> int | None:
-    return None if text == 'all' else int(text)
+    if text == 'all':
+        return None
+    try:
+        return int(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a number nor "all"') from e
 
 
 def main(argv: Sequence[str] | None = None) -> int:

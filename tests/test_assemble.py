@@ -185,7 +185,7 @@ def test_a_table_that_lost_rows_is_not_published(tmp_path):
     made, blocks = cut_all([part], config)
     partitions = [write_partition(element, config, made) for element in blocks.items()]
     sample = sample_part(part, config)
-    lost = [p for p in partitions if p[0] == 2][0]
+    lost = next(p for p in partitions if p[0] == 2)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
         write_manifest(None, config, made, [part], [p for p in partitions if p is not lost], sample)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 + lost[2].rows} rows; 200 images'):

@@ -1,5 +1,7 @@
 """Hash functions without gradients, against numpy's SVD and what their authors promise of them."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def uneven(count=300, dims=12, seed=0):
 
 
 def clustered(seed, clusters=20, members=30, dims=48):
-    """Clusters in a space of few dimensions, with noise in all: float32 [clusters * members, dims] and cluster numbers."""
+    """Clusters in a space of few dimensions, with noise in all: float32 [N, dims]; and each one's cluster."""
     source = rng(seed)
     centres = source.standard_normal((clusters, 12)) @ source.standard_normal((12, dims))
     labels = np.repeat(np.arange(clusters), members)
@@ -62,7 +64,10 @@ def test_the_sign_of_zero_is_plus_one():
     zeros = np.zeros((2, 5), np.float32)
     assert random_projection(zeros, 9, rng()).bits(zeros).all()
     on_the_edge = Projection(np.array([[1.0]], np.float32), np.array([-2.0], np.float32))
-    assert on_the_edge.bits(np.array([[2.0], [np.nextafter(np.float32(2), 0)]], np.float32)).tolist() == [[True], [False]]
+    assert on_the_edge.bits(np.array([[2.0], [np.nextafter(np.float32(2), 0)]], np.float32)).tolist() == [
+        [True],
+        [False],
+    ]
 
 
 def test_random_needs_neither_many_images_nor_many_dimensions():
@@ -110,7 +115,7 @@ def test_itq_starts_from_the_random_rotation_and_never_gets_worse():
     start = pca_random_rotation(x, 16, rng(3))
     np.testing.assert_allclose(itq(x, 16, rng(3), iterations=0).weights, start.weights, atol=1e-6)
     losses = [quantization_loss(itq(x, 16, rng(3), iterations=n), x) for n in (0, 1, 2, 4, 8, 16, 50)]
-    assert all(after <= before * (1 + 1e-6) for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.97 * quantization_loss(start, x)
 
 

@@ -50,7 +50,9 @@ def test_binary_of_every_kind_is_read(tmp_path, code_type, row_group_size):
     np.testing.assert_array_equal(codes, [list(code) for code in some_codes(7)])
 
 
-@pytest.mark.parametrize('id_type', [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    'id_type', [pa.int64(), pa.uint8(), pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
 def test_ids_may_be_text_or_integers(tmp_path, id_type):
     ids = [3, 1, 20]
     written = ids if pa.types.is_integer(id_type) else [str(i) for i in ids]
@@ -128,7 +130,7 @@ def test_codes_are_as_long_as_the_first_that_is_there(tmp_path):
 
 def test_files_of_another_kind_are_refused(tmp_path):
     write(tmp_path / 'text.parquet', ['a'], ['abc'], pa.string())
-    write(tmp_path / 'none.parquet', [], [])
+    write(tmp_path / 'none.parquet', [], [], id_type=pa.string())
     pq.write_table(pa.table({'image_id': ['a'], 'hash': [b'x']}), tmp_path / 'columns.parquet')
     (tmp_path / 'broken.parquet').write_bytes(b'PAR1 and no more')
     for name, message in [

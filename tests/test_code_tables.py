@@ -28,7 +28,9 @@ def test_slices_of_columns_and_of_arrays_keep_their_place():
     column = codes_to_arrow(codes[::3, 1:6])
     np.testing.assert_array_equal(codes_from_arrow(column), codes[::3, 1:6])
     np.testing.assert_array_equal(codes_from_arrow(column[2:5]), codes[6:15:3, 1:6])
-    np.testing.assert_array_equal(codes_from_arrow(pa.chunked_array([column[3:], column[:1]])), codes[[9, 12, 15, 18, 0], 1:6])
+    np.testing.assert_array_equal(
+        codes_from_arrow(pa.chunked_array([column[3:], column[:1]])), codes[[9, 12, 15, 18, 0], 1:6]
+    )
 
 
 def test_no_chunks_are_no_codes():

@@ -34,7 +34,13 @@ def model():
 def records_of(count):
     """Records of different pictures, some of them with labels and caption."""
     return [
-        Record(f'id-{i}', data, Source('a.tar', f'{i}.webp'), {'kind': ('x', f'{i}')} if i % 2 else {}, f'no {i}' if i else None)
+        Record(
+            f'id-{i}',
+            data,
+            Source('a.tar', f'{i}.webp'),
+            {'kind': ('x', f'{i}')} if i % 2 else {},
+            f'no {i}' if i else None,
+        )
         for i, data in enumerate(encoded_pictures(count))
     ]
 

@@ -95,6 +95,18 @@ def test_memory_layout_does_not_matter(photographs):
         np.testing.assert_array_equal(values, hand_features(np.ascontiguousarray(turned))[name])
 
 
+@pytest.mark.parametrize('offset', [1, 4, 12, 33])
+def test_the_address_in_memory_does_not_matter(photographs, offset):
+    """Some OpenCV functions take other paths for unaligned arrays and differ in the last bit."""
+    images = np.concatenate([photographs] * 4)
+    room = np.empty(images.nbytes + 128, np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    moved = room[start : start + images.nbytes].reshape(images.shape)
+    moved[...] = images
+    for name, values in hand_features(images).items():
+        np.testing.assert_array_equal(hand_features(moved)[name], values, name)
+
+
 def test_a_subset_in_its_own_order():
     assert list(hand_features(flat(9), ('color', 'edges'))) == ['color', 'edges']
     assert hand_features(flat(9), ()) == {}

@@ -56,7 +56,9 @@ def test_people_read_the_same_numbers(tmp_path, capsys):
     assert lines[3].startswith('images    1,300 in 1 parts, from 1 files of 1.0 kB; the index has ')
     assert lines[4] == 'records   records read 1,302, indexed 1,300, rejected 2, duplicates 0'
     assert lines[5] == 'rejects   missing_id 2'
-    assert lines[6].split() == 'table segment bits partitions files rows smallest median largest size'.split()
+    assert lines[6].split() == [
+        *('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size')
+    ]
     for line, table in zip(lines[7:], summary_of(tmp_path)['tables'], strict=True):
         bits = f'{table["first_bit"]}-{table["first_bit"] + table["bits"] - 1}'
         words = [table['table'], table['segment'], bits, table['partitions'], table['files'], '1,300']

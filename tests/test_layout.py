@@ -271,9 +271,12 @@ def test_no_code_within_the_bound_escapes_the_probed_tables(sizes, pieces, bound
     radii = choose_radii(costs, table_weights(tables, weights), bound, len(codes))
     different = unpack_bits(codes, spec.bits) != unpack_bits(query, spec.bits)
     distance = sum(
-        w * different[:, spec.start(f's{i}') :][:, :b].sum(axis=1) for i, (w, b) in enumerate(zip(weights, sizes, strict=True))
+        w * different[:, spec.start(f's{i}') :][:, :b].sum(axis=1)
+        for i, (w, b) in enumerate(zip(weights, sizes, strict=True))
     )
-    near = np.stack([different[:, t.start : t.start + t.bits].sum(axis=1) <= r for t, r in zip(tables, radii, strict=True)], axis=1)
+    near = np.stack(
+        [different[:, t.start : t.start + t.bits].sum(axis=1) <= r for t, r in zip(tables, radii, strict=True)], axis=1
+    )
     assert near[distance <= bound].any(axis=1).all()
     owners = [[t for t in range(len(tables)) if row[t] and not row[:t].any()] for row in near]
     assert all(len(owner) == 1 for owner, d in zip(owners, distance, strict=True) if d <= bound)

@@ -54,7 +54,7 @@ def test_rows_are_those_of_the_files():
 
 
 def test_another_format_version_is_refused_by_number():
-    with pytest.raises(InputError, match='^here has index format 2; this grainhash reads format 1$'):
+    with pytest.raises(InputError, match=r'^here has index format 2; this grainhash reads format 1$'):
         Manifest.loads(changed(format_version=2, tables='of another shape'), 'here')
 
 

@@ -155,7 +155,7 @@ def test_an_array_file_that_is_cut_short_does_not_load(model, tmp_path):
     content = path.read_bytes()
     for length in [*range(0, 40, 7), len(content) // 2, len(content) - 1]:
         path.write_bytes(content[:length])
-        with pytest.raises(InputError, match='is not a readable model|is damaged'):
+        with pytest.raises(InputError, match=r'is not a readable model|is damaged'):
             HashModel.load(tmp_path)
     path.unlink()
     with pytest.raises(InputError, match='is not a readable model'):

@@ -202,7 +202,14 @@ def test_bounds_are_the_least_of_sample_radius_and_reach(catalogue):
     tables = LocalIndex.open(folder).manifest.tables
     queries, sample = queries_of(codes), codes[::9]
     distances = np.sort(all_distances(queries, sample, {'fine': 2, 'look': 1}), axis=1)
-    for k, radius in [(5, None), (5, 3), (len(sample), None), (len(sample) + 1, 20), (len(sample) + 1, None), (None, 8)]:
+    for k, radius in [
+        (5, None),
+        (5, 3),
+        (len(sample), None),
+        (len(sample) + 1, 20),
+        (len(sample) + 1, None),
+        (None, 8),
+    ]:
         plan = plan_search(SPEC, tables, 801, sample, queries, k, radius, {'fine': 2, 'look': 1})
         limit = 75 if radius is None else radius  # 2 * 20 + 35
         kth = distances[:, k - 1] if k and k <= len(sample) else limit
@@ -253,7 +260,9 @@ def test_a_metric_is_the_weighted_sum_over_segments(sizes, seed, data):
     a, b = np.random.default_rng(seed).integers(0, 2, (2, 6, spec.bits))
     metric = Metric.of(spec, weights)
     different = to_words(pack_bits(a)) ^ to_words(pack_bits(b))
-    got = sum(w * np.bitwise_count(different & m).sum(axis=1) for w, m in zip(metric.weights, metric.masks, strict=True))
+    got = sum(
+        w * np.bitwise_count(different & m).sum(axis=1) for w, m in zip(metric.weights, metric.masks, strict=True)
+    )
     by_bit = np.repeat(weights, sizes)
     np.testing.assert_array_equal(got, ((a != b) * by_bit).sum(axis=1))
     assert metric.max_distance == by_bit.sum()

@@ -51,9 +51,7 @@ def test_all_records_are_kept_when_they_are_few(tmp_path):
     for size in (7, 8, 100):
         kept, _ = sample_records(units, OPTIONS, size, 0)
         assert sorted(r.image_id for r in kept) == [str(i) for i in range(7)]
-    assert [r for r in sample_records(units, OPTIONS, 100, 0)[0] if r.image_id == '4'][0] == Record(
-        '4', b'abc', Source(units[1].paths[0], '4.jpg')
-    )
+    assert Record('4', b'abc', Source(units[1].paths[0], '4.jpg')) in sample_records(units, OPTIONS, 100, 0)[0]
 
 
 def test_a_sample_is_never_larger_than_asked_and_a_seed_gives_one_sample(tmp_path):

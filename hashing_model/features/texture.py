@@ -57,7 +57,8 @@ def _energies(gray: npt.NDArray[np.uint8]) -> FloatArray:
         if scale:
             picture = cv2.pyrDown(picture)  # half the size is twice the wavelength for the same small kernels
         for even, odd in _kernels():
-            response = cv2.magnitude(*(cv2.filter2D(picture, cv2.CV_32F, kernel) for kernel in (even, odd)))
+            real, imaginary = (cv2.filter2D(picture, cv2.CV_32F, kernel) for kernel in (even, odd))
+            response = np.sqrt(real * real + imaginary * imaginary)  # cv2.magnitude's last bit depends on the address
             energies.extend(np.ravel(cv2.meanStdDev(response)))
     return np.log1p(np.array(energies, np.float32))
 

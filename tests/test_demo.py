@@ -1,0 +1,104 @@
+"""The demo as a user runs it: in a process of its own, then once more over what it left."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from make_index import CATALOGUE, read_served, start
+
+from pipelines.demo import ANSWERS
+
+pytestmark = pytest.mark.slow
+OURS = ['answers.jsonl', 'index', 'model', 'report.html']
+QUERIES = 404  # pictures of query-twitter-00000
+
+
+def demo(out, *options, timeout=240):
+    return start('demo', '--out', out, *options, timeout=timeout)
+
+
+@pytest.fixture(scope='module')
+def small_catalogue(tmp_path_factory):
+    """One shard to index, the same queries."""
+    folder = tmp_path_factory.mktemp('catalogue')
+    for name in ('index-fluent-00000.tar.gz', 'query-twitter-00000.tar.gz'):
+        shutil.copy(CATALOGUE / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+    """A finished demo of the whole catalogue: its folder and the process."""
+    out = tmp_path_factory.mktemp('demo') / 'out'
+    return out, demo(out)
+
+
+def read_answers(out):
+    return [json.loads(line) for line in (Path(out) / 'answers.jsonl').read_text().splitlines()]
+
+
+def test_the_demo_ends_well_and_says_what_to_do_next(first):
+    out, done = first
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == OURS
+    assert f'The gallery: {out}/report.html' in done.stdout
+    commands = [line.strip() for line in done.stdout.splitlines() if line.startswith('  grainhash ')]
+    assert [c.split()[1] for c in commands] == ['train', 'build', 'query', 'inspect']
+    assert commands[2].endswith('--output answers.jsonl'), 'a command to copy must not be broken'
+
+
+def test_every_query_has_k_answers(first):
+    out, _ = first
+    by_query = {}
+    for row in read_answers(out):
+        by_query.setdefault(row['query_id'], []).append(row)
+    assert len(by_query) == QUERIES
+    for rows in by_query.values():
+        assert [row['rank'] for row in rows] == list(range(1, ANSWERS + 1))
+        assert [row['distance'] for row in rows] == sorted(row['distance'] for row in rows)
+    assert all(query.startswith('twitter/') for query in by_query)
+    assert not any(row['image_id'].startswith('twitter/') for rows in by_query.values() for row in rows)
+
+
+def test_the_index_holds_the_whole_catalogue(first):
+    out, _ = first
+    counters = read_served(out / 'index').counters
+    assert (counters['indexed'], counters['rejected'], counters['duplicates']) == (3195, 0, 0)
+
+
+def test_the_report_shows_pictures(first):
+    out, _ = first
+    report = (out / 'report.html').read_text()
+    assert report.count('<img') > 100
+    assert 'src="data:image/' in report
+    assert 'http' not in report.replace('http://www.w3.org/', '').split('<body')[0]
+
+
+def test_a_second_demo_replaces_the_first(first, small_catalogue):
+    out, _ = first
+    done = demo(out, '--catalogue', small_catalogue)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == OURS
+    assert len(list((out / 'index' / 'versions').iterdir())) == 1
+    assert read_served(out / 'index').rows < 500
+    assert len(read_answers(out)) == QUERIES * ANSWERS
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('years of work')
+    (tmp_path / 'answers.jsonl').write_text('older answers')
+    done = demo(tmp_path)
+    assert done.returncode == 2
+    assert 'thesis.txt' in done.stderr
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        'thesis.txt': 'years of work',
+        'answers.jsonl': 'older answers',
+    }
+
+
+def test_a_catalogue_that_is_not_there_is_refused(tmp_path):
+    done = demo(tmp_path / 'out', '--catalogue', tmp_path / 'none')
+    assert done.returncode == 2
+    assert 'no catalogue' in done.stderr
+    assert not (tmp_path / 'out').exists()

@@ -1,0 +1,206 @@
+"""Shards and an index in a bucket of an emulator of Cloud Storage: listing, reading, building, asking."""
+
+import contextlib
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from make_index import (
+    catalogue_pictures,
+    distances_to,
+    hand_model,
+    make_codes,
+    nearest,
+    start,
+    tar_members,
+    write_code_files,
+    write_tar,
+)
+
+from hashing_model.code_spec import CodeSpec
+
+pytest.importorskip('gcp_storage_emulator')
+pytest.importorskip('cryptography')
+
+pytestmark = pytest.mark.slow
+BUCKET = 'gs://shop'
+PROJECT = 'offline'
+BEAM = (f'--project={PROJECT}',)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def wait_for(port, seconds=20):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), 0.2):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f'nothing listens on port {port} after {seconds} s')
+
+
+class GivesTokens(http.server.BaseHTTPRequestHandler):
+    """Answers every request for an access token, so that clients need not wait for a network."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get('content-length', 0)))
+        answer = json.dumps({'access_token': 'none', 'expires_in': 3600, 'token_type': 'Bearer'}).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('Content-Length', str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def write_service_account(path, token_port):
+    """Credentials that no one has issued; with them clients do not search for others."""
+    from cryptography.hazmat.primitives import serialization as s
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(65537, 2048)
+    account = {
+        'type': 'service_account',
+        'project_id': PROJECT,
+        'private_key_id': 'none',
+        'private_key': key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()).decode(),
+        'client_email': f'tests@{PROJECT}.example',
+        'client_id': '1',
+        'token_uri': f'http://127.0.0.1:{token_port}/token',
+    }
+    path.write_text(json.dumps(account))
+
+
+@pytest.fixture(scope='module')
+def bucket(tmp_path_factory):
+    """An empty bucket; Beam's and Arrow's clients find it through environment variables, subprocesses' too."""
+    folder, port = tmp_path_factory.mktemp('gcs'), free_port()
+    tokens = http.server.ThreadingHTTPServer(('127.0.0.1', 0), GivesTokens)
+    threading.Thread(target=tokens.serve_forever, daemon=True).start()
+    write_service_account(folder / 'account.json', tokens.server_port)
+    emulator = subprocess.Popen(
+        [sys.executable, '-m', 'gcp_storage_emulator', 'start', '--host=127.0.0.1', f'--port={port}', '--in-memory'],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {
+                'STORAGE_EMULATOR_HOST': f'http://127.0.0.1:{port}',  # Google's Python client, and so Beam
+                'CLOUD_STORAGE_EMULATOR_ENDPOINT': f'http://127.0.0.1:{port}',  # Google's C++ client, and so Arrow
+                'GOOGLE_APPLICATION_CREDENTIALS': str(folder / 'account.json'),
+                'GOOGLE_CLOUD_PROJECT': PROJECT,
+                'NO_GCE_CHECK': 'true',
+                'GCE_METADATA_HOST': '127.0.0.1:1',
+            }.items():
+                patch.setenv(name, value)
+            from google.auth.credentials import AnonymousCredentials
+            from google.cloud import storage
+
+            yield storage.Client(project=PROJECT, credentials=AnonymousCredentials()).create_bucket('shop')
+    finally:
+        emulator.terminate()
+        emulator.wait(10)
+        tokens.shutdown()
+
+
+def upload(bucket, folder, to):
+    """Put the files of a local folder into the bucket."""
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            bucket.blob(f'{to}/{path.relative_to(folder)}').upload_from_filename(str(path))
+
+
+def names_in(bucket, prefix):
+    return sorted(blob.name.removeprefix(prefix) for blob in bucket.client.list_blobs('shop', prefix=prefix))
+
+
+def succeed(*command):
+    done = start(*command, *(BEAM if command[0] in ('build', 'query') else ()))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def read_answers(bucket, name):
+    return [json.loads(line) for line in bucket.blob(name).download_as_text().splitlines()]
+
+
+def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path):
+    spec = CodeSpec.parse('code=64')
+    codes = make_codes('clustered', 2000, spec)
+    write_code_files(tmp_path, codes, 2)
+    upload(bucket, tmp_path, 'codes')
+    for rows in (200, 300):  # a rebuild beside the first version
+        built = ('--codes', f'{BUCKET}/codes/codes-*.parquet', '--partition-rows', rows)
+        succeed('build', *built, '--index', f'{BUCKET}/index')
+    names = names_in(bucket, 'index/')
+    current = bucket.blob('index/CURRENT').download_as_text().strip()
+    assert len({name.split('/')[1] for name in names if name.startswith('versions/')}) == 2
+    assert f'versions/{current}/manifest.json' in names
+    assert not [name for name in names if 'staging' in name or name.endswith('.tmp')]
+    asked = ('--codes', write_code_files(tmp_path / 'ask', codes[:5], 1, 'query'))
+    succeed('query', '--index', f'{BUCKET}/index', *asked, '--k', 7, '--output', f'{BUCKET}/out/answers.jsonl')
+    found = [(row['distance'], row['image_id']) for row in read_answers(bucket, 'out/answers.jsonl')]
+    expected = nearest(distances_to(codes, codes[:5], spec), 7)
+    assert found == [(d, f'codes-{i}') for answers in expected for d, i in answers]
+    assert f'version   {current}' in ' '.join(succeed('inspect', f'{BUCKET}/index').stdout.split('\n')) or current in (
+        succeed('inspect', f'{BUCKET}/index', '--json').stdout
+    )
+
+
+def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):
+    pictures = catalogue_pictures(50)
+    (tmp_path / 'shards').mkdir()
+    for number in range(2):
+        write_tar(tmp_path / 'shards' / f'{number}.tar', tar_members(pictures[number * 25 : number * 25 + 25]))
+    hand_model(pictures).save(tmp_path / 'model')
+    upload(bucket, tmp_path / 'shards', 'shards')
+    upload(bucket, tmp_path / 'model', 'model')
+    both = ('--images', f'{BUCKET}/shards/*.tar', '--model', f'{BUCKET}/model', '--index')
+    succeed('build', *both, f'{BUCKET}/pictures')
+    here = ('--images', tmp_path / 'shards' / '*.tar', '--model', tmp_path / 'model', '--index', tmp_path / 'index')
+    succeed('build', *here)
+    answers = []
+    for index, output in (
+        (f'{BUCKET}/pictures', f'{BUCKET}/out/there.jsonl'),
+        (tmp_path / 'index', tmp_path / 'a.jsonl'),
+    ):
+        asked = ('--images', tmp_path / 'shards' / '1.tar', '--k', 3)
+        succeed('query', '--index', index, *asked, '--output', output)
+    answers = read_answers(bucket, 'out/there.jsonl')
+    local = [json.loads(line) for line in (tmp_path / 'a.jsonl').read_text().splitlines()]
+    assert len(answers) == 75
+    for there, row in zip(answers, local, strict=True):
+        assert there['source'].pop('shard') == f'{BUCKET}/shards/{os.path.basename(row["source"].pop("shard"))}'
+        assert there == row
+
+
+def test_a_failed_build_leaves_nothing_in_the_bucket(bucket, tmp_path):
+    path = tmp_path / 'codes-1.parquet'
+    write_code_files(tmp_path, make_codes('uniform', 1000, CodeSpec.parse('code=64')), 2)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(1000) + data[len(data) // 2 + 1000 :])
+    upload(bucket, tmp_path, 'bad')
+    done = start('build', '--codes', f'{BUCKET}/bad/codes-*.parquet', '--index', f'{BUCKET}/failed', *BEAM)
+    assert done.returncode == 1
+    assert f'cannot read {BUCKET}/bad/codes-1.parquet' in done.stderr.splitlines()[-1]
+    assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []
+
+
+def test_a_bucket_without_an_index_is_refused(bucket):
+    done = start('inspect', f'{BUCKET}/nothing')
+    assert done.returncode == 2
+    assert f'{BUCKET}/nothing is not an index' in done.stderr
