@@ -29,7 +29,15 @@ setup(
         'rich>=13',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'hypothesis>=6.100', 'duckdb>=1.0', 'ruff>=0.9', 'mypy>=1.14'],
+        'test': [
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'hypothesis>=6.100',
+            'duckdb>=1.0',
+            'ruff>=0.9',
+            'mypy>=1.14',
+            'gcp-storage-emulator',
+        ],
         'benchmark': ['faiss-cpu>=1.9'],
     },
     entry_points={'console_scripts': ['grainhash = pipelines.__main__:main']},

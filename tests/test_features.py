@@ -97,7 +97,6 @@ def test_memory_layout_does_not_matter(photographs):
 
 @pytest.mark.parametrize('offset', [1, 4, 12, 33])
 def test_the_address_in_memory_does_not_matter(photographs, offset):
-    """Some OpenCV functions take other paths for unaligned arrays and differ in the last bit."""
     images = np.concatenate([photographs] * 4)
     room = np.empty(images.nbytes + 128, np.uint8)
     start = -room.ctypes.data % 64 + offset

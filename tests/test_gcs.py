@@ -156,9 +156,7 @@ def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path)
     found = [(row['distance'], row['image_id']) for row in read_answers(bucket, 'out/answers.jsonl')]
     expected = nearest(distances_to(codes, codes[:5], spec), 7)
     assert found == [(d, f'codes-{i}') for answers in expected for d, i in answers]
-    assert f'version   {current}' in ' '.join(succeed('inspect', f'{BUCKET}/index').stdout.split('\n')) or current in (
-        succeed('inspect', f'{BUCKET}/index', '--json').stdout
-    )
+    assert current in succeed('inspect', f'{BUCKET}/index').stdout
 
 
 def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):
@@ -173,7 +171,6 @@ def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):
     succeed('build', *both, f'{BUCKET}/pictures')
     here = ('--images', tmp_path / 'shards' / '*.tar', '--model', tmp_path / 'model', '--index', tmp_path / 'index')
     succeed('build', *here)
-    answers = []
     for index, output in (
         (f'{BUCKET}/pictures', f'{BUCKET}/out/there.jsonl'),
         (tmp_path / 'index', tmp_path / 'a.jsonl'),

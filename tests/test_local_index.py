@@ -38,7 +38,7 @@ def cut(codes, places):
     return parts, np.concatenate([(np.int64(i) << 32) + np.arange(len(p)) for i, p in enumerate(parts)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(KINDS), rows=st.integers(1, 500), seed=st.integers(0, 2**32 - 1))
 def test_a_search_equals_sorting_all_distances(data, kind, rows, seed):
     spec = CodeSpec.parse(data.draw(st.sampled_from(SPECS), 'spec'))
