@@ -446,10 +446,8 @@ def test_a_build_of_images_is_the_same_on_other_runners(mixed, tmp_path, options
 @pytest.mark.slow
 def test_the_default_model_is_trained_and_indexes_the_mixed_folder(mixed, tmp_path):
     reading = ('--images', mixed / 'images', '--model', tmp_path / 'model')
-    done = start('train', *reading, '--input-size', '96', '--segments', 'coarse=16,fine=16,look=32')
-    assert done.returncode == 0, done.stderr
-    done = start('build', *reading, '--index', tmp_path / 'index')
-    assert done.returncode == 0, done.stderr
+    succeed('train', *reading, '--input-size', '96', '--segments', 'coarse=16,fine=16,look=32')
+    succeed('build', *reading, '--index', tmp_path / 'index')
     manifest, same = read_served(tmp_path / 'index'), read_served(mixed / 'index')
     assert manifest.counters == same.counters
     assert manifest.spec.bits == 64

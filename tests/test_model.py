@@ -93,6 +93,7 @@ def test_everything_that_makes_a_code_is_in_the_fingerprint(model):
         with_projection(model, weights=nudged(projection.weights)),
         with_projection(model, offset=nudged(projection.offset)),
         with_projection(model, weights=projection.weights[:, ::-1]),
+        with_projection(model, weights=projection.weights.reshape(32, -1)),  # the same bytes
         dataclasses.replace(model, fusion=Fusion({**fusion.mean, 'color': nudged(fusion.mean['color'])}, fusion.scale)),
         dataclasses.replace(model, fusion=Fusion(fusion.mean, {**fusion.scale, 'edges': fusion.scale['edges'] * 2})),
         dataclasses.replace(model, spec=CodeSpec((Segment('look', 32, ('color', 'edges')),))),
