@@ -18,7 +18,7 @@ setup(
         'apache-beam[gcp]>=2.70,<3',
         'tensorflow>=2.18,<3',
         'keras>=3.8,<4',
-        'numpy>=1.26,<3',
+        'numpy>=2,<3',
         'numba>=0.61,<1',
         'pyarrow>=16',
         'google-cloud-storage>=2.18,<4',

@@ -16,6 +16,7 @@ from hashing_model.errors import InputError
 
 MAX_BITS = 1024
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
+_INTEGER = re.compile(r'[0-9]{1,1000}')
 
 DEFAULT_FEATURES: dict[str, tuple[str, ...]] = {
     'coarse': ('top',),
@@ -153,7 +154,7 @@ def parse_pairs(text: str, what: str) -> dict[str, int]:
     pairs: dict[str, int] = {}
     for item in text.split(','):
         name, equals, value = (part.strip() for part in item.partition('='))
-        if not name or not equals or not value.isdecimal():
+        if not name or not equals or not _INTEGER.fullmatch(value):
             raise InputError(f'{what} {text!r}: {item.strip()!r} is not NAME=INTEGER')
         if name in pairs:
             raise InputError(f'{what} {text!r}: {name} is given twice')

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,9 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
+from hashing_model.features.backbone import SAVED, Backbone, load_backbone
 from hashing_model.fusion import Fusion
 from hashing_model.images import Decoded, Resizing, decode
-
-if TYPE_CHECKING:
-    from hashing_model.features.backbone import Backbone
 
 FORMAT_VERSION = 1
 FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
@@ -60,8 +58,6 @@ class Extractor:
     @functools.cached_property
     def backbone(self) -> Backbone:
         """The loaded backbone."""
-        from hashing_model.features.backbone import load_backbone
-
         return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
 
     def features(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -195,10 +191,15 @@ class HashModel:
             'features_version': FEATURES_VERSION,
             'spec': self.spec.to_json(),
             'resizing': self.resizing.to_json(),
-            'backbone': Path(self.extractor.backbone_name).name,  # of a .keras file: the model has a copy
+            'backbone': self._portable_backbone_name(),
             'backbone_digest': self.backbone_digest,
             'groups': list(self.extractor.groups),
         }
+
+    def _portable_backbone_name(self) -> str:
+        """The same on every machine: the model has a copy of a `.keras` file, which had any path."""
+        name = self.extractor.backbone_name
+        return SAVED if name.endswith('.keras') else name
 
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         arrays = {f'mean/{g}': self.fusion.mean[g] for g in self.extractor.groups}

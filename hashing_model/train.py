@@ -44,6 +44,9 @@ def fit(
     resizing = resizing or Resizing(224)
     if method not in METHODS:
         raise InputError(f'unknown method {method!r}; there are {", ".join(METHODS)}')
+    blind = [segment.name for segment in spec.segments if not segment.features]
+    if blind:
+        raise InputError(f'segment {blind[0]} reads no features')
     wanted = {name for segment in spec.segments for name in segment.features}
     check_names(tuple(sorted(wanted)))
     extractor = Extractor(backbone, resizing.size, [name for name in FEATURES if name in wanted])

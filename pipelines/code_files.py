@@ -5,7 +5,7 @@ Other Parquet columns are ignored. Images are read by `shards.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema
-from pipelines.records import MISSING_ID, WRONG_CODE_LENGTH, Reject, Source
+from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Reject, Source
 from pipelines.shards import PARQUET, InputFile, WorkUnit, list_inputs
 
 UNIT_ROWS = 2_000_000
@@ -56,23 +56,33 @@ def code_bytes(units: Sequence[WorkUnit]) -> int:
 def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
     """Rows of one unit as image rows without digest, size, labels and caption.
 
-    A row without id, or whose code has another length than the spec's, is rejected.
+    A row without id, or whose code has another length than the spec's or bits beyond its own, is rejected.
     """
     table, first = _read(unit), _first_row(unit)
     ids, codes = table['image_id'], table['code'].cast(pa.binary())
-    no_id = pc.fill_null(pc.equal(ids, ''), True)
-    wrong_length = pc.and_not(pc.fill_null(pc.not_equal(pc.binary_length(codes), spec.num_bytes), True), no_id)
     members = pc.cast(pa.array(np.arange(first, first + len(table))), pa.string())
-    rejects = [
-        Reject(Source(unit.paths[0], members[i].as_py()), MISSING_ID, 'image_id is null or empty')
-        for i in _places(no_id)
+    no_id = pc.fill_null(pc.equal(ids, ''), True).to_numpy()
+    wrong_length = pc.fill_null(pc.not_equal(pc.binary_length(codes), spec.num_bytes), True).to_numpy()
+    spare_bits = _has_spare_bits(codes, ~wrong_length, spec)
+
+    def rejects(mask: NDArray[np.bool_], reason: str, detail: Callable[[int], str]) -> Iterator[Reject]:
+        for i in np.flatnonzero(mask).tolist():
+            yield Reject(Source(unit.paths[0], members[i].as_py()), reason, detail(i), ids[i].as_py() or None)
+
+    found = [
+        *rejects(no_id, MISSING_ID, lambda _: 'image_id is null or empty'),
+        *rejects(
+            wrong_length & ~no_id,
+            WRONG_CODE_LENGTH,
+            lambda i: f'code has {len(codes[i].as_py() or b"")} bytes; the index has codes of {spec.num_bytes} bytes',
+        ),
+        *rejects(
+            spare_bits & ~no_id, SPARE_BITS_SET, lambda _: f'bits are set beyond the {spec.bits} of the code spec'
+        ),
     ]
-    for i in _places(wrong_length):
-        detail = f'code has {len(codes[i].as_py() or b"")} bytes; the index has codes of {spec.num_bytes} bytes'
-        rejects.append(Reject(Source(unit.paths[0], members[i].as_py()), WRONG_CODE_LENGTH, detail, ids[i].as_py()))
-    good = pc.invert(pc.or_(no_id, wrong_length))
+    good = pa.array(~(no_id | wrong_length | spare_bits))
     schema = images_schema(spec.num_bytes)
-    kept = members.filter(good.combine_chunks() if isinstance(good, pa.ChunkedArray) else good)
+    kept = members.filter(good)
     shard = pa.DictionaryArray.from_arrays(np.zeros(len(kept), np.int8), [unit.paths[0]]).cast(pa.string())
     columns = {
         'image_id': ids.filter(good),
@@ -81,7 +91,7 @@ def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
     }
     empty = {f.name: pa.nulls(len(kept), f.type) for f in schema if f.name not in columns}
     images = pa.table({**columns, **empty}).select(schema.names).cast(schema)
-    return EncodedUnit(images, tuple(rejects), len(table))
+    return EncodedUnit(images, tuple(found), len(table))
 
 
 def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray[np.uint8]]:
@@ -143,5 +153,9 @@ def _first_row(unit: WorkUnit) -> int:
     return sum(metadata.row_group(g).num_rows for g in range((unit.row_groups or (0, 0))[0]))
 
 
-def _places(mask: pa.ChunkedArray) -> list[int]:
-    return np.flatnonzero(mask.to_numpy()).tolist()
+def _has_spare_bits(codes: pa.ChunkedArray, right_length: NDArray[np.bool_], spec: CodeSpec) -> NDArray[np.bool_]:
+    """Which codes, among those of the right length, have bits set beyond the spec's."""
+    mask = np.zeros(len(codes), bool)
+    last = codes_from_arrow(codes.filter(pa.array(right_length)).cast(pa.binary(spec.num_bytes)))[:, -1]
+    mask[right_length] = last & ((1 << (spec.num_bytes * 8 - spec.bits)) - 1) != 0
+    return mask

@@ -153,9 +153,16 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids of a text file, one per line; blank lines are passed over."""
+    """The ids of a text file, one per line; blank lines are passed over.
+
+    Raises:
+        InputError: the file is not UTF-8.
+    """
     with FileSystems.open(path) as file:
-        lines = file.read().decode().splitlines()
+        try:
+            lines = file.read().decode().splitlines()
+        except UnicodeDecodeError as e:
+            raise InputError(f'{path} is not a UTF-8 text file: {e}') from e
     return [line.strip() for line in lines if line.strip()]
 
 

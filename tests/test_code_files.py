@@ -10,7 +10,7 @@ from hashing_model.errors import InputError
 from pipelines import code_files
 from pipelines.code_files import code_bytes, list_code_units, read_codes, read_query_codes
 from pipelines.index.code_tables import codes_from_arrow, images_schema
-from pipelines.records import MISSING_ID, WRONG_CODE_LENGTH, Source
+from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Source
 
 SPEC = CodeSpec.parse('code=24')
 
@@ -94,6 +94,15 @@ def test_fixed_size_codes_of_another_size_are_all_rejected(tmp_path):
     (encoded,) = read_all(path)
     assert [r.reason for r in encoded.rejects] == [WRONG_CODE_LENGTH] * 2
     assert (len(encoded.images), codes_from_arrow(encoded.images['code']).shape) == (0, (0, 3))
+
+
+def test_codes_with_more_bits_than_the_spec_are_rejected(tmp_path):
+    codes = [b'\x01\x10', b'\x01\x08', b'\xff\xf0', b'\x00\x01', b'\x00']
+    path = write(tmp_path / 'a.parquet', ['a', 'b', 'c', 'd', 'e'], codes)
+    (encoded,) = read_all(path, CodeSpec.parse('code=12'))
+    assert encoded.images['image_id'].to_pylist() == ['a', 'c']
+    found = sorted((r.image_id, r.reason, r.source.member) for r in encoded.rejects)
+    assert found == [('b', SPARE_BITS_SET, '1'), ('d', SPARE_BITS_SET, '3'), ('e', WRONG_CODE_LENGTH, '4')]
 
 
 def test_a_query_that_cannot_be_asked_is_no_silence(tmp_path):

@@ -256,7 +256,7 @@ def small_network(path, seed=0):
 
 def test_a_model_with_its_own_network_is_self_contained(tmp_path):
     path = small_network(tmp_path / 'here' / 'mine.keras')
-    elsewhere = tmp_path / 'there' / 'below' / 'mine.keras'
+    elsewhere = tmp_path / 'there' / 'below' / 'other-name.keras'
     elsewhere.parent.mkdir(parents=True)
     shutil.copy(path, elsewhere)
     spec = CodeSpec((Segment('coarse', 6, ('top',)), Segment('look', 8, ('low', 'color'))))
@@ -287,7 +287,7 @@ def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
     small_network(tmp_path / 'mine.keras')
     fit([pictures(10)], 'random', spec, SIZE, str(tmp_path / 'mine.keras')).save(tmp_path / 'model')
     shutil.copy(small_network(tmp_path / 'other.keras', seed=1), tmp_path / 'model' / 'backbone.keras')
-    with pytest.raises(InputError, match=r'the weights of mine\.keras on this machine are not those'):
+    with pytest.raises(InputError, match=r'the weights of backbone\.keras on this machine are not those'):
         HashModel.load(tmp_path / 'model').check_backbone()
 
 
