@@ -164,7 +164,8 @@ def test_unfit_keras_files_are_refused(tmp_path):
     keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(image))).save(path)
     with pytest.raises(InputError, match='no convolutional activation'):
         load_backbone(str(path), 32)
-    keras.Model([image, keras.Input((2,))], image).save(path)
+    other = keras.Input((32, 32, 3))
+    keras.Model([image, other], keras.layers.Add()([image, other])).save(path)
     with pytest.raises(InputError, match='one input'):
         load_backbone(str(path), 32)
     keras.Sequential([image, keras.layers.Lambda(lambda x: x * 2)]).save(path)

@@ -143,7 +143,8 @@ def test_queries_with_spare_bits_are_refused_by_the_job(made, monkeypatch, capsy
     assert SPEC.bits % 8
     monkeypatch.chdir(made)
     assert main(['query', '--index', 'index', '--codes', 'spare.parquet', '--output', 'new.jsonl']) == 2
-    assert capsys.readouterr().err == 'grainhash: error: a code has bits set beyond the 66 bits of the code spec\n'
+    path = made / 'spare.parquet'
+    assert capsys.readouterr().err == f'grainhash: error: {path}: row 0: bits are set beyond the 66 of the code spec\n'
     assert not (made / 'new.jsonl').exists()
 
 
