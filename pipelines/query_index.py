@@ -2,8 +2,9 @@
 
     grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
 
-    units or ids -> EncodeQueries / FindIds -> Plan (side input: codes, bounds and radii of all queries)
-    partition files -> Reshuffle -> Search -> KeepNearest -> ByPart -> GroupByKey -> Describe -> WriteAnswers
+    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of what follows
+    partition files -> Reshuffle -> FirstLook (radius 0) -> Tighten the bounds
+                                 -> Search -> ByPart -> GroupByKey -> Describe -> WriteAnswers
 
 The answers equal an exhaustive search's, ranked by (distance, row); see `pipelines/index/layout.py` for why.
 """
@@ -100,24 +101,43 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig) -> beam.PCollectio
     """Wire the whole query job; the result is one element, the number of answers written."""
     blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config)
     planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
-    plan = beam.pvalue.AsSingleton(planned | 'PlanOnly' >> beam.Map(lambda p: p.plan))
-    partitions = [
+    listed = [
         (number, partition.prefix, file.path)
         for number, table in enumerate(config.manifest.tables)
         for partition in table.partitions
         for file in partition.files
     ]
+    partitions = root | 'Partitions' >> beam.Create(listed) | 'Spread' >> beam.Reshuffle()
+    if config.k is None:
+        plans = planned | 'PlanOnly' >> beam.Map(lambda p: p.plan)
+    else:
+        home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
+        seen = partitions | 'FirstLook' >> Search(config, home)
+        plans = planned | 'Tighten' >> beam.Map(tighten, beam.pvalue.AsList(seen))
     described = (
-        root
-        | 'Partitions' >> beam.Create(partitions)
-        | 'Spread' >> beam.Reshuffle()
-        | 'Search' >> beam.FlatMap(search_partition, config, plan).with_output_types(tuple[int, Matches])
-        | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(config.k))
+        partitions
+        | 'Search' >> Search(config, plans)
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
         | 'GroupParts' >> beam.GroupByKey()
-        | 'Describe' >> beam.Map(describe_answers, config, plan)
+        | 'Describe' >> beam.Map(describe_answers, config, beam.pvalue.AsSingleton(plans))
     )
     return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsList(described))
+
+
+class Search(beam.PTransform):
+    """Partition files to the k nearest matches of each block of queries, under a plan (one element)."""
+
+    def __init__(self, config: QueryConfig, plans: beam.PCollection):
+        self.config = config
+        self.plan = beam.pvalue.AsSingleton(plans)
+
+    def expand(self, partitions: beam.PCollection) -> beam.PCollection:
+        """(table, prefix, path) to (block of queries, matches)."""
+        return (
+            partitions
+            | 'Open' >> beam.FlatMap(search_partition, self.config, self.plan).with_output_types(tuple[int, Matches])
+            | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k))
+        )
 
 
 def _unit_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
@@ -219,6 +239,12 @@ def search_partition(
     blocks = matches.queries // QUERIES_PER_BLOCK
     for block in np.unique(blocks).tolist():
         yield block, matches.take(blocks == block)
+
+
+def tighten(planned: Planned, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
+    """The plan, with bounds from the answers of a first look."""
+    found = Matches.merged((matches for _, matches in seen), planned.plan.k)
+    return planned.plan.tightened(found)
 
 
 class KeepNearest(beam.CombineFn):

@@ -20,6 +20,7 @@ from hashing_model.errors import InputError
 from pipelines.index import code_tables, files, kernels, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
+    NOT_PROBED,
     Substring,
     choose_radii,
     prefix_distances,
@@ -104,6 +105,9 @@ class SearchPlan:
         substrings: one per table.
         metric: the distance.
         k: answers per query, None for all within the bound.
+        weights: of the tables.
+        costs: per table, of probing it to radius 0, 1, ... (`layout.probe_costs`).
+        rows: of the index.
     """
 
     codes: NDArray[np.uint8]
@@ -112,6 +116,32 @@ class SearchPlan:
     substrings: tuple[Substring, ...]
     metric: Metric
     k: int | None
+    weights: tuple[int, ...]
+    costs: tuple[NDArray[np.float64], ...]
+    rows: int
+
+    def within(self, bounds: NDArray[np.int64]) -> SearchPlan:
+        """The same search with other bounds, int64 [Q], and the radii that they need."""
+        distinct, inverse = np.unique(bounds, return_inverse=True)
+        radii = [choose_radii(self.costs, self.weights, int(bound), self.rows) for bound in distinct]
+        chosen = np.array(radii, np.int64).reshape(-1, len(self.substrings))[inverse]
+        return dataclasses.replace(self, bounds=bounds, radii=chosen)
+
+    def at_home(self) -> SearchPlan:
+        """A first look: every weighted table at radius 0. It finds near answers, not all of them."""
+        home = np.where(np.array(self.weights) > 0, 0, NOT_PROBED)
+        return dataclasses.replace(self, radii=np.tile(home, (len(self.codes), 1)))
+
+    def tightened(self, found: Matches) -> SearchPlan:
+        """The same search, knowing some answers: none of the k nearest is farther than the k-th of those found.
+
+        Args:
+            found: ordered by (query, distance), at most k per query.
+        """
+        bounds = self.bounds.copy()
+        last = found.take(found.ranks + 1 == self.k)
+        bounds[last.queries] = np.minimum(bounds[last.queries], last.distances)
+        return self.within(bounds)
 
     @functools.cached_property
     def words(self) -> NDArray[np.uint64]:
@@ -188,12 +218,12 @@ def plan_search(
         kth = kernels.kth_distances(to_words(codes), to_words(sample), metric.masks, metric.weights, k)
         bounds = np.minimum(bounds, kth)
     substrings = tuple(t.substring for t in tables)
-    weights = table_weights(substrings, segment_weights)
-    costs = [probe_costs(t.selectivity, t.substring.bits, rows) for t in tables]
-    distinct, inverse = np.unique(bounds, return_inverse=True)
-    radii = np.array([choose_radii(costs, weights, int(u), rows) for u in distinct], np.int64)
-    radii = radii.reshape(-1, len(tables))[inverse]
-    return SearchPlan(codes, bounds, radii, substrings, metric, k)
+    costs = tuple(probe_costs(t.selectivity, t.substring.bits, rows) for t in tables)
+    unplanned = np.full((len(codes), len(tables)), NOT_PROBED)
+    plan = SearchPlan(
+        codes, bounds, unplanned, substrings, metric, k, table_weights(substrings, segment_weights), costs, rows
+    )
+    return plan.within(bounds)
 
 
 def check_limits(
@@ -297,8 +327,9 @@ class LocalIndex:
         """
         manifest = self.manifest
         plan = plan_search(self.spec, manifest.tables, len(self), self.sample, codes, k, radius, profile)
-        probed = [t for t in range(len(manifest.tables)) if (plan.radii[:, t] >= 0).any()]
-        matches = Matches.merged((plan.search(t, '', self._table(t)) for t in probed), k)
+        if k is not None:
+            plan = plan.tightened(self._matches(plan.at_home()))
+        matches = self._matches(plan)
         width = k if k is not None else int(matches.ranks.max(initial=-1)) + 1
         distances = np.full((len(plan.codes), width), -1, np.int32)
         rows = np.full((len(plan.codes), width), -1, np.int64)
@@ -307,6 +338,10 @@ class LocalIndex:
         image_ids = np.full(rows.shape, None, object)
         image_ids[rows >= 0] = self.images(rows[rows >= 0], ['image_id'])['image_id'].to_pylist()
         return SearchResult(distances, rows, image_ids)
+
+    def _matches(self, plan: SearchPlan) -> Matches:
+        probed = np.flatnonzero((plan.radii >= 0).any(axis=0)).tolist()
+        return Matches.merged((plan.search(t, '', self._table(t)) for t in probed), plan.k)
 
     def images(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`."""
