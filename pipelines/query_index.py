@@ -2,7 +2,7 @@
 
     grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
 
-    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of what follows
+    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the rest
     partition files -> Reshuffle -> FirstLook (radius 0) -> Tighten the bounds
                                  -> Search -> ByPart -> GroupByKey -> Describe -> WriteAnswers
 
