@@ -1,5 +1,6 @@
 """Codes, code files, pictures and indexes for tests, and the exhaustive search that all answers must equal."""
 
+import collections
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits
-from hashing_model.images import Resizing, decode
+from hashing_model.images import Decoded, Resizing, decode
 from hashing_model.train import fit
 from pipelines.__main__ import main
 from pipelines.assemble import (
@@ -25,17 +26,20 @@ from pipelines.assemble import (
     keep_sample,
     make_layout,
     part_histograms,
-    read_part,
+    sample_part,
     write_manifest,
     write_partition,
 )
+from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import codes_to_arrow, images_schema
 from pipelines.index.manifest import DataFile
-from pipelines.shards import WorkUnit
+from pipelines.records import MISSING_ID, Record, Reject, Source
+from pipelines.shards import InputFile, WorkUnit
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = ROOT / 'examples' / 'catalogue'
+SPEC = CodeSpec.parse('coarse=11,fine=20,look=35')  # 66 bits: 6 spare
 KINDS = ('uniform', 'clustered', 'identical')
 FLIPPED = 0.06  # of a cluster's bits
 CLUSTER_ROWS = 50
@@ -120,8 +124,71 @@ def data_bytes(index):
     }
 
 
+def skewed_codes(count, spec=SPEC, seed=0):
+    """Codes in clusters, some of them often, as trained models make them: uint8 [count, B]."""
+    rng = np.random.default_rng(seed)
+    centres = rng.integers(0, 2, (12, spec.bits))
+    which = np.minimum(rng.geometric(0.3, count) - 1, 11)
+    flips = rng.random((count, spec.bits)) < 0.08 * (which > 1)[:, None]
+    return pack_bits(centres[which] ^ flips)
+
+
+def config_for(index, parts, spec=SPEC, partition_rows=50):
+    units = tuple(WorkUnit(i, 'tar', (f'shard-{i}.tar',)) for i in range(parts))
+    inputs = tuple(InputFile(u.paths[0], 1000 + u.number, 1.5e9) for u in units)
+    model = {'fingerprint': 'f' * 64, 'method': 'itq'}
+    return BuildConfig(units, inputs, str(index), versions.new_version_id(), spec, 'model', model, (), partition_rows)
+
+
+def write_part(number, codes, config, rejected=0):
+    """The files of a finished unit, as the build writes them."""
+    records = [
+        Record(f'image {number}-{i}', b'%d' % i, Source(f'shard-{number}.tar', f'{i}.jpg'), {'kind': (f'{i % 3}',)})
+        for i in range(len(codes))
+    ]
+    sizes = [Decoded(None, 10 + i, 20) for i in range(len(codes))]
+    name, rejects_name = versions.images_path(number), versions.rejects_path(number)
+    images = images_table(records, codes, sizes)
+    rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
+    written = DataFile(name, len(images), files.write_table(config.path(name), images))
+    rejects_file = None
+    if rejected:
+        size = files.write_table(config.path(rejects_name), rejects_table(rejects))
+        rejects_file = DataFile(rejects_name, rejected, size)
+    return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
+
+
+def cut_all(parts, config):
+    """The layout, and the blocks of every partition file."""
+    rows = sum(part.images.rows for part in parts)
+    histograms = [part_histograms(part, config, rows) for part in parts]
+    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
+    blocks = collections.defaultdict(list)
+    for part in reversed(parts):
+        for group, block in cut_codes(part, config, made):
+            blocks[group].append(block)
+    return made, blocks
+
+
+def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=0):
+    """An index of made-up images without Beam, published; returns its config."""
+    config = config_for(index, len(codes_of_parts), spec, partition_rows)
+    parts = [write_part(i, codes, config, rejected) for i, codes in enumerate(codes_of_parts)]
+    assemble(config, parts)
+    return config
+
+
+def assemble(config, parts):
+    """Tables, sample and manifest of finished parts: the functions of `pipelines.assemble` one after the other."""
+    made, blocks = cut_all(parts, config)
+    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    samples = [sample_part(part, config) for part in parts]
+    sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
+    write_manifest(None, config, made, parts[::-1], partitions[::-1], sample)
+
+
 def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
-    """An index of codes without Beam: the pure functions of `pipelines.assemble` one after the other.
+    """An index of bare codes, as `build --codes` makes it.
 
     Args:
         index: a folder.
@@ -141,15 +208,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         size = files.write_table(config.path(path), pa.table(columns, schema=schema))
         made_parts.append(Part(number, DataFile(path, len(codes), size), None, len(codes), {}))
         first += len(codes)
-    histograms = [sum(table) for table in zip(*(part_histograms(p, config, first) for p in made_parts), strict=True)]
-    layout = make_layout(histograms, config, first)
-    blocks = {}
-    for part in made_parts:
-        for place, block in cut_codes(part, config, layout):
-            blocks.setdefault(place, []).append(block)
-    partitions = [write_partition(group, config, layout) for group in blocks.items()]
-    codes, rows = (np.concatenate(pair) for pair in zip(*(read_part(p, config) for p in made_parts), strict=True))
-    write_manifest(None, config, layout, made_parts, partitions, keep_sample(codes, rows))
+    assemble(config, made_parts)
 
 
 def read_partitions(index):

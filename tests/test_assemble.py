@@ -1,4 +1,4 @@
-"""What follows encoding, step by step and without Beam; `build_by_hand` makes whole indexes for other tests too."""
+"""What follows encoding, step by step and without Beam."""
 
 import collections
 
@@ -6,92 +6,24 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from make_index import SPEC, build_by_hand, config_for, cut_all, skewed_codes, write_part
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits
 from hashing_model.errors import BuildError, InputError
-from hashing_model.images import Decoded
 from pipelines import assemble
 from pipelines.assemble import (
-    BuildConfig,
     Part,
     add_counters,
-    cut_codes,
     groups_of,
     keep_sample,
-    make_layout,
-    part_histograms,
     read_part,
     sample_part,
     write_manifest,
     write_partition,
 )
-from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, layout, versions
 from pipelines.index.manifest import DataFile
 from pipelines.index.search import selectivity
-from pipelines.records import DUPLICATE_ID, MISSING_ID, Record, Reject, Source
-from pipelines.shards import InputFile, WorkUnit
-
-SPEC = CodeSpec.parse('coarse=11,fine=20,look=35')  # 66 bits: 6 spare
-
-
-def skewed_codes(count, spec=SPEC, seed=0):
-    """Codes in clusters, some of them often, as trained models make them: uint8 [count, B]."""
-    rng = np.random.default_rng(seed)
-    centres = rng.integers(0, 2, (12, spec.bits))
-    which = np.minimum(rng.geometric(0.3, count) - 1, 11)
-    flips = rng.random((count, spec.bits)) < 0.08 * (which > 1)[:, None]
-    return pack_bits(centres[which] ^ flips)
-
-
-def config_for(index, parts, spec=SPEC, partition_rows=50):
-    units = tuple(WorkUnit(i, 'tar', (f'shard-{i}.tar',)) for i in range(parts))
-    inputs = tuple(InputFile(u.paths[0], 1000 + u.number, 1.5e9) for u in units)
-    model = {'fingerprint': 'f' * 64, 'method': 'itq'}
-    return BuildConfig(units, inputs, str(index), versions.new_version_id(), spec, 'model', model, (), partition_rows)
-
-
-def write_part(number, codes, config, rejected=0):
-    """The files of a finished unit, as the build writes them."""
-    records = [
-        Record(f'image {number}-{i}', b'%d' % i, Source(f'shard-{number}.tar', f'{i}.jpg'), {'kind': (f'{i % 3}',)})
-        for i in range(len(codes))
-    ]
-    sizes = [Decoded(None, 10 + i, 20) for i in range(len(codes))]
-    name, rejects_name = versions.images_path(number), versions.rejects_path(number)
-    images = images_table(records, codes, sizes)
-    rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
-    written = DataFile(name, len(images), files.write_table(config.path(name), images))
-    rejects_file = None
-    if rejected:
-        size = files.write_table(config.path(rejects_name), rejects_table(rejects))
-        rejects_file = DataFile(rejects_name, rejected, size)
-    return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
-
-
-def cut_all(parts, config):
-    """The layout, and the blocks of every partition file."""
-    rows = sum(part.images.rows for part in parts)
-    histograms = [part_histograms(part, config, rows) for part in parts]
-    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
-    blocks = collections.defaultdict(list)
-    for part in reversed(parts):
-        for group, block in cut_codes(part, config, made):
-            blocks[group].append(block)
-    return made, blocks
-
-
-def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=0):
-    """A whole version of an index, published; returns its config."""
-    config = config_for(index, len(codes_of_parts), spec, partition_rows)
-    parts = [write_part(i, codes, config, rejected) for i, codes in enumerate(codes_of_parts)]
-    made, blocks = cut_all(parts, config)
-    partitions = [write_partition(element, config, made) for element in blocks.items()]
-    samples = [sample_part(part, config) for part in parts]
-    sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
-    write_manifest(None, config, made, parts[::-1], partitions[::-1], sample)
-    return config
+from pipelines.records import DUPLICATE_ID, MISSING_ID
 
 
 def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path):

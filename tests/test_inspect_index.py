@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from test_assemble import build_by_hand, skewed_codes
+from make_index import build_by_hand, skewed_codes
 
 from hashing_model.code_spec import CodeSpec
 from pipelines.__main__ import main

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_assemble import build_by_hand, skewed_codes
+from make_index import build_by_hand, skewed_codes
 
 ROOT = Path(__file__).parents[1]
 PURE = {

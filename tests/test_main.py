@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_assemble import SPEC, build_by_hand, skewed_codes
+from make_index import SPEC, build_by_hand, skewed_codes
 from test_train import encoded_pictures, fit_look, pictures
 
 from pipelines.__main__ import HELP, main, make_parser

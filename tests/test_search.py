@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_assemble import SPEC, build_by_hand, skewed_codes
+from make_index import SPEC, build_by_hand, skewed_codes
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits, segment_distances, to_words
