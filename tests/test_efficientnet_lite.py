@@ -221,7 +221,7 @@ class Forged:
 
 def test_no_other_function_is_called(write_torch_file, tmp_path):
     trace = tmp_path / 'called'
-    for function, name in ((open, r'io\.open'), (eval, r'\w+\.eval'), (getattr, r'\w+\.getattr')):
+    for function, name in ((open, r'_?io\.open'), (eval, r'\w+\.eval'), (getattr, r'\w+\.getattr')):
         path = write_torch_file({'a': Forged(function, str(trace), 'w')}, {})
         with pytest.raises(InputError, match=f'asks for {name}'):
             read_torch_file(path)

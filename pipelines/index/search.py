@@ -325,10 +325,7 @@ class LocalIndex:
             InputError: k < 1, a negative radius, an unknown segment, codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
-        manifest = self.manifest
-        plan = plan_search(self.spec, manifest.tables, len(self), self.sample, codes, k, radius, profile)
-        if k is not None:
-            plan = plan.tightened(self._matches(plan.at_home()))
+        plan = self.plan(codes, k, radius, profile)
         matches = self._matches(plan)
         width = k if k is not None else int(matches.ranks.max(initial=-1)) + 1
         distances = np.full((len(plan.codes), width), -1, np.int32)
@@ -338,6 +335,18 @@ class LocalIndex:
         image_ids = np.full(rows.shape, None, object)
         image_ids[rows >= 0] = self.images(rows[rows >= 0], ['image_id'])['image_id'].to_pylist()
         return SearchResult(distances, rows, image_ids)
+
+    def plan(
+        self,
+        codes: NDArray[np.uint8],
+        k: int | None = 10,
+        radius: int | None = None,
+        profile: Mapping[str, int] | None = None,
+    ) -> SearchPlan:
+        """How `search` answers the same arguments: the bounds after a first look, and the radii for them."""
+        manifest = self.manifest
+        plan = plan_search(self.spec, manifest.tables, len(self), self.sample, codes, k, radius, profile)
+        return plan if k is None else plan.tightened(self._matches(plan.at_home()))
 
     def _matches(self, plan: SearchPlan) -> Matches:
         probed = np.flatnonzero((plan.radii >= 0).any(axis=0)).tolist()
