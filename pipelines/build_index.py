@@ -6,7 +6,7 @@
           -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> CountRows -> Histograms -> Layout (side inputs)
           -> CutCodes -> GroupByKey -> WritePartition     codes/table=T/prefix=P/part-N.parquet
-          -> WriteManifest                  counters checked, manifest.json, then CURRENT
+          -> Publish                        everything checked, manifest.json, then CURRENT
 
 Elements are file numbers and blocks of bytes; a repeated bundle writes the same names with the same content.
 """
@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 from numpy.typing import NDArray
 
 from pipelines.assemble import (
@@ -33,8 +33,8 @@ from pipelines.assemble import (
     keep_sample,
     make_layout,
     part_histograms,
+    publish_version,
     sample_part,
-    write_manifest,
     write_partition,
 )
 from pipelines.code_files import read_codes
@@ -49,9 +49,10 @@ from pipelines.encode import (
 )
 from pipelines.index import files, versions
 from pipelines.index.manifest import DataFile
+from pipelines.run import count
 from pipelines.shards import WorkUnit, read_unit
 
-ID_BUCKETS = 64
+ID_BUCKETS = 16, 512  # at least and at most, a bucket a unit between: ids of one bucket are sorted in memory
 PARTITION_BLOCK = tuple[tuple[int, int, int], bytes]  # (table, prefix number, file number) -> rows and codes
 
 log = logging.getLogger(__name__)
@@ -59,17 +60,23 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """A unit that was encoded: how many records its files gave."""
+    """A unit that was encoded: where its rows and rejects wait for the duplicate search, how many records it gave.
+
+    The names carry a digest of the content. Should a unit be encoded twice with other results (on another kind of
+    processor, say), the attempt that counts is the one whose names arrive.
+    """
 
     part: int
+    images: str
+    rejects: str
     records_read: int
 
 
-def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollection:
-    """Wire the whole build; the result is one element, the published manifest's row count."""
+def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
+    """Wire the whole build of work units numbered from 0; the result is one element, the rows published."""
     encoded = (
         root
-        | 'Units' >> beam.Create(config.units)
+        | 'Units' >> beam.Create(units)
         | 'Spread' >> beam.Reshuffle()
         | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('ids', main='staged')
     )
@@ -103,9 +110,9 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
     return (
         root
         | 'Once' >> beam.Create([None])
-        | 'WriteManifest'
+        | 'Publish'
         >> beam.Map(
-            write_manifest,
+            publish_version,
             config,
             index_layout,
             beam.pvalue.AsList(parts),
@@ -120,6 +127,7 @@ class EncodeUnit(beam.DoFn):
 
     def __init__(self, config: BuildConfig):
         self.config = config
+        self.buckets = min(max(config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
 
     def process(self, unit: WorkUnit) -> Iterator[Any]:
         """One `Staged`, and ('ids', (bucket, bytes)) for the duplicate search."""
@@ -127,25 +135,34 @@ class EncodeUnit(beam.DoFn):
         log.info(
             'unit %d of %d, %s: %d records, %d rejected',
             unit.number + 1,
-            len(self.config.units),
+            self.config.unit_count,
             unit.shard,
             encoded.records_read,
             len(encoded.rejects),
         )
-        files.write_table(self.config.path(staged_images(unit.number)), encoded.images)
-        files.write_table(self.config.path(staged_rejects(unit.number)), rejects_table(encoded.rejects))
+        images = self._stage(f'images-{unit.number:05d}', encoded.images)
+        rejects = self._stage(f'rejects-{unit.number:05d}', rejects_table(encoded.rejects))
         count(records_read=encoded.records_read, rejected=len(encoded.rejects), encoded=len(encoded.images))
-        yield Staged(unit.number, encoded.records_read)
+        yield Staged(unit.number, images, rejects, encoded.records_read)
         hashes = id_hashes(encoded.images['image_id'].to_pylist())
-        for bucket, places in groups_of((hashes[:, 0] % np.uint64(ID_BUCKETS)).astype(np.int64)):
-            block = np.column_stack([hashes[places], np.full(len(places), unit.number, np.uint64), places])
-            yield beam.pvalue.TaggedOutput('ids', (bucket, block.astype('<u8').tobytes()))
+        for bucket, places in groups_of((hashes[:, 0] % np.uint64(self.buckets)).astype(np.int64)):
+            numbers = np.full(len(places), unit.number, np.uint64)
+            block = np.column_stack([hashes[places], numbers, places.astype(np.uint64)])  # no int64: that makes floats
+            yield beam.pvalue.TaggedOutput('ids', (bucket, block.astype('<u8', casting='equiv').tobytes()))
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
         if self.config.model is None:
             return read_codes(unit, self.config.spec)
-        model = load_model(self.config.model, self.config.threads)
+        fingerprint = (self.config.model_info or {}).get('fingerprint')
+        model = load_model(self.config.model, self.config.threads, fingerprint)
         return encode_unit(read_unit(unit, self.config.options), model)
+
+    def _stage(self, name: str, table: pa.Table) -> str:
+        content = files.table_bytes(table)
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        path = f'{versions.STAGING_FOLDER}/{name}-{digest}.parquet'
+        files.write_bytes(self.config.path(path), content)
+        return path
 
 
 class FinishPart(beam.DoFn):
@@ -159,8 +176,8 @@ class FinishPart(beam.DoFn):
         number, joined = element
         (staged,) = joined['staged']
         duplicates = np.frombuffer(b''.join(joined['duplicates']), '<i8')
-        images = files.read_table(self.config.path(staged_images(number)))
-        rejects = files.read_table(self.config.path(staged_rejects(number)))
+        images = files.read_table(self.config.path(staged.images))
+        rejects = files.read_table(self.config.path(staged.rejects))
         images, dropped = without_duplicates(images, duplicates)
         rejects = pa.concat_tables([rejects, rejects_table(dropped)])
         count(duplicates=len(dropped), indexed=len(images))
@@ -231,19 +248,3 @@ def duplicate_places(element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int
     found = find_duplicates(blocks[:, :2], parts, places)
     for part, which in groups_of(parts[found]):
         yield part, places[found][which].astype('<i8').tobytes()
-
-
-def staged_images(part: int) -> str:
-    """Where a unit's image rows wait for the duplicate search."""
-    return f'{versions.STAGING_FOLDER}/images-{part:05d}.parquet'
-
-
-def staged_rejects(part: int) -> str:
-    """Where a unit's rejects wait for the duplicate search."""
-    return f'{versions.STAGING_FOLDER}/rejects-{part:05d}.parquet'
-
-
-def count(**numbers: int) -> None:
-    """Add to Beam's counters of these names."""
-    for name, n in numbers.items():
-        Metrics.counter('grainhash', name).inc(n)

@@ -6,6 +6,7 @@ Other Parquet columns are ignored. Images are read by `shards.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Rej
 from pipelines.shards import PARQUET, InputFile, WorkUnit, list_inputs
 
 UNIT_ROWS = 2_000_000
+FOOTER_THREADS = 16
 COLUMNS = ('image_id', 'code')
 
 
@@ -32,9 +34,11 @@ def list_code_units(patterns: Sequence[str]) -> tuple[list[WorkUnit], list[Input
         InputError: nothing matches, there are no rows, or a file is not Parquet with columns `image_id` and `code`.
     """
     inputs = list_inputs(patterns, [PARQUET])
-    units: list[WorkUnit] = []
-    for file in inputs:
-        units += _units_of(file.path, len(units))
+    paths = [file.path for file in inputs]
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        found = zip(paths, pool.map(_row_group_runs, paths), strict=True)
+        runs = [(path, run) for path, of_path in found for run in of_path]
+    units = [WorkUnit(number, PARQUET, (path,), run) for number, (path, run) in enumerate(runs)]
     if not units:
         raise InputError(f'the files of {patterns[0]} hold no codes')
     return units, inputs
@@ -47,7 +51,7 @@ def code_bytes(units: Sequence[WorkUnit]) -> int:
         InputError: there is no code at all.
     """
     for unit in units:
-        codes = _read(unit)['code'].drop_null()
+        codes = _read(unit)[0]['code'].drop_null()
         if len(codes):
             return len(codes[0].as_py())
     raise InputError('the code files hold no codes')
@@ -58,7 +62,7 @@ def read_codes(unit: WorkUnit, spec: CodeSpec) -> EncodedUnit:
 
     A row without id, or whose code has another length than the spec's or bits beyond its own, is rejected.
     """
-    table, first = _read(unit), _first_row(unit)
+    table, first = _read(unit)
     ids, codes = table['image_id'], table['code'].cast(pa.binary())
     members = pc.cast(pa.array(np.arange(first, first + len(table))), pa.string())
     no_id = pc.fill_null(pc.equal(ids, ''), True).to_numpy()
@@ -106,8 +110,8 @@ def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray
     return encoded.images['image_id'].to_pylist(), codes_from_arrow(encoded.images['code'])
 
 
-def _units_of(path: str, first_number: int) -> list[WorkUnit]:
-    """The units of one file, numbered from `first_number`."""
+def _row_group_runs(path: str) -> list[tuple[int, int]]:
+    """Runs of row groups [first, last) of one file, of about UNIT_ROWS rows each, after a look at its columns."""
     with FileSystems.open(path) as file:
         try:
             metadata = pq.ParquetFile(file).metadata
@@ -123,34 +127,31 @@ def _units_of(path: str, first_number: int) -> list[WorkUnit]:
     value_type = id_type.value_type if pa.types.is_dictionary(id_type) else id_type
     if not _is_one_of(value_type, pa.types.is_string, pa.types.is_large_string, pa.types.is_integer):
         raise InputError(f'column image_id of {path} is {id_type}; text or integers are needed')
-    units: list[WorkUnit] = []
+    runs = []
     start, rows = 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= UNIT_ROWS or group + 1 == metadata.num_row_groups:
-            units.append(WorkUnit(first_number + len(units), 'parquet', (path,), (start, group + 1)))
+            runs.append((start, group + 1))
             start, rows = group + 1, 0
-    return units
+    return runs
 
 
 def _is_one_of(type_: pa.DataType, *kinds: Callable[[pa.DataType], bool]) -> bool:
     return any(kind(type_) for kind in kinds)
 
 
-def _read(unit: WorkUnit) -> pa.Table:
+def _read(unit: WorkUnit) -> tuple[pa.Table, int]:
+    """Ids, as text, and codes of a unit, and the number in its file of its first row."""
+    first, last = unit.row_groups or (0, 0)
     try:
         with FileSystems.open(unit.paths[0]) as file:
-            table = pq.ParquetFile(file).read_row_groups(list(range(*unit.row_groups or (0, 0))), columns=list(COLUMNS))
+            parquet = pq.ParquetFile(file)
+            before = sum(parquet.metadata.row_group(group).num_rows for group in range(first))
+            table = parquet.read_row_groups(list(range(first, last)), columns=list(COLUMNS))
     except (pa.ArrowInvalid, OSError) as e:
         raise OSError(f'cannot read {unit.shard}: {e}') from e
-    return table.set_column(0, 'image_id', table['image_id'].cast(pa.string()))
-
-
-def _first_row(unit: WorkUnit) -> int:
-    """The number in its file of a unit's first row."""
-    with FileSystems.open(unit.paths[0]) as file:
-        metadata = pq.ParquetFile(file).metadata
-    return sum(metadata.row_group(g).num_rows for g in range((unit.row_groups or (0, 0))[0]))
+    return pa.table({'image_id': table['image_id'].cast(pa.string()), 'code': table['code']}), before
 
 
 def _has_spare_bits(codes: pa.ChunkedArray, right_length: NDArray[np.bool_], spec: CodeSpec) -> NDArray[np.bool_]:

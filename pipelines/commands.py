@@ -7,6 +7,7 @@ loads only what it needs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -23,7 +24,7 @@ from pipelines.index.manifest import Manifest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.shards import ReadOptions
+    from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Fit a hash model on a sample of the images and save it."""
     from rich.progress import Progress
 
-    from hashing_model.images import Resizing
+    from hashing_model.images import Resizing, decode
     from hashing_model.model import check_model_folder
     from hashing_model.train import fit
     from pipelines.shards import list_units
@@ -48,10 +49,12 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     options = read_options(args)
     units = list_units(absolute(args.images), options)
     started = time.monotonic()
-    records, rejects = sample_records(units, options, args.max_images, args.seed)
+    images, rejects = sample_records(
+        units, options, args.max_images, args.seed, lambda record: decode(record.data, resizing).pixels
+    )
     with Progress(console=_stderr(), transient=True) as progress:
-        task = progress.add_task('features', total=len(records))
-        batches = training_batches(records, resizing, rejects, lambda n: progress.advance(task, n))
+        task = progress.add_task('features', total=len(images))
+        batches = training_batches(images, lambda n: progress.advance(task, n))
         model = fit(batches, args.method, spec, resizing, args.backbone, args.seed)
     model.save(folder)
     if rejects:
@@ -73,56 +76,67 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
-    from pipelines.assemble import BuildConfig
+    from pipelines.assemble import BuildConfig, write_inputs
     from pipelines.build_index import define_pipeline
-    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     versions.check_index_folder(index)
+    given = _codes_input(args) if args.codes else _images_input(args)
     version = versions.new_version_id()
-    settings = {
-        'index': index,
-        'version': version,
-        'partition_rows': args.partition_rows,
-        'threads': threads_per_worker(options),
-    }
-    config = BuildConfig(**settings, **(_codes_input(args) if args.codes else _images_input(args, index, version)))
-    files.check_writable(config.path(versions.MANIFEST_PATH))
+    folder = versions.version_folder(index, version)
+    files.check_writable(files.join(folder, versions.MANIFEST_PATH))
     started = time.monotonic()
     try:
-        if config.model:
-            files.copy_folder(files.absolute(args.model), config.model)
-        run_pipeline(lambda root: define_pipeline(root, config), options)
+        config = BuildConfig(
+            index=index,
+            version=version,
+            spec=given.spec,
+            unit_count=len(given.units),
+            inputs=write_inputs(folder, given.inputs),
+            model=_copy_model(files.absolute(args.model), folder) if args.model else None,
+            model_info=given.model_info,
+            options=given.options,
+            partition_rows=args.partition_rows,
+            threads=threads_per_worker(options),
+        )
+        run_pipeline(lambda root: define_pipeline(root, config, given.units), options)
+    except JobLostError:
+        raise
     except BaseException:
-        if not files.exists(config.path(versions.MANIFEST_PATH)):
-            files.delete_folder(versions.version_folder(index, version))
+        if not files.exists(files.join(folder, versions.MANIFEST_PATH)):
+            versions.discard(index, version)
         raise
     manifest = versions.read_manifest(index, version)
     seconds = time.monotonic() - started
     tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
 
 
-def _images_input(args: argparse.Namespace, index: str, version: str) -> dict:
+@dataclasses.dataclass(frozen=True)
+class _BuildInput:
+    """What a build reads: units and the files they are in, the code spec, the model, and where records hold what."""
+
+    units: Sequence[WorkUnit]
+    inputs: Sequence[InputFile]
+    spec: CodeSpec
+    options: ReadOptions
+    model_info: dict[str, str] | None = None
+
+
+def _images_input(args: argparse.Namespace) -> _BuildInput:
     from hashing_model.model import HashModel
     from pipelines.encode import local_model
     from pipelines.shards import cut_units, list_inputs
 
     model = HashModel.load(local_model(files.absolute(args.model)))
+    info = {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))}
     options = read_options(args)
     inputs = list_inputs(absolute(args.images))
-    units = cut_units(inputs, options)
-    return {
-        'units': tuple(units),
-        'inputs': tuple(inputs),
-        'spec': model.spec,
-        'model': files.join(versions.version_folder(index, version), versions.MODEL_FOLDER),  # the version's own copy
-        'model_info': {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))},
-        'options': options,
-    }
+    return _BuildInput(cut_units(inputs, options), inputs, model.spec, options, info)
 
 
-def _codes_input(args: argparse.Namespace) -> dict:
+def _codes_input(args: argparse.Namespace) -> _BuildInput:
     from pipelines.code_files import code_bytes, list_code_units
 
     units, inputs = list_code_units(absolute(args.codes))
@@ -131,7 +145,18 @@ def _codes_input(args: argparse.Namespace) -> dict:
     if spec.num_bytes != num_bytes:
         raise InputError(f'--segments {args.segments} make {spec.num_bytes} bytes; the codes have {num_bytes} bytes')
     plain = CodeSpec(tuple(Segment(s.name, s.bits) for s in spec.segments))
-    return {'units': tuple(units), 'inputs': tuple(inputs), 'spec': plain}
+    return _BuildInput(units, inputs, plain, read_options(args))
+
+
+def _copy_model(model: str, version_folder: str) -> str:
+    """Give a version its own copy of the model: what the build encodes with, and queries later; returns where."""
+    from hashing_model.model import MODEL_FILES
+
+    copy = files.join(version_folder, versions.MODEL_FOLDER)
+    for name in MODEL_FILES:
+        if files.exists(files.join(model, name)):
+            files.write_bytes(files.join(copy, name), files.read_bytes(files.join(model, name)))
+    return copy
 
 
 def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -147,12 +172,13 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
-    settings = {'k': args.k, 'radius': args.radius, 'profile': profile, 'threads': threads_per_worker(options)}
+    k = None if args.k is None else min(args.k, manifest.rows)
+    settings = {'k': k, 'radius': args.radius, 'profile': profile, 'threads': threads_per_worker(options)}
     if args.model:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     config = QueryConfig(
         folder=folder,
-        manifest=manifest,
+        manifest=dataclasses.replace(manifest, rejects=()),  # it travels to every step
         output=files.absolute(args.output),
         **settings,
         **_queries_input(args, manifest, folder),
@@ -170,7 +196,7 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) -> dict:
     from pipelines.code_files import code_bytes, list_code_units
-    from pipelines.query_index import check_model
+    from pipelines.query_index import check_has_model
     from pipelines.shards import list_units
 
     if args.ids:
@@ -183,7 +209,7 @@ def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) ->
         if found != wanted:
             raise InputError(f'the codes of {args.codes[0]} have {found} bytes; the index has codes of {wanted} bytes')
         return {'units': tuple(units)}
-    check_model(manifest, (manifest.model or {}).get('fingerprint', ''))
+    check_has_model(manifest)
     options = read_options(args)
     units = list_units(absolute(args.images), options)
     return {'units': tuple(units), 'model': files.join(folder, versions.MODEL_FOLDER), 'options': options}

@@ -5,11 +5,14 @@ Pure functions; `build_index.py` and `query_index.py` wrap them in Beam. Image b
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import hashlib
 import itertools
+import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs as arrow_fs
 
+from hashing_model.errors import InputError
 from hashing_model.images import Decoded, ImageError
 from hashing_model.model import HashModel
 from pipelines.index import files
@@ -27,25 +31,41 @@ from pipelines.records import DUPLICATE_ID, Record, Reject, Source
 BATCH_SIZE = 32
 DECODING_THREADS = 2
 
+_loading = threading.Lock()  # a runner may start several units at once in one process
 
-@functools.lru_cache(maxsize=1)
-def load_model(uri: str, threads: int | None = None) -> HashModel:
-    """The model in a local folder or a bucket, with its backbone checked; loaded once per process.
+
+def load_model(uri: str, threads: int | None = None, fingerprint: str | None = None) -> HashModel:
+    """The model in a local folder or a bucket, with its backbone; loaded once per process.
+
+    Args:
+        uri: the model's folder.
+        threads: see `HashModel.load`.
+        fingerprint: the model that is expected there, if any.
 
     Raises:
-        InputError: no readable model there, or a backbone with other weights than the model's.
+        InputError: no readable model there, another than expected, or a backbone with other weights than the model's.
     """
+    with _loading:
+        model = _load_model(uri, threads)
+    if fingerprint not in (None, model.fingerprint):
+        raise InputError(f'{uri} has the fingerprint {model.fingerprint[:12]}; the index wants {fingerprint[:12]}')
+    return model
+
+
+@functools.lru_cache(maxsize=1)
+def _load_model(uri: str, threads: int | None) -> HashModel:
     model = HashModel.load(local_model(uri), threads)
     model.check_backbone()
     return model
 
 
 def local_model(uri: str) -> str:
-    """The path of a local model folder; of a temporary copy if the model is in a bucket."""
+    """The path of a local model folder; of a copy, removed when the process ends, if the model is in a bucket."""
     filesys, path = files.filesystem(uri)
     if isinstance(filesys, arrow_fs.LocalFileSystem):
         return path
     copy = tempfile.mkdtemp(prefix='grainhash-model-')
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
     arrow_fs.copy_files(path, copy, source_filesystem=filesys)
     return copy
 

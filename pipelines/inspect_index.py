@@ -26,17 +26,12 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'images': manifest.rows,
         'counters': {k: v for k, v in manifest.counters.items() if k != 'reasons'},
         'rejects': manifest.counters['reasons'],
-        'input_files': len(manifest.inputs),
-        'input_bytes': sum(i['size'] for i in manifest.inputs),
+        'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
         'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
-        'bytes': sum(f.bytes for f in (*manifest.images, *manifest.rejects, manifest.sample, *_code_files(manifest))),
+        'bytes': sum(f.bytes for f in manifest.data_files),
         'libraries': dict(manifest.libraries),
     }
-
-
-def _code_files(manifest: Manifest) -> list[Any]:
-    return [f for t in manifest.tables for p in t.partitions for f in p.files]
 
 
 def _summarize_table(manifest: Manifest, number: int) -> dict[str, Any]:
@@ -68,8 +63,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     segments = ', '.join(f'{name} {bits}' for name, bits in summary['segments'].items())
     console.print(f'segments  {segments} bits')
     console.print(
-        f'images    {summary["images"]:,} in {summary["image_parts"]:,} parts, from {summary["input_files"]:,} files '
-        f'of {_size(summary["input_bytes"])}; the index has {_size(summary["bytes"])}'
+        f'images    {summary["images"]:,} in {summary["image_parts"]:,} parts, from {summary["input_files"]:,} files; '
+        f'the index has {_size(summary["bytes"])}'
     )
     records = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in summary['counters'].items())
     console.print(f'records   {records}')

@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ from numpy.typing import NDArray
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import segment_distances
 from hashing_model.errors import InputError
-from pipelines.build_index import count
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
 from pipelines.index import code_tables, files, versions
 from pipelines.index.code_tables import CodeRows
-from pipelines.index.manifest import Manifest
+from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.search import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
+from pipelines.run import count
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 QUERIES_PER_BLOCK = 4096
@@ -73,10 +74,6 @@ class QueryConfig:
     profile: dict[str, int] | None = None
     threads: int | None = None
 
-    def path(self, name: str) -> str:
-        """The full path of a file of the version."""
-        return files.join(self.folder, name)
-
 
 @dataclasses.dataclass(frozen=True)
 class QueryBlock:
@@ -102,7 +99,7 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig) -> beam.PCollectio
     blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config)
     planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
     listed = [
-        (number, partition.prefix, file.path)
+        (number, partition.prefix, file)
         for number, table in enumerate(config.manifest.tables)
         for partition in table.partitions
         for file in partition.files
@@ -132,7 +129,7 @@ class Search(beam.PTransform):
         self.plan = beam.pvalue.AsSingleton(plans)
 
     def expand(self, partitions: beam.PCollection) -> beam.PCollection:
-        """(table, prefix, path) to (block of queries, matches)."""
+        """(table, prefix, file) to (block of queries, matches)."""
         return (
             partitions
             | 'Open' >> beam.FlatMap(search_partition, self.config, self.plan).with_output_types(tuple[int, Matches])
@@ -153,7 +150,7 @@ def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
     ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_ids)
     return (
         root
-        | 'ImageParts' >> beam.Create([f.path for f in config.manifest.images])
+        | 'ImageParts' >> beam.Create(config.manifest.images)
         | 'SpreadParts' >> beam.Reshuffle()
         | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids))
     )
@@ -166,31 +163,32 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
         ids, codes = read_query_codes(unit, spec)
         rejects: tuple[Reject, ...] = ()
     else:
-        encoded = encode_unit(read_unit(unit, config.options), load_model(config.model, config.threads))
+        fingerprint = (config.manifest.model or {}).get('fingerprint')
+        encoded = encode_unit(read_unit(unit, config.options), load_model(config.model, config.threads, fingerprint))
         ids = encoded.images['image_id'].to_pylist()
         codes, rejects = code_tables.codes_from_arrow(encoded.images['code']), encoded.rejects
     return QueryBlock((np.int64(unit.number) << 32) + np.arange(len(ids)), ids, codes, rejects)
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids of a text file, one per line; blank lines are passed over.
+    """The ids of a text file, one per line; blank lines give empty ids, so that ids keep their line numbers.
 
     Raises:
         InputError: the file is not UTF-8.
     """
     with FileSystems.open(path) as file:
         try:
-            lines = file.read().decode().splitlines()
+            lines = file.read().decode().split('\n')
         except UnicodeDecodeError as e:
             raise InputError(f'{path} is not a UTF-8 text file: {e}') from e
-    return [line.strip() for line in lines if line.strip()]
+    return [line.rstrip('\r') for line in lines]
 
 
-def find_ids(part: str, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
+def find_ids(part: DataFile, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
     """The queried ids that are in one images part, with their codes."""
-    table = files.read_table(config.path(part), ['image_id', 'code'])
+    table = code_tables.read_file(config.folder, part, ['image_id', 'code'])
     asked = pa.array(ids, pa.string())
-    at = pa.compute.index_in(asked, table['image_id'].combine_chunks()).to_numpy(zero_copy_only=False)
+    at = pc.index_in(asked, table['image_id']).to_numpy(zero_copy_only=False)
     places = np.flatnonzero(~np.isnan(at.astype(float)))
     codes = code_tables.codes_from_arrow(table['code'])[at[places].astype(np.int64)]
     return QueryBlock(places, [ids[i] for i in places.tolist()], codes)
@@ -207,11 +205,11 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
     if config.ids:
         found = set(places.tolist())
         rejects += [
-            Reject(Source(config.ids, str(line)), UNKNOWN_ID, 'not in the index', image_id)
+            Reject(Source(config.ids, str(line + 1)), UNKNOWN_ID, 'not in the index', image_id)
             for line, image_id in enumerate(read_ids(config.ids))
-            if line not in found
+            if image_id.strip() and line not in found
         ]
-    sample = files.read_table(config.path(manifest.sample.path), ['code'])['code']
+    sample = code_tables.read_file(config.folder, manifest.sample, ['code'])['code']
     plan = plan_search(
         manifest.spec,
         manifest.tables,
@@ -227,13 +225,13 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
 
 
 def search_partition(
-    partition: tuple[int, str, str], config: QueryConfig, plan: SearchPlan
+    partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
 ) -> Iterator[tuple[int, Matches]]:
-    """The answers of one partition file (table, prefix, path), in blocks of queries; the file is opened if needed."""
-    table, prefix, path = partition
+    """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
+    table, prefix, file = partition
     if not len(plan.queries_for(table, prefix)):
         return
-    rows = CodeRows.from_table(files.read_table(config.path(path)))
+    rows = CodeRows.from_table(code_tables.read_file(config.folder, file))
     count(partitions_read=1, rows_read=len(rows.rows))
     matches = Matches.merged([plan.search(table, prefix, rows)], config.k)
     blocks = matches.queries // QUERIES_PER_BLOCK
@@ -301,7 +299,7 @@ def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, 
     spec = config.manifest.spec
     queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
     columns = ['image_id', 'labels', 'caption', 'source', 'code']
-    images = files.read_table(config.path(config.manifest.images[part].path), columns).take(rows & 0xFFFFFFFF)
+    images = code_tables.read_file(config.folder, config.manifest.images[part], columns).take(rows & 0xFFFFFFFF)
     by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
     answers = {
         'query': pa.array(queries),
@@ -331,6 +329,8 @@ def write_answers(planned: Planned, config: QueryConfig, described: Sequence[byt
     if planned.rejects:
         rejects = pa.Table.from_pylist([dataclasses.asdict(r) for r in planned.rejects], code_tables.REJECTS)
         _write_rows(rejects_path(config.output), rejects)
+    else:
+        files.delete_file(rejects_path(config.output))  # an earlier run's
     count(answers=len(answers))
     return len(answers)
 
@@ -379,10 +379,19 @@ def check_model(manifest: Manifest, fingerprint: str) -> None:
     Raises:
         InputError: another fingerprint than the index's, or an index built from codes.
     """
-    if manifest.model is None:
-        raise InputError('the index was built from codes and has no model: ask with --codes or --ids')
-    if manifest.model['fingerprint'] != fingerprint:
+    if check_has_model(manifest)['fingerprint'] != fingerprint:
         raise InputError(
             f'the model does not fit the index: its fingerprint is {fingerprint[:12]}, '
-            f'the index was built with {manifest.model["fingerprint"][:12]}'
+            f'the index was built with {check_has_model(manifest)["fingerprint"][:12]}'
         )
+
+
+def check_has_model(manifest: Manifest) -> Mapping[str, str]:
+    """The manifest's note of its model.
+
+    Raises:
+        InputError: an index built from codes.
+    """
+    if manifest.model is None:
+        raise InputError('the index was built from codes and has no model: ask with --codes or --ids')
+    return manifest.model

@@ -19,7 +19,7 @@ WRONG_CODE_LENGTH = 'wrong_code_length'
 SPARE_BITS_SET = 'spare_bits_set'
 UNKNOWN_ID = 'unknown_id'
 BROKEN_METADATA = 'broken_metadata'
-UNREADABLE_FILE = 'unreadable_file'
+UNREADABLE_FILE = 'unreadable_file'  # a single image file; an unreadable shard raises
 RECORD_TOO_LARGE = 'record_too_large'
 
 

@@ -13,17 +13,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from hashing_model.errors import BuildError, InputError
 
+NAMESPACE = 'grainhash'  # of the counters
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
 _KNOWN_ERROR = re.compile(
     rf'^(?:RuntimeError: )?(?:\S+\.)?(InputError|BuildError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$', re.MULTILINE
 )
 _WHERE = re.compile(r' \[while running .*')
+
+
+class JobLostError(RuntimeError):
+    """A job of which nobody knows whether it still runs."""
 
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
@@ -42,7 +48,12 @@ def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
 
 
 def threads_per_worker(options: PipelineOptions) -> int | None:
-    """Threads for one worker process, so that local processes share the cores; None where Beam decides."""
+    """Threads of one worker process, so that processes x threads = cores; None takes all cores.
+
+    Other runners than the local one start a process per core.
+    """
+    if options.view_as(StandardOptions).runner != LOCAL_RUNNER:
+        return 1
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode != 'multi_processing':
         return None
@@ -55,14 +66,23 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
 
     Raises:
         InputError, BuildError, OSError: raised by a worker; the message is the worker's.
-        Exception: whatever else the runner raises.
+        InputError: no such runner.
+        JobLostError: the job may be running on; what it works on must be left alone.
+        BaseException: whatever else the runner raises, and interrupts; the job has ended.
     """
-    pipeline = beam.Pipeline(options=options)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as e:
+        raise InputError(str(e)) from e
     define(pipeline)
+    result = None
     try:
         result = pipeline.run()
         result.wait_until_finish()
-    except Exception as e:
+    except BaseException as e:
+        _stop(result, e)
+        if not isinstance(e, Exception):
+            raise
         found = _KNOWN_ERROR.findall(f'{type(e).__name__}: {e}')  # a remote worker's error comes as its traceback
         if not found:
             raise
@@ -72,11 +92,31 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     return result
 
 
+def _stop(result: PipelineResult | None, cause: BaseException) -> None:
+    """Cancel a job that was left running, as an interrupted launcher leaves jobs on other machines."""
+    if result is None or PipelineState.is_terminal(result.state):
+        return
+    try:
+        result.cancel()
+        if PipelineState.is_terminal(result.state):
+            return
+        problem = f'its state is {result.state}'
+    except Exception as e:
+        problem = f'{type(e).__name__}: {e}'
+    raise JobLostError(f'the job could not be stopped ({problem}) and may be running on: {cause}') from cause
+
+
+def count(**numbers: int) -> None:
+    """Add to the job's counters of these names, from a step."""
+    for name, n in numbers.items():
+        Metrics.counter(NAMESPACE, name).inc(n)
+
+
 def counters(result: PipelineResult) -> dict[str, int]:
     """Totals of the counters that the job's steps kept."""
     totals: dict[str, int] = {}
     for counter in result.metrics().query()['counters']:
-        if counter.key.metric.namespace == 'grainhash':
+        if counter.key.metric.namespace == NAMESPACE:
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + (counter.result or 0)  # portable runners give None for 0
     return totals

@@ -5,10 +5,12 @@ No pipeline code is here: Beam's part is only its `FileSystems`, so that `gs://`
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import glob
 import itertools
+import logging
 import os
 import posixpath
 import re
@@ -32,7 +34,11 @@ MAX_UNIT_FILES = 1_000
 
 _TAR = re.compile(r'.*\.(tar|tar\.gz|tgz)')
 _TFRECORD = re.compile(r'.*\.tfrecords?(\.gz)?(-\d+-of-\d+)?(\.gz)?|.*tfrecord.*-\d+-of-\d+(\.gz)?')
+_SIDECARS = ('json', 'txt', 'cls', 'csv', 'md')  # passed over without a word
+_SUFFIXES_SHOWN = 8
 _FOOTER_THREADS = 16
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,8 @@ def list_units(patterns: Sequence[str], options: ReadOptions) -> list[WorkUnit]:
     """The work units of everything the patterns match, always in the same order; none for a Parquet shard of no rows.
 
     Raises:
-        InputError: a pattern matches nothing readable, or a Parquet shard lacks a column that is named.
+        InputError: a pattern matches nothing readable, a Parquet shard lacks a column that is named, or none has rows.
+        OSError: a Parquet shard cannot be opened.
     """
     return cut_units(list_inputs(patterns), options)
 
@@ -93,6 +100,7 @@ def list_inputs(patterns: Sequence[str], formats: Sequence[str] = FORMATS) -> li
     """Every file of some formats that the patterns match, each once: by pattern in the order given, then by path.
 
     A pattern is a file, a folder (everything below it; hidden files are left out) or a glob of `*`, `**`, `?`, `[..]`.
+    Files of unknown format are passed over, and one warning per pattern counts them.
 
     Raises:
         InputError: a pattern that matches nothing readable, or a file of unknown format that is named itself.
@@ -112,7 +120,8 @@ def cut_units(files: Sequence[InputFile], options: ReadOptions) -> list[WorkUnit
     """Work units of some size from listed files. Reads the footers of Parquet shards.
 
     Raises:
-        InputError: a column or label level that the options name does not fit.
+        InputError: a column or label level that the options name does not fit, or no file has rows.
+        OSError: a Parquet shard cannot be opened.
     """
     shards = [file.path for file in files if format_of(file.path) == PARQUET]
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
@@ -125,6 +134,9 @@ def cut_units(files: Sequence[InputFile], options: ReadOptions) -> list[WorkUnit
         else:
             for row_groups in row_group_runs.get(place, [None]):
                 units.append(WorkUnit(len(units), format_, (place,), row_groups))
+    if files and not units:
+        more = f' and {len(files) - 1} more' if len(files) > 1 else ''
+        raise InputError(f'no images in {files[0].path}{more}: there are no rows')
     return units
 
 
@@ -132,7 +144,7 @@ def read_unit(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Reject]
     """The records of a unit, one at a time and in order; what cannot be read comes as a `Reject`.
 
     Raises:
-        OSError: a failure to read that may pass; bad data never raise.
+        OSError: the shard cannot be opened or read, or a failure to read an image file may pass; bad data never raise.
     """
     if unit.format == TAR:
         return tar.read(unit.paths[0], options)
@@ -154,8 +166,7 @@ def read_member(source: Source, options: ReadOptions) -> bytes:
     except InputError:
         raise
     except Exception as e:
-        reason = common.gone_reason(e) if common.is_gone(e) else common.one_line(e)
-        raise InputError(f'cannot read {source.member} of {source.shard}: {reason}') from e
+        raise InputError(f'cannot read {source.member} of {source.shard}: {common.failure_reason(e)}') from e
     if data is None:
         raise InputError(f'{source.shard} has no image {source.member}')
     return data
@@ -183,8 +194,13 @@ def format_of(path: str) -> str | None:
         return TAR
     if _TFRECORD.fullmatch(name):
         return TFRECORD
-    suffix = name.rpartition('.')[2] if '.' in name else ''
+    suffix = _suffix(path)
     return PARQUET if suffix == 'parquet' else FILES if suffix in common.IMAGE_SUFFIXES else None
+
+
+def _suffix(path: str) -> str:
+    name = posixpath.basename(path).lower()
+    return name.rpartition('.')[2] if '.' in name else ''
 
 
 def _match(pattern: str) -> list[InputFile]:
@@ -194,11 +210,11 @@ def _match(pattern: str) -> list[InputFile]:
         fixed = re.split(r'[*?[]', pattern, maxsplit=1)[0]
         if is_local and '/' not in fixed:  # Beam finds nothing for a glob that does not start in a folder
             fixed, pattern = f'./{fixed}', f'./{pattern}'
-        return _readable(_list(pattern, posixpath.dirname(fixed)))
+        return _readable(_list(pattern, posixpath.dirname(fixed)), pattern)
     folder_path = pattern.rstrip('/')
     below = _list(f'{glob.escape(folder_path)}/**', folder_path)
     if below or os.path.isdir(pattern):
-        return _readable(below)
+        return _readable(below, pattern)
     if not _exists(pattern):
         return []
     if format_of(pattern) is None:
@@ -222,13 +238,27 @@ def _exists(path: str) -> bool:
     return False
 
 
-def _readable(files: Iterable[InputFile]) -> list[InputFile]:
+def _readable(files: Iterable[InputFile], pattern: str) -> list[InputFile]:
     """Without hidden files, files in hidden folders, and files of other formats, such as sidecars."""
 
     def is_hidden(file: InputFile) -> bool:
         return any(part.startswith('.') for part in folder.relative(file.root, file.path).split('/'))
 
-    return [file for file in files if format_of(file.path) and not is_hidden(file)]
+    seen = [file for file in files if not is_hidden(file)]
+    _warn_of_others([file.path for file in seen if format_of(file.path) is None], pattern)
+    return [file for file in seen if format_of(file.path)]
+
+
+def _warn_of_others(paths: Iterable[str], pattern: str) -> None:
+    """One warning that counts files of unknown format by suffix, without the usual sidecars."""
+    counts = collections.Counter(suffix for path in paths if (suffix := _suffix(path)) not in _SIDECARS)
+    if not counts:
+        return
+    total = counts.total()
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f'{count} .{suffix}' if suffix else f'{count} without suffix' for suffix, count in ranked]
+    shown = ', '.join(kinds[:_SUFFIXES_SHOWN]) + (', ...' if len(kinds) > _SUFFIXES_SHOWN else '')
+    _log.warning('%s: %d file%s passed over: %s', pattern, total, 's' if total > 1 else '', shown)
 
 
 def _format_and_place(file: InputFile) -> tuple[str, str]:
@@ -246,18 +276,17 @@ def _file_runs(files: Sequence[InputFile], options: ReadOptions) -> Iterator[tup
 
 
 def _row_group_runs(path: str, options: ReadOptions) -> Sequence[tuple[int, int] | None]:
-    """Runs of row groups, after a look at the columns; [None] if the file is damaged, which its reader will say."""
+    """Runs of row groups, after a look at the columns; none if there are no rows, and [None] if the file is damaged,
+    which its reader will say.
+    """
     try:
-        with parquet.open_file(path) as file:
+        with common.naming_failures(path), parquet.open_file(path) as file:
             parquet.Columns.of(file.schema_arrow, options, path)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     except parquet.DAMAGE:
         return [None]
-    except Exception as e:
-        if not common.is_gone(e):
-            raise
-        return [None]
-    return _cut([(parquet.stored_bytes(group), group.num_rows) for group in groups], (MAX_UNIT_BYTES, MAX_UNIT_ROWS))
+    weights = [(parquet.stored_bytes(group), group.num_rows) for group in groups]
+    return _cut(weights, (MAX_UNIT_BYTES, MAX_UNIT_ROWS)) if any(group.num_rows for group in groups) else []
 
 
 def _cut(weights: Sequence[tuple[int, int]], limits: tuple[int, int]) -> list[tuple[int, int]]:

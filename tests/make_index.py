@@ -26,8 +26,9 @@ from pipelines.assemble import (
     keep_sample,
     make_layout,
     part_histograms,
+    publish_version,
     sample_part,
-    write_manifest,
+    write_inputs,
     write_partition,
 )
 from pipelines.encode import images_table, rejects_table
@@ -35,7 +36,7 @@ from pipelines.index import files, versions
 from pipelines.index.code_tables import codes_to_arrow, images_schema
 from pipelines.index.manifest import DataFile
 from pipelines.records import MISSING_ID, Record, Reject, Source
-from pipelines.shards import InputFile, WorkUnit
+from pipelines.shards import InputFile
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = ROOT / 'examples' / 'catalogue'
@@ -134,10 +135,11 @@ def skewed_codes(count, spec=SPEC, seed=0):
 
 
 def config_for(index, parts, spec=SPEC, partition_rows=50):
-    units = tuple(WorkUnit(i, 'tar', (f'shard-{i}.tar',)) for i in range(parts))
-    inputs = tuple(InputFile(u.paths[0], 1000 + u.number, 1.5e9) for u in units)
+    inputs = [InputFile(f'shard-{i}.tar', 1000 + i, 1.5e9) for i in range(parts)]
     model = {'fingerprint': 'f' * 64, 'method': 'itq'}
-    return BuildConfig(units, inputs, str(index), versions.new_version_id(), spec, 'model', model, (), partition_rows)
+    version = versions.new_version_id()
+    listed = write_inputs(versions.version_folder(str(index), version), inputs)
+    return BuildConfig(str(index), version, spec, parts, listed, 'model', model, (), partition_rows)
 
 
 def write_part(number, codes, config, rejected=0):
@@ -184,7 +186,7 @@ def assemble(config, parts):
     partitions = [write_partition(element, config, made) for element in blocks.items()]
     samples = [sample_part(part, config) for part in parts]
     sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
-    write_manifest(None, config, made, parts[::-1], partitions[::-1], sample)
+    publish_version(None, config, made, parts[::-1], partitions[::-1], sample)
 
 
 def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
@@ -197,8 +199,8 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         partition_rows: see `BuildConfig`.
         version: the version's id.
     """
-    units = tuple(WorkUnit(i, 'parquet', ('codes',)) for i in range(len(parts)))
-    config = BuildConfig(units, (), str(index), version, spec, partition_rows=partition_rows)
+    listed = write_inputs(versions.version_folder(str(index), version), [])
+    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
     made_parts, first = [], 0
     for number, codes in enumerate(parts):
         schema = images_schema(spec.num_bytes)

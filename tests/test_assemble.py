@@ -15,12 +15,12 @@ from pipelines.assemble import (
     add_counters,
     groups_of,
     keep_sample,
+    publish_version,
     read_part,
     sample_part,
-    write_manifest,
     write_partition,
 )
-from pipelines.index import files, layout, versions
+from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile
 from pipelines.index.search import selectivity
 from pipelines.records import DUPLICATE_ID, MISSING_ID
@@ -84,7 +84,8 @@ def test_the_manifest_tells_what_was_built(tmp_path):
     }  # fmt: skip
     assert [f.path for f in manifest.images] == ['images/part-00000.parquet', 'images/part-00001.parquet']
     assert [f.rows for f in manifest.rejects] == [2, 2]
-    assert manifest.inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9}
+    inputs = code_tables.read_file(config.folder, manifest.inputs).to_pylist()
+    assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9}
     assert {'python', 'numpy', 'pyarrow'} <= set(manifest.libraries)
 
 
@@ -119,12 +120,12 @@ def test_a_table_that_lost_rows_is_not_published(tmp_path):
     sample = sample_part(part, config)
     lost = next(p for p in partitions if p[0] == 2)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
-        write_manifest(None, config, made, [part], [p for p in partitions if p is not lost], sample)
+        publish_version(None, config, made, [part], [p for p in partitions if p is not lost], sample)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 + lost[2].rows} rows; 200 images'):
-        write_manifest(None, config, made, [part], [*partitions, lost], sample)
+        publish_version(None, config, made, [part], [*partitions, lost], sample)
     assert not (tmp_path / 'CURRENT').exists()
     assert not files.exists(config.path(versions.MANIFEST_PATH))
-    write_manifest(None, config, made, [part], partitions, sample)
+    publish_version(None, config, made, [part], partitions, sample)
     assert versions.current_version(str(tmp_path)) == config.version
 
 
@@ -182,6 +183,24 @@ def test_a_sample_of_samples_is_the_sample_of_all(monkeypatch):
     assert sorted(few[1].tolist()) == rows[:7].tolist()
 
 
-def test_partitions_hold_at_least_a_row():
+def test_partitions_hold_at_least_a_row(tmp_path):
     with pytest.raises(InputError, match='partition rows are 0; at least 1 is needed'):
-        config_for('x', 1, partition_rows=0)
+        config_for(tmp_path, 1, partition_rows=0)
+
+
+def test_a_version_with_a_file_missing_or_changed_is_not_published(tmp_path):
+    build_by_hand(tmp_path, [skewed_codes(40), skewed_codes(30, seed=1)], rejected=1)
+    manifest = versions.read_manifest(str(tmp_path))
+    folder = versions.version_folder(str(tmp_path), manifest.version)
+    assemble.check_version(manifest, folder)
+    for file in manifest.data_files:
+        path = files.join(folder, file.path)
+        content = files.read_bytes(path)
+        files.delete_file(path)
+        with pytest.raises(BuildError, match=f'{file.path} is missing'):
+            assemble.check_version(manifest, folder)
+        files.write_bytes(path, content[:-1])
+        with pytest.raises(BuildError, match=f'{file.path} has {file.bytes - 1} bytes instead of {file.bytes}'):
+            assemble.check_version(manifest, folder)
+        files.write_bytes(path, content)
+    assemble.check_version(manifest, folder)

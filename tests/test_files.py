@@ -96,15 +96,18 @@ def test_readers_see_the_old_or_the_new_file_and_never_half(tmp_path):
     assert everything(tmp_path).keys() == {'a.bin'}
 
 
-def test_folders_are_copied_and_deleted_whole(tmp_path):
-    for name in ('a.txt', 'below/b.txt'):
+def test_folders_are_listed_and_deleted_whole(tmp_path):
+    for name in ('a.txt', 'below/b.txt', 'below/further/c.txt'):
         files.write_bytes(str(tmp_path / 'source' / name), name.encode())
-    files.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'new' / 'target'))
-    assert everything(tmp_path / 'source') == everything(tmp_path / 'new' / 'target')
-    assert len(everything(tmp_path / 'source')) == 3
-    files.delete_folder(str(tmp_path / 'new'))
-    files.delete_folder(str(tmp_path / 'new'))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['source']
+    sizes = {'a.txt': 5, 'below/b.txt': 11, 'below/further/c.txt': 19}
+    assert files.sizes_below(str(tmp_path / 'source')) == sizes
+    assert files.sizes_below(str(tmp_path / 'nothing')) == {}
+    files.delete_file(str(tmp_path / 'source' / 'a.txt'))
+    files.delete_file(str(tmp_path / 'source' / 'a.txt'))
+    assert sorted(files.sizes_below(str(tmp_path / 'source'))) == ['below/b.txt', 'below/further/c.txt']
+    files.delete_folder(str(tmp_path / 'source'))
+    files.delete_folder(str(tmp_path / 'source'))
+    assert sorted(p.name for p in tmp_path.iterdir()) == []
 
 
 def test_tables_are_zstd_in_row_groups_that_can_be_skipped(tmp_path):

@@ -1,3 +1,8 @@
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -69,3 +74,21 @@ def test_a_partition_answers_what_it_owns(num_bytes, k, seed, radius, bound, row
         wanted = inside & (d0 > 2) & (d1 <= radius) & (d <= bound) & (q != 4)
         expected = sorted(zip(d[wanted].tolist(), np.flatnonzero(wanted).tolist(), strict=True))
         assert mine == (expected[:k] if k else expected)
+
+
+def test_kernels_need_no_folder_for_their_cache(tmp_path):
+    """As in a read-only install of a user without a home."""
+    shutil.copy(kernels.__file__, tmp_path / 'copied.py')
+    (tmp_path / '__pycache__').write_bytes(b'')  # a file: nobody, not even root, can write below it
+    code = (
+        'import numpy as np, copied\n'
+        'from numba.core.caching import NullCache\n'
+        'assert isinstance(copied.kth_distances._cache, NullCache)\n'
+        'one, codes = np.ones(1, np.int64), np.array([[0], [1], [7]], np.uint64)\n'
+        'print(copied.kth_distances(codes[:1], codes, np.full((1, 1), 255, np.uint64), one, 3))\n'
+    )
+    unset = ('NUMBA_CACHE_DIR', 'NUMBA_CACHE_LOCATOR_CLASSES', 'XDG_CACHE_HOME')
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    env |= {'HOME': str(tmp_path / '__pycache__'), 'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('[3]\n', '')

@@ -22,7 +22,7 @@ def small_manifest(**changes):
         tables=(Table(Substring(0, 0, 8), (0.1, 0.25, 1.0), partitions), Table(Substring(1, 8, 16), (), ())),
         images=(DataFile('images/0.parquet', 7, 10), DataFile('images/1.parquet', 5, 11)),
         rejects=(DataFile('rejects/1.parquet', 2, 12),),
-        inputs=({'path': 'Köln/\udcff.tar', 'size': 9, 'mtime': 1.25},),
+        inputs=DataFile('inputs.parquet', 3, 77),
         counters={'records_read': 14, 'indexed': 12, 'reasons': {'empty': 2}},
         libraries={'numpy': '2'},
         sample=DataFile('sample.parquet', 12, 13),

@@ -120,7 +120,7 @@ def read_answers(path):
     """The answers in a file, as dicts in the order of the file."""
     if str(path).endswith('.parquet'):
         return pq.read_table(path).to_pylist()
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text().split('\n') if line]
 
 
 def ranked(rows):
@@ -280,7 +280,7 @@ def test_ids_are_answered_in_the_order_asked(cases, tmp_path, capsys):
     assert found == [(d, f'codes-{i}') for answers in expected for d, i in answers]
     (reject,) = read_answers(tmp_path / 'answers.rejects.jsonl')
     assert (reject['reason'], reject['image_id']) == (records.UNKNOWN_ID, 'nobody')
-    assert reject['source'] == {'shard': str(tmp_path / 'ids.txt'), 'member': '2'}
+    assert reject['source'] == {'shard': str(tmp_path / 'ids.txt'), 'member': '3'}
     messages = capsys.readouterr().err
     assert '15 answers to 5 queries' in messages
     assert '1 queries could not be read' in messages
@@ -514,3 +514,62 @@ def test_partitions_hold_all_rows_of_the_cases(case):
     for number, _, table in read_partitions(case.index):
         rows.setdefault(number, []).extend(table['row'].to_pylist())
     assert all(sorted(r) == row_numbers(ROWS, FILES).tolist() for r in rows.values())
+
+
+def test_a_partition_with_other_rows_is_refused(cases, tmp_path, capsys):
+    """A sound file, but not the one of the manifest."""
+    shutil.copytree(cases['uniform'].index, tmp_path / 'index')
+    files_ = read_served(tmp_path / 'index').data_files
+    file = max((f for f in files_ if f.path.startswith('codes/table=0/')), key=lambda f: f.rows)
+    path = served_folder(tmp_path / 'index') / file.path
+    pq.write_table(pq.read_table(path, partitioning=None).slice(0, file.rows - 1), path)
+    queries = write_codes(tmp_path / 'all.parquet', ['a', 'b'], cases['uniform'].queries[:2])
+    command = ['query', '--index', f'{tmp_path}/index', '--codes', queries, '--output', f'{tmp_path}/new.jsonl']
+    assert main([*command, '--radius', '200', '--k', 'all']) == 1
+    assert f'{file.path} has {file.rows - 1} rows; the manifest says {file.rows}' in capsys.readouterr().err
+    assert not (tmp_path / 'new.jsonl').exists()
+
+
+def test_a_model_put_into_a_version_is_refused(picture_index, pictures, tmp_path, capsys):
+    shutil.copytree(picture_index / 'index', tmp_path / 'index')
+    model = served_folder(tmp_path / 'index') / 'model'
+    shutil.rmtree(model)
+    hand_model(pictures, seed=7).save(model)
+    asked = write_tar(tmp_path / 'asked.tar', tar_members(pictures[:2]))
+    assert main(['query', '--index', f'{tmp_path}/index', '--images', asked, '--output', f'{tmp_path}/a.jsonl']) == 2
+    assert 'the index wants' in capsys.readouterr().err
+    assert not (tmp_path / 'a.jsonl').exists()
+
+
+def test_rejects_of_an_earlier_run_go(cases, tmp_path):
+    output, asked = tmp_path / 'answers.jsonl', tmp_path / 'ids.txt'
+    for ids, left in (('codes-1\nnobody\n', True), ('codes-1\n', False)):
+        asked.write_text(ids)
+        succeed('query', '--index', cases['uniform'].index, '--ids', asked, '--output', output)
+        assert (tmp_path / 'answers.rejects.jsonl').exists() == left
+
+
+@pytest.mark.parametrize('odd', ['a\u2028b', ' c', 'd ', '\u0085'])
+def test_odd_ids_are_asked_as_they_are(odd, tmp_path):
+    codes = make_codes('uniform', 3, SPEC)
+    write_codes(tmp_path / 'codes.parquet', ['a', odd, 'z'], codes)
+    succeed('build', '--codes', tmp_path / 'codes.parquet', '--index', tmp_path / 'index', '--segments', SEGMENTS)
+    (tmp_path / 'ids.txt').write_bytes(f'z\r\n{odd}\r\n'.encode())
+    output = tmp_path / 'answers.jsonl'
+    succeed('query', '--index', tmp_path / 'index', '--ids', tmp_path / 'ids.txt', '--k', 1, '--output', output)
+    assert [(row['query_id'], row['image_id']) for row in read_answers(output)] == [('z', 'z'), (odd, odd)]
+    assert not (tmp_path / 'answers.rejects.jsonl').exists()
+
+
+def test_a_k_beyond_all_integers_gives_all_rows(cases, tmp_path):
+    asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
+    output = tmp_path / 'answers.jsonl'
+    succeed('query', '--index', cases['uniform'].index, '--codes', asked, '--k', 10**20, '--output', output)
+    assert len(read_answers(output)) == ROWS
+
+
+def test_an_unknown_runner_is_one_line(cases, tmp_path, capsys):
+    asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
+    command = ['query', '--index', str(cases['uniform'].index), '--codes', asked, '--output', f'{tmp_path}/a.jsonl']
+    assert main([*command, '--runner=NoSuchRunner']) == 2
+    assert capsys.readouterr().err.startswith('grainhash: error: ')

@@ -12,7 +12,7 @@ from make_index import SPEC, build_by_hand, skewed_codes
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits, segment_distances, to_words
 from hashing_model.errors import InputError
-from pipelines.index import LocalIndex
+from pipelines.index import LocalIndex, code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, cut_prefixes, key_histogram, substring_keys
 from pipelines.index.manifest import Table
@@ -90,7 +90,7 @@ def test_partitions_give_disjoint_answers_that_make_up_the_whole(catalogue):
                 which = plan.queries_for(number, partition.prefix)
                 opened += len(which)
                 for file in partition.files:
-                    held = CodeRows.from_table(index._read(file.path))
+                    held = CodeRows.from_table(code_tables.read_file(index.folder, file))
                     some = plan.search(number, partition.prefix, held)
                     assert set(some.queries.tolist()) <= set(which.tolist())
                     found += zip(some.queries.tolist(), some.distances.tolist(), some.rows.tolist(), strict=True)

@@ -1,5 +1,6 @@
 """Listing and reading of image shards, over files made here by other writers than ours."""
 
+import errno
 import gzip
 import io
 import json
@@ -7,11 +8,14 @@ import os
 import pickle
 import tarfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hashing_model.errors import InputError
+from hashing_model.images import Resizing, decode
 from pipelines import records, shards
 from pipelines.records import Record, Reject, Source
 from pipelines.shard_formats import common
@@ -129,17 +133,60 @@ def test_tar_rejects(tmp_path, monkeypatch):
     assert all('\n' not in r.detail for r in found if isinstance(r, Reject))
 
 
+def add_link(tar, name, target, kind=tarfile.LNKTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    tar.addfile(info)
+
+
 def test_tar_is_safe(tmp_path):
+    """No target of a link is read, no device opened."""
     path = tmp_path / 'a.tar'
     with tarfile.open(path, 'w') as tar:
         for name, kind in [('1.jpg', tarfile.SYMTYPE), ('2.jpg', tarfile.LNKTYPE), ('3.jpg', tarfile.FIFOTYPE)]:
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, '/etc/hostname'
-            tar.addfile(info)
-        folder = tarfile.TarInfo('4.jpg')
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-    assert read_all(path) == []
+            add_link(tar, name, '/etc/hostname', kind)
+        add_link(tar, '4.jpg', '', tarfile.DIRTYPE)
+    assert read_all(path) == [
+        Reject(Source(str(path), name), records.MISSING_IMAGE, 'a link to /etc/hostname') for name in ('1.jpg', '2.jpg')
+    ]
+    with pytest.raises(InputError, match=r'has no image 2\.jpg'):
+        read_member(Source(str(path), '2.jpg'), ReadOptions())
+
+
+def test_second_names_of_a_file_in_a_tar_are_rejects(tmp_path):
+    (tmp_path / '1.jpg').write_bytes(b'x')
+    os.link(tmp_path / '1.jpg', tmp_path / '2.JPG')
+    (tmp_path / '2.json').write_bytes(b'{"id": "two"}')
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        for name in ('1.jpg', '2.JPG', '2.json'):
+            tar.add(tmp_path / name, f'train/{name}')
+    found = read_all(tmp_path / 'a.tar')
+    assert ids(found) == ['train/1']
+    assert [(r.source.member, r.reason, r.detail) for r in found[1:]] == [
+        ('train/2.JPG', records.MISSING_IMAGE, 'a link to train/1.jpg')
+    ]
+
+
+def test_links_beside_images_in_a_tar(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w') as tar:
+        for key in '123':
+            add_link(tar, f'{key}.gif', '0.gif')  # the image comes after it
+            info = tarfile.TarInfo(f'{key}.jpg')
+            info.size = 1
+            tar.addfile(info, io.BytesIO(key.encode()))
+        add_link(tar, '3.json', '0.json')  # its id may be another
+        add_link(tar, 'latest.txt', '0.txt')  # no record
+        add_link(tar, 'all', 'train', tarfile.SYMTYPE)
+    found = read_all(path)
+    assert [(r.image_id, r.data) for r in found[:2]] == [('1', b'1'), ('2', b'2')]
+    assert found[2:] == [
+        Reject(Source(str(path), '3.jpg'), records.BROKEN_METADATA, 'the json member is a link to 0.json')
+    ]
+    thumbs = tmp_path / 'b.tar'
+    with tarfile.open(thumbs, 'w') as tar:
+        add_link(tar, '1.thumb.png', '0.thumb.png')
+    assert read_all(thumbs, ReadOptions('thumb.png'))[0].detail == 'a link to 0.thumb.png'
 
 
 def test_members_of_one_name_are_two_records(tmp_path):
@@ -423,9 +470,17 @@ def test_damaged_parquet(tmp_path):
         read_member(Source(str(path), '7'), ReadOptions())
 
 
-def test_empty_parquet_has_no_records(tmp_path):
-    path = write_parquet(tmp_path / 'a.parquet', {'id': pa.array([], pa.string()), 'image': pa.array([], pa.binary())})
-    assert read_all(path) == []
+def test_parquet_without_rows(tmp_path):
+    none = {'id': pa.array([], pa.string()), 'image': pa.array([], pa.binary())}
+    path = write_parquet(tmp_path / 'a.parquet', none)  # one row group of no rows
+    with pytest.raises(InputError, match=r'no images in \S+/a\.parquet: there are no rows'):
+        read_all(path)
+    pq.ParquetWriter(tmp_path / 'b.parquet', pa.table(none).schema).close()  # no row group
+    with pytest.raises(InputError, match=r'no images in \S+/a\.parquet and 1 more: there are no rows'):
+        read_all(tmp_path)
+    write_parquet(tmp_path / 'c.parquet', {'id': ['x'], 'image': [b'x']})
+    (unit,) = list_units([str(tmp_path)], ReadOptions())
+    assert unit.shard.endswith('c.parquet row groups 0-0')
 
 
 # Folders, patterns
@@ -509,6 +564,39 @@ def test_patterns_that_match_nothing(catalogue):
         list_units(['nosuch://bucket/*.tar'], ReadOptions())
 
 
+def passed_over(caplog, *patterns):
+    caplog.clear()
+    list_inputs([str(pattern) for pattern in patterns])
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_files_passed_over_are_counted(catalogue, caplog):
+    assert passed_over(caplog, catalogue) == []  # sidecars and hidden files
+    for name in ('a/1.heic', 'a/2.HEIC', 'a/x/3.heic', 'a/_SUCCESS', 'b.svg', '.c.svg', '.hidden/d.svg', 'e.md'):
+        (catalogue / name).write_bytes(b'x')
+    assert passed_over(caplog, catalogue, f'{catalogue}/a', f'{catalogue}/[4b]*', f'{catalogue}/4.webp') == [
+        f'{catalogue}: 5 files passed over: 3 .heic, 1 without suffix, 1 .svg',
+        f'{catalogue}/a: 4 files passed over: 3 .heic, 1 without suffix',
+        f'{catalogue}/[4b]*: 1 file passed over: 1 .svg',
+    ]
+    for i in range(12):
+        (catalogue / f'f.{i:02}').write_bytes(b'x')
+    shown = '3 .heic, 1 without suffix, 1 .00, 1 .01, 1 .02, 1 .03, 1 .04, 1 .05, ...'
+    assert passed_over(caplog, catalogue) == [f'{catalogue}: 17 files passed over: {shown}']
+
+
+@pytest.mark.parametrize('suffix', sorted({'jpe', 'jfif', 'pgm', 'pnm', 'jpx'} | common.IMAGE_SUFFIXES))
+def test_every_suffix_is_of_a_format_that_is_decoded(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    picture = Image.fromarray(pixels).convert({'pgm': 'L', 'pbm': '1'}.get(suffix, 'RGB'))
+    picture.save(tmp_path / f'1.{suffix}')  # Pillow takes the format from the name
+    write_tar(tmp_path / '2.tar', [(f'2.{suffix.upper()}', (tmp_path / f'1.{suffix}').read_bytes())])
+    found = read_all(tmp_path)
+    assert ids(found) == [f'1.{suffix}', '2']
+    for record in found:
+        assert decode(record.data, Resizing(8)).pixels.shape == (8, 8, 3)
+
+
 def test_labels_from_folders(catalogue):
     options = ReadOptions(labels_from='folders')
     labels = {r.image_id: r.labels for r in read_all(f'{catalogue}/**.*g', options)}
@@ -542,29 +630,107 @@ def test_units_of_files(tmp_path, monkeypatch):
 
 
 def test_files_that_vanish(catalogue, monkeypatch):
-    patterns = [f'{catalogue}/a', f'{catalogue}/shard.tar']
-    units = list_units(patterns, ReadOptions())
+    """An image file costs one reject; a shard stops the build, which would publish without thousands of images."""
+    units = list_units([f'{catalogue}/a'], ReadOptions())
     (catalogue / 'a/3.jpeg').unlink()
-    (catalogue / 'shard.tar').unlink()
     found = [item for unit in units for item in read_unit(unit, ReadOptions())]
     assert ids(found) == ['x/1.jpg', 'x/2.PNG']
-    assert reasons(found) == [records.UNREADABLE_FILE] * 2
+    assert reasons(found) == [records.UNREADABLE_FILE]
     assert found[0].detail == 'No such file or directory'
     with pytest.raises(InputError, match='No such file or directory'):
         read_member(found[0].source, ReadOptions())
 
 
-def test_failures_that_may_pass_are_raised(catalogue, monkeypatch):
-    """Else a lost connection would drop a shard from the index without a retry."""
-    units = list_units([str(catalogue)], ReadOptions())
+SHARDS = ['a.tar', 'a.tar.gz', 'a.tfrecord', 'a.parquet']
+
+
+def write_shard(path, n=4):
+    if path.suffix == '.tfrecord':
+        return write_tfrecord(path, plain_examples(n))
+    if path.suffix == '.parquet':
+        columns = {'id': [f'{i}' for i in range(n)], 'image': [os.urandom(1000) for i in range(n)]}
+        return write_parquet(path, columns, row_group_size=max(1, n // 4))
+    return write_tar(path, [(f'{i}.jpg', os.urandom(1000)) for i in range(n)], 'w:gz' if path.suffix == '.gz' else 'w')
+
+
+class StoreError(Exception):
+    """As the clients of object stores have it."""
+
+    def __init__(self, code):
+        super().__init__(f'{code} no object for you')
+        self.code = code
+
+
+FAILURES = [
+    (FileNotFoundError(errno.ENOENT, 'No such file'), True),
+    (PermissionError(errno.EACCES, 'Permission denied'), True),
+    (PermissionError(errno.EPERM, 'Not permitted'), True),
+    (OSError(errno.EIO, 'Input/output error'), True),
+    (StoreError(403), True),
+    (StoreError(404), True),
+    (StoreError(503), False),
+    (ConnectionResetError('reset by peer'), False),
+]
+
+
+@pytest.mark.parametrize(('error', 'lasts'), FAILURES, ids=str)
+def test_files_that_cannot_be_opened(tmp_path, monkeypatch, error, lasts):
+    for name in [*SHARDS, '1.jpg']:
+        write_shard(tmp_path / name) if name in SHARDS else (tmp_path / name).write_bytes(b'x')
+    units = list_units([str(tmp_path)], ReadOptions())
+    assert [unit.format for unit in units] == ['files', 'parquet', 'tar', 'tar', 'tfrecord']
 
     def fail(*args, **kwargs):
-        raise ConnectionResetError('connection reset by peer')
+        raise error
 
     monkeypatch.setattr(shards.FileSystems, 'open', fail)
-    for unit in units:
-        with pytest.raises(ConnectionResetError):
+    for unit in units[1:]:
+        with pytest.raises(OSError, match=rf'^cannot read {unit.paths[0]}: .') as raised:
             list(read_unit(unit, ReadOptions()))
+        assert common.failure_reason(error) in str(raised.value)
+        assert raised.value.__cause__ is error
+    with pytest.raises(OSError, match=r'^cannot read \S+/a\.parquet: '):
+        list_units([str(tmp_path)], ReadOptions())
+    if lasts:
+        assert reasons(read_unit(units[0], ReadOptions())) == [records.UNREADABLE_FILE]
+    else:
+        with pytest.raises(type(error)):
+            list(read_unit(units[0], ReadOptions()))
+
+
+class BadDisk(io.FileIO):
+    """Fails after some bytes."""
+
+    left, error = 0, None
+
+    def readinto(self, buffer):
+        return self._spend(super().readinto(buffer))
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self._spend(len(data))
+        return data
+
+    def _spend(self, count):
+        self.left -= count
+        if self.left < 0:
+            raise self.error
+        return count
+
+
+@pytest.mark.parametrize('name', SHARDS)
+@pytest.mark.parametrize('error', [OSError(errno.EIO, 'Input/output error'), StoreError(404)], ids=str)
+def test_shards_that_fail_while_they_are_read(tmp_path, monkeypatch, name, error):
+    """No reject says that the records after the bad spot are damaged: nobody has seen them."""
+    path = write_shard(tmp_path / name, 2000)
+    (unit,) = list_units([str(path)], ReadOptions())
+    monkeypatch.setattr(BadDisk, 'left', path.stat().st_size // 2)
+    monkeypatch.setattr(BadDisk, 'error', error)
+    monkeypatch.setattr(shards.FileSystems, 'open', lambda path, **kwargs: BadDisk(path))
+    found = []
+    with pytest.raises(OSError, match=f'^cannot read {path}: {common.failure_reason(error)}'):
+        found.extend(read_unit(unit, ReadOptions()))
+    assert 0 < len(ids(found)) == len(found) < 2000
 
 
 def test_large_files_are_rejected(catalogue, monkeypatch):

@@ -6,13 +6,18 @@ Paths come from `versions.py`, bytes go through `files.py`; here are the schemas
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.index import files
+from pipelines.index.manifest import DataFile
+
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
+INPUTS = pa.schema([('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64())])
 REJECTS = pa.schema([('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 
 
@@ -41,6 +46,19 @@ def partition_schema(num_bytes: int) -> pa.Schema:
             pa.field('row', pa.int64(), nullable=False),
         ]
     )
+
+
+def read_file(folder: str, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """A file of a version, or some of its columns.
+
+    Raises:
+        OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
+    """
+    path = files.join(folder, file.path)
+    table = files.read_table(path, columns)
+    if len(table) != file.rows:
+        raise OSError(f'{path} has {len(table)} rows; the manifest says {file.rows}')
+    return table
 
 
 def codes_to_arrow(codes: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:

@@ -87,14 +87,18 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
     return len(content)
 
 
-def copy_folder(source: str, target: str) -> None:
-    """Copy a folder and all in it, within or across filesystems."""
-    source_filesys, source_path = filesystem(source)
-    target_filesys, target_path = filesystem(target)
-    target_filesys.create_dir(target_path, recursive=True)
-    arrow_fs.copy_files(
-        source_path, target_path, source_filesystem=source_filesys, destination_filesystem=target_filesys
-    )
+def sizes_below(uri: str) -> dict[str, int]:
+    """Path below a folder -> size in bytes, of all files at any depth."""
+    filesys, path = filesystem(uri)
+    infos = filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True, recursive=True))
+    return {i.path[len(path) + 1 :]: i.size for i in infos if i.type == arrow_fs.FileType.File}
+
+
+def delete_file(uri: str) -> None:
+    """Remove a file; nothing happens if it is not there."""
+    filesys, path = filesystem(uri)
+    if filesys.get_file_info(path).type == arrow_fs.FileType.File:
+        filesys.delete_file(path)
 
 
 def delete_folder(uri: str) -> None:
@@ -104,11 +108,16 @@ def delete_folder(uri: str) -> None:
         filesys.delete_dir(path)
 
 
-def write_table(uri: str, table: pa.Table) -> int:
-    """Write a table as zstd Parquet in row groups of 65,536 rows; returns the file's size in bytes."""
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """A table as zstd Parquet in row groups of 65,536 rows; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression='zstd', row_group_size=ROW_GROUP_ROWS, store_schema=False)
-    return write_bytes(uri, sink.getvalue())
+    return sink.getvalue()
+
+
+def write_table(uri: str, table: pa.Table) -> int:
+    """Write a table as Parquet; returns the file's size in bytes."""
+    return write_bytes(uri, table_bytes(table))
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

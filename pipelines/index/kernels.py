@@ -1,7 +1,8 @@
 """The inner loops of exact search, compiled by numba: popcount, key probes, scans and bounded top-k.
 
 All codes are uint64 words (`hashing_model.codes.to_words`); masks say which bits count and how much. The loops
-release the GIL and are cached on disk. They know neither files nor profiles: `search.py` prepares their arguments.
+release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `search.py`
+prepares their arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,18 @@ from numba.extending import intrinsic
 PROBE_COST = 2.0  # a step of the binary search for a key, in row visits of a scan
 
 
+def _compiled(**options: Any) -> Any:
+    """`numba.njit` with a cache on disk, or without one where neither the package nor the home can be written."""
+
+    def decorate(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no place for the cache
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
+
+
 @intrinsic
 def _popcount(typing_context: Any, x: Any) -> Any:
     """Set bits of a uint64, by the processor's own instruction."""
@@ -27,7 +40,7 @@ def _popcount(typing_context: Any, x: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
-@numba.njit(cache=True, nogil=True, inline='always')
+@_compiled(inline='always')
 def _masked_distance(a, b, masks, weights):
     """Sum over g of weights[g] * popcount((a ^ b) & masks[g]), for words a, b [W] and masks [G, W]."""
     total = np.int64(0)
@@ -39,7 +52,7 @@ def _masked_distance(a, b, masks, weights):
     return total
 
 
-@numba.njit(cache=True, nogil=True, inline='always')
+@_compiled(inline='always')
 def _within(a, b, mask, radius):
     """Whether a and b differ in at most `radius` bits of a mask [W]."""
     bits = np.uint64(0)
@@ -48,13 +61,13 @@ def _within(a, b, mask, radius):
     return np.int64(bits) <= radius
 
 
-@numba.njit(cache=True, nogil=True, inline='always')
+@_compiled(inline='always')
 def _later(d1, r1, d2, r2):
     """Whether answer 1 ranks after answer 2: by distance, then by row."""
     return d1 > d2 or (d1 == d2 and r1 > r2)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _sift_down(distances, rows, at, distance, row):
     """Put an answer at place `at` of a max-heap (the worst answer is the root) or below, where it belongs."""
     size = len(distances)
@@ -71,7 +84,7 @@ def _sift_down(distances, rows, at, distance, row):
     distances[at], rows[at] = distance, row
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _grown(array):
     """A copy of an array with twice the room."""
     larger = np.empty(2 * len(array), array.dtype)
@@ -79,7 +92,7 @@ def _grown(array):
     return larger
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _lower_bound(keys, key, low, high):
     """The first place in keys[low:high], ascending, that is not below `key`."""
     while low < high:
@@ -91,7 +104,7 @@ def _lower_bound(keys, key, low, high):
     return low
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _probes(free_bits, radius, limit):
     """How many keys differ in at most `radius` of `free_bits` bits, counted no further than `limit`."""
     total, combinations = 1.0, 1.0
@@ -103,7 +116,7 @@ def _probes(free_bits, radius, limit):
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def kth_distances(queries, codes, masks, weights, k):
     """The k-th smallest weighted distance of each query to the codes: int64 [Q]; k must not exceed the codes.
 
@@ -123,7 +136,7 @@ def kth_distances(queries, codes, masks, weights, k):
     return result
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def distance_histogram(a, b, mask, bits):
     """How many pairs (a_i, b_j) differ in 0, 1, ..., bits bits of a mask: int64 [bits + 1]."""
     counts = np.zeros(bits + 1, np.int64)
@@ -136,7 +149,7 @@ def distance_histogram(a, b, mask, bits):
     return counts
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _next_flips(flips, free_bits, radius):
     """The mask after `flips`, going through all masks of 0, 1, ..., radius set bits; -1 after the last.
 
@@ -154,7 +167,7 @@ def _next_flips(flips, free_bits, radius):
     return (np.int64(1) << (size + 1)) - 1
 
 
-@numba.njit(cache=True, nogil=True, inline='always')
+@_compiled(inline='always')
 def _owned(query, code, table, radii, table_masks):
     """Whether `table` is the first in which the code lies within the query's radius: radii [T], masks [T, W]."""
     for t in range(table):
@@ -163,7 +176,7 @@ def _owned(query, code, table, radii, table_masks):
     return _within(query, code, table_masks[table], radii[table])
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def _visit(start, stop, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
     """Offer rows start .. stop - 1 to the answers `found` = (distances, rows, size) of one query; returns them."""
     distances, answers, size = found
@@ -187,7 +200,7 @@ def _visit(start, stop, codes, rows, query, table, radii, table_masks, masks, we
     return distances, answers, size
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled()
 def search_partition(
     keys, codes, rows, prefix, free_bits, table, queries, query_keys, radii, table_masks, masks, weights, bounds, k
 ):

@@ -67,7 +67,7 @@ class Manifest:
         tables: one per substring.
         images: one file per work unit, in order of part number.
         rejects: one file per work unit that rejected something.
-        inputs: the shards read: path, size in bytes, modification time.
+        inputs: what was read, a row per file: path, size in bytes, modification time.
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
         sample: codes drawn uniformly.
@@ -80,7 +80,7 @@ class Manifest:
     tables: tuple[Table, ...]
     images: tuple[DataFile, ...]
     rejects: tuple[DataFile, ...]
-    inputs: tuple[Mapping[str, Any], ...]
+    inputs: DataFile
     counters: Mapping[str, Any]
     libraries: Mapping[str, str]
     sample: DataFile
@@ -90,6 +90,12 @@ class Manifest:
     def rows(self) -> int:
         """Indexed images."""
         return sum(f.rows for f in self.images)
+
+    @property
+    def data_files(self) -> tuple[DataFile, ...]:
+        """Every file of the version that is named here."""
+        codes = (f for t in self.tables for p in t.partitions for f in p.files)
+        return (*self.images, *codes, *self.rejects, self.inputs, self.sample)
 
     def dumps(self) -> bytes:
         """JSON in ASCII: paths need not be valid UTF-8."""
@@ -116,7 +122,7 @@ class Manifest:
             value['tables'] = tuple(_table(t) for t in value['tables'])
             value['images'] = tuple(DataFile(**f) for f in value['images'])
             value['rejects'] = tuple(DataFile(**f) for f in value['rejects'])
-            value['inputs'] = tuple(value['inputs'])
+            value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:

@@ -211,6 +211,7 @@ def plan_search(
         InputError: see `check_limits`; or codes of another length.
     """
     segment_weights = check_limits(spec, k, radius, profile)
+    k = None if k is None else min(k, max(rows, 1))
     metric = Metric.of(spec, segment_weights)
     codes = check_codes(codes, spec)
     bounds = np.full(len(codes), metric.max_distance if radius is None else min(radius, metric.max_distance))
@@ -304,7 +305,7 @@ class LocalIndex:
     @functools.cached_property
     def sample(self) -> NDArray[np.uint8]:
         """The version's sample of codes, uint8 [S, B]."""
-        return code_tables.codes_from_arrow(self._read(self.manifest.sample.path, ['code'])['code'])
+        return code_tables.codes_from_arrow(code_tables.read_file(self.folder, self.manifest.sample, ['code'])['code'])
 
     def search(
         self,
@@ -353,7 +354,13 @@ class LocalIndex:
         return Matches.merged((plan.search(t, '', self._table(t)) for t in probed), plan.k)
 
     def images(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
-        """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`."""
+        """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`.
+
+        Raises:
+            InputError: a negative row: search results have -1 where there are fewer answers.
+        """
+        if len(rows) and rows.min() < 0:
+            raise InputError(f'row {rows.min()} is no row: leave out the places without answer')
         parts = np.unique(rows >> 32)
         tables = {int(p): self._images_part(int(p)) for p in parts}
         chosen = columns or code_tables.images_schema(self.spec.num_bytes).names
@@ -365,14 +372,18 @@ class LocalIndex:
 
     def _images_part(self, part: int) -> pa.Table:
         if part not in self._images:
-            self._images[part] = self._read(self.manifest.images[part].path)
+            self._images[part] = code_tables.read_file(self.folder, self.manifest.images[part])
         return self._images[part]
 
     def _table(self, number: int) -> CodeRows:
         """A whole table, ordered by key and row."""
         if number not in self._tables:
             table = self.manifest.tables[number]
-            parts = [CodeRows.from_table(self._read(f.path)) for p in table.partitions for f in p.files]
+            parts = [
+                CodeRows.from_table(code_tables.read_file(self.folder, file))
+                for partition in table.partitions
+                for file in partition.files
+            ]
             empty = np.zeros(0, np.int64), np.zeros((0, self.spec.num_bytes), np.uint8), np.zeros(0, np.int64)
             keys, codes, rows = (
                 np.concatenate([getattr(p, name) for p in parts] or [nothing])
@@ -380,6 +391,3 @@ class LocalIndex:
             )
             self._tables[number] = CodeRows.sorted(keys, codes, rows)
         return self._tables[number]
-
-    def _read(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        return files.read_table(files.join(self.folder, path), columns)

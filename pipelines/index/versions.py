@@ -44,6 +44,7 @@ def codes_path(table: int, prefix: str, part: int) -> str:
 
 
 SAMPLE_PATH = 'sample.parquet'
+INPUTS_PATH = 'inputs.parquet'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
@@ -61,6 +62,15 @@ def check_index_folder(index: str) -> None:
         raise InputError(f'{index} is a file; give a folder for the index') from e
     if names and CURRENT not in names and 'versions' not in names:
         raise InputError(f'{index} is not an index: it holds {", ".join(names[:3])}; give a new or empty folder')
+
+
+def discard(index: str, version: str) -> None:
+    """Remove what a version has so far, and the index's folders if nothing else is in them."""
+    folder = version_folder(index, version)
+    files.delete_folder(folder)
+    for parent in (files.join(index, 'versions'), index):
+        if not files.names_in(parent):
+            files.delete_folder(parent)
 
 
 def current_version(index: str) -> str:

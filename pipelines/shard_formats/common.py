@@ -1,14 +1,14 @@
 """What the readers of all shard formats share: options, opening, and the rules for ids, labels and captions.
 
 No reader lets bad data stop a build: a bad record becomes one `Reject`, and the unreadable rest of a shard becomes
-one `Reject`. An I/O error that may pass (a lost connection) is raised, so that the runner tries the unit again.
+one `Reject`. A shard that cannot be opened or read at all (gone, forbidden, a bad disk, a lost connection) is not bad
+data: an `OSError` names it, so that the runner tries the unit again and an index never lacks a shard unnoticed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import gzip
 import io
 import zlib
@@ -22,21 +22,17 @@ from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.records import Labels, Record, Reject, Source
 
-IMAGE_SUFFIXES = frozenset(['jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif', 'ppm', 'jp2', 'ico'])
+# Of the formats that `hashing_model.images` decodes.
+IMAGE_SUFFIXES = frozenset(
+    [
+        *('jpg', 'jpeg', 'jpe', 'jfif', 'png', 'apng', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif'),
+        *('ppm', 'pgm', 'pbm', 'pnm', 'jp2', 'j2k', 'jpx', 'ico'),
+    ]
+)
 MAX_RECORD_BYTES = 256 << 20
 
 _GZIP_MAGIC = b'\x1f\x8b'
 _BUFFER_BYTES = 1 << 18
-_GONE = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EIO,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,29 +92,35 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
 def rejecting_damage(
     found: Iterable[Record | Reject], shard: str, damage: tuple[type[Exception], ...]
 ) -> Iterator[Record | Reject]:
-    """Pass everything on; where reading ends in one of `damage`, or the shard is gone, end with one reject."""
+    """Pass everything on; where reading ends in one of `damage`, end with one reject.
+
+    Raises:
+        OSError: the shard could not be opened or read.
+    """
     count = 0
     try:
-        for count, item in enumerate(found, 1):  # noqa: B007 - the count is what the message tells
-            yield item
+        with naming_failures(shard):
+            for count, item in enumerate(found, 1):  # noqa: B007 - the count is what the message tells
+                yield item
     except damage as e:
         yield Reject(Source(shard, ''), records.BROKEN_SHARD, f'after {count} records: {one_line(e)}')
+
+
+@contextlib.contextmanager
+def naming_failures(path: str) -> Iterator[None]:
+    """Make any failure of a disk, a network or an object store an OSError that names the file; pass on other errors."""
+    try:
+        yield
     except Exception as e:
-        if not is_gone(e):
-            raise
-        yield Reject(Source(shard, ''), records.UNREADABLE_FILE, f'after {count} records: {gone_reason(e)}')
+        is_http_error = isinstance(getattr(e, 'code', None), int)  # the clients of object stores
+        if is_http_error or (isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile)):
+            raise OSError(f'cannot read {path}: {failure_reason(e)}') from e
+        raise
 
 
-def is_gone(error: Exception) -> bool:
-    """Whether a file will not be readable at the next try either: missing, forbidden, a bad disk."""
-    if isinstance(error, OSError) and error.errno in _GONE:
-        return True
-    return getattr(error, 'code', None) in (403, 404)  # the clients of object stores
-
-
-def gone_reason(error: Exception) -> str:
-    """A short line without the path, which the reject's source already tells."""
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+def failure_reason(error: Exception) -> str:
+    """A short line, where possible without the path."""
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
 
 
 def one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -15,9 +16,17 @@ from pipelines.shard_formats.common import ReadOptions
 
 LEVELS = ('coarse', 'fine')
 
+_UNREADABLE = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
 
 def read(root: str, paths: Sequence[str], options: ReadOptions) -> Iterator[Record | Reject]:
-    """The records of image files below one folder; a source's shard is the folder, its member the path below it."""
+    """The records of image files below one folder; a source's shard is the folder, its member the path below it.
+
+    A file that is gone, forbidden or on a bad disk is one reject, since it is one image.
+    """
     for path in paths:
         member = relative(root, path)
         try:
@@ -67,7 +76,14 @@ def _read_file(source: Source, path: str, options: ReadOptions) -> Record | Reje
     try:
         data = read_file(path)
     except Exception as e:
-        if not common.is_gone(e):
+        if not _is_unreadable(e):
             raise
-        return Reject(source, records.UNREADABLE_FILE, common.gone_reason(e), source.member)
+        return Reject(source, records.UNREADABLE_FILE, common.failure_reason(e), source.member)
     return common.make_record(source, source.member, data, folder_labels(source.member, options), None)
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Whether a file will not be readable at the next try either."""
+    if isinstance(error, OSError) and error.errno in _UNREADABLE:
+        return True
+    return getattr(error, 'code', None) in (403, 404)  # the clients of object stores

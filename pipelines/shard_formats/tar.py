@@ -1,6 +1,7 @@
 """WebDataset tar shards: `dir/000017.jpg`, `dir/000017.json`, ... are one record, read as a stream.
 
-Nothing is extracted to disk; links and devices are skipped.
+Nothing is extracted to disk; devices are skipped. A link has no bytes of its own (GNU tar writes the second name of a
+file as one), and a stream cannot go back to its target: an image that is a link is a reject.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ class _Sample:
     key: str
     suffixes: set[str] = dataclasses.field(default_factory=set)
     parts: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    links: dict[str, str] = dataclasses.field(default_factory=dict)  # suffix -> target, of members that are links
     image: str | None = None  # suffix of the image member
     image_name: str = ''
+    image_link: str = ''  # target of the image member, if that is a link
     too_large: int = 0
 
 
@@ -72,7 +75,7 @@ def read_member(shard: str, member: str) -> bytes | None:
     """The bytes of the first member of that name; None if there is none."""
     with common.open_stream(shard) as stream, _open(stream) as tar:
         for info in _members(tar):
-            if info.name == member:
+            if info.name == member and info.isreg():
                 return _bytes(tar, info)
     return None
 
@@ -87,8 +90,9 @@ def _open(stream: Any) -> tarfile.TarFile:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files and links."""
     while (info := tar.next()) is not None:
-        if info.isreg():
+        if info.isreg() or info.islnk() or info.issym():
             yield info
         tar.members.clear()  # type: ignore[attr-defined] # else it keeps every member: a leak in long shards
 
@@ -135,9 +139,13 @@ def _samples(shard: str, options: ReadOptions) -> Iterator[_Sample]:
 def _add(sample: _Sample, suffix: str, tar: tarfile.TarFile, info: tarfile.TarInfo, options: ReadOptions) -> None:
     wanted = {options.image.lower().lstrip('.')} if options.image else common.IMAGE_SUFFIXES
     is_image = sample.image is None and suffix in wanted
-    if is_image:
-        sample.image, sample.image_name = suffix, info.name
-    if is_image or suffix in _METADATA or suffix == options.caption:
+    if not info.isreg():
+        sample.links[suffix] = info.linkname
+        if is_image and not sample.image_link:
+            sample.image_name, sample.image_link = info.name, info.linkname
+    elif is_image or suffix in _METADATA or suffix == options.caption:
+        if is_image:
+            sample.image, sample.image_name = suffix, info.name
         if info.size > common.MAX_RECORD_BYTES:
             sample.too_large = info.size
         else:
@@ -150,9 +158,14 @@ def _record(sample: _Sample, shard: str, options: ReadOptions) -> Record | Rejec
     source = Source(shard, sample.image_name or sample.key)
     if sample.too_large:
         return common.too_large(source, sample.too_large)
+    if sample.image is None and sample.image_link:
+        return Reject(source, records.MISSING_IMAGE, f'a link to {sample.image_link}'[:200])
     if sample.image is None and not any(_is_record_member(suffix) for suffix in sample.suffixes):
         return None
     try:
+        for suffix in ('json', 'cls'):
+            if suffix in sample.links:
+                raise MetadataError(f'the {suffix} member is a link to {sample.links[suffix]}')
         info = _json(sample.parts.get('json'))
         labels = _labels(info, sample.parts.get('cls'), options.labels)
     except MetadataError as e:
