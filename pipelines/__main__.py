@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -149,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = make_parser().parse_known_args(argv)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     set_up_logging(args.verbose)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so: clean up as for Ctrl-C
     try:
         if rest and args.command not in ('build', 'query'):
             raise InputError(f'unknown option {rest[0]}')

@@ -6,7 +6,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 
 import apache_beam as beam
@@ -17,9 +21,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from make_index import (
+    CATALOGUE,
     KINDS,
     PORTABLE,
     REPEATED,
+    ROOT,
     TWO_PROCESSES,
     catalogue_pictures,
     data_bytes,
@@ -738,3 +744,21 @@ def test_a_late_attempt_of_a_unit_changes_nothing(tmp_path):
     (part,) = build_index.FinishPart(config).process((0, joined))
     made, _ = assemble.read_part(part, config)
     np.testing.assert_array_equal(made, codes[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_stopped_leaves_nothing(sent, tmp_path):
+    hand_model(catalogue_pictures(40)).save(tmp_path / 'model')
+    options = ('--images', CATALOGUE / 'index-*.tar.gz', '--model', tmp_path / 'model', '--index', tmp_path / 'index')
+    command = [sys.executable, '-m', 'pipelines', 'build', *map(str, options)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as build_:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / 'index').rglob('staging/*.parquet')) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert build_.poll() is None, 'the build ended before it could be stopped'
+        build_.send_signal(sent)
+        messages = build_.communicate(timeout=60)[1]
+    assert build_.returncode == 130
+    assert messages.splitlines()[-1] == 'grainhash: error: interrupted'
+    assert not (tmp_path / 'index').exists()
