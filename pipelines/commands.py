@@ -172,19 +172,23 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
-    k = None if args.k is None else min(args.k, manifest.rows)
-    settings = {'k': k, 'radius': args.radius, 'profile': profile, 'threads': threads_per_worker(options)}
     if args.model:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
+    units = _query_units(args, manifest)
     config = QueryConfig(
         folder=folder,
         manifest=dataclasses.replace(manifest, rejects=()),  # it travels to every step
         output=files.absolute(args.output),
-        **settings,
-        **_queries_input(args, manifest, folder),
+        ids=files.absolute(args.ids) if args.ids else None,
+        model=files.join(folder, versions.MODEL_FOLDER) if args.images else None,
+        options=read_options(args),
+        k=None if args.k is None else min(args.k, manifest.rows),
+        radius=args.radius,
+        profile=profile,
+        threads=threads_per_worker(options),
     )
     started = time.monotonic()
-    result = run_pipeline(lambda root: define_pipeline(root, config), options)
+    result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
     totals = counters(result)
     tell(
         f'{args.output}: {totals.get("answers", 0):,} answers to {totals.get("queries", 0):,} queries '
@@ -194,7 +198,8 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         tell(f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}')
 
 
-def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) -> dict:
+def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:
+    """The work units that ask; none if ids do."""
     from pipelines.code_files import code_bytes, list_code_units
     from pipelines.query_index import check_has_model
     from pipelines.shards import list_units
@@ -202,17 +207,15 @@ def _queries_input(args: argparse.Namespace, manifest: Manifest, folder: str) ->
     if args.ids:
         if not files.exists(args.ids):
             raise InputError(f'there is no file {args.ids}')
-        return {'ids': files.absolute(args.ids)}
+        return []
     if args.codes:
         units, _ = list_code_units(absolute(args.codes))
         found, wanted = code_bytes(units), manifest.spec.num_bytes
         if found != wanted:
             raise InputError(f'the codes of {args.codes[0]} have {found} bytes; the index has codes of {wanted} bytes')
-        return {'units': tuple(units)}
+        return units
     check_has_model(manifest)
-    options = read_options(args)
-    units = list_units(absolute(args.images), options)
-    return {'units': tuple(units), 'model': files.join(folder, versions.MODEL_FOLDER), 'options': options}
+    return list_units(absolute(args.images), read_options(args))
 
 
 def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:

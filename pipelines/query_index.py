@@ -52,8 +52,7 @@ class QueryConfig:
         folder: absolute path or uri of the version that answers.
         manifest: its manifest.
         output: path of the answers, `.parquet` or `.jsonl`.
-        units: work units of images or codes; empty when `ids` is given.
-        ids: a text file with one image id per line.
+        ids: a text file with one image id per line; None when work units of images or codes ask.
         model: uri of the model that encodes query images; None when the units hold codes.
         options: which column or key of query images holds what.
         k: answers per query; None for all within `radius`.
@@ -65,7 +64,6 @@ class QueryConfig:
     folder: str
     manifest: Manifest
     output: str
-    units: tuple[WorkUnit, ...] = ()
     ids: str | None = None
     model: str | None = None
     options: ReadOptions = ReadOptions()
@@ -94,9 +92,9 @@ class Planned:
     rejects: tuple[Reject, ...]
 
 
-def define_pipeline(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
     """Wire the whole query job; the result is one element, the number of answers written."""
-    blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config)
+    blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config, units)
     planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
     listed = [
         (number, partition.prefix, file)
@@ -137,10 +135,10 @@ class Search(beam.PTransform):
         )
 
 
-def _unit_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+def _unit_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
     return (
         root
-        | 'Units' >> beam.Create(config.units)
+        | 'Units' >> beam.Create(units)
         | 'SpreadUnits' >> beam.Reshuffle()
         | 'EncodeQueries' >> beam.Map(encode_queries, config)
     )
