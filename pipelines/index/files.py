@@ -56,9 +56,7 @@ def exists(uri: str) -> bool:
 
 def names_in(uri: str) -> list[str]:
     """Names of the files and folders directly in a folder, sorted; none if there is no such folder."""
-    filesys, path = filesystem(uri)
-    infos = filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
+    return sorted(info.base_name for info in _infos(*filesystem(uri), recursive=False))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -90,8 +88,15 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
 def sizes_below(uri: str) -> dict[str, int]:
     """Path below a folder -> size in bytes, of all files at any depth."""
     filesys, path = filesystem(uri)
-    infos = filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True, recursive=True))
+    infos = _infos(filesys, path, recursive=True)
     return {i.path[len(path) + 1 :]: i.size for i in infos if i.type == arrow_fs.FileType.File}
+
+
+def _infos(filesys: arrow_fs.FileSystem, path: str, recursive: bool) -> list[arrow_fs.FileInfo]:
+    try:
+        return filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+    except FileNotFoundError:  # a bucket says so of a prefix under which nothing is left
+        return []
 
 
 def delete_file(uri: str) -> None:

@@ -69,7 +69,7 @@ def discard(index: str, version: str) -> None:
     folder = version_folder(index, version)
     files.delete_folder(folder)
     for parent in (files.join(index, 'versions'), index):
-        if files.exists(parent) and not files.names_in(parent):
+        if not files.names_in(parent):
             files.delete_folder(parent)
 
 
