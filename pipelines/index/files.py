@@ -93,10 +93,7 @@ def sizes_below(uri: str) -> dict[str, int]:
 
 
 def _infos(filesys: arrow_fs.FileSystem, path: str, recursive: bool) -> list[arrow_fs.FileInfo]:
-    try:
-        return filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True, recursive=recursive))
-    except FileNotFoundError:  # a bucket says so of a prefix under which nothing is left
-        return []
+    return filesys.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True, recursive=recursive))
 
 
 def delete_file(uri: str) -> None:
@@ -109,6 +106,8 @@ def delete_file(uri: str) -> None:
 def delete_folder(uri: str) -> None:
     """Remove a folder and all in it; nothing happens if it is not there."""
     filesys, path = filesystem(uri)
+    if filesys.get_file_info(path).type == arrow_fs.FileType.NotFound:
+        return
     with contextlib.suppress(FileNotFoundError):  # in a bucket also after the files are gone: a prefix is no object
         filesys.delete_dir(path)
 
