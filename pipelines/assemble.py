@@ -22,7 +22,7 @@ from hashing_model.errors import BuildError, InputError
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import INPUTS, CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
-from pipelines.index.search import selectivity
+from pipelines.index.plan import selectivity
 from pipelines.records import DUPLICATE_ID
 from pipelines.shards import InputFile, ReadOptions
 

@@ -162,9 +162,10 @@ def _copy_model(model: str, version_folder: str) -> str:
 def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Answer queries and write the answers."""
     from hashing_model.model import HashModel
+    from pipelines.answers import check_output, rejects_path
     from pipelines.encode import local_model
-    from pipelines.index.search import check_limits
-    from pipelines.query_index import QueryConfig, check_model, check_output, define_pipeline, open_config, rejects_path
+    from pipelines.index.plan import check_limits
+    from pipelines.query_index import QueryConfig, check_model, define_pipeline, open_config
     from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)

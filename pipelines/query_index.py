@@ -12,34 +12,30 @@ The answers equal an exhaustive search's, ranked by (distance, row); see `pipeli
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import segment_distances
 from hashing_model.errors import InputError
+from pipelines.answers import answers_schema, rejects_path, write_rows
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
 from pipelines.index import code_tables, files, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.index.search import Matches, SearchPlan, plan_search
+from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import count
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 QUERIES_PER_BLOCK = 4096
-SUFFIXES = ('.parquet', '.jsonl')
 
 log = logging.getLogger(__name__)
 
@@ -275,22 +271,6 @@ def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
         yield part, ranked[parts == part].astype('<i8').tobytes()
 
 
-def answers_schema(spec: CodeSpec) -> pa.Schema:
-    """A row per answer: rank from 1, the weighted distance, the Hamming distance of each segment, and the image."""
-    return pa.schema(
-        [
-            ('query_id', pa.string()),
-            ('rank', pa.int32()),
-            ('image_id', pa.string()),
-            ('distance', pa.int32()),
-            *((f'distance_{name}', pa.int32()) for name in spec.names),
-            ('labels', code_tables.LABELS),
-            ('caption', pa.string()),
-            ('source', code_tables.SOURCE),
-        ]
-    )
-
-
 def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan) -> bytes:
     """Answers of one images part with what is known of them, as an Arrow stream with the query's number as id."""
     part, blocks = element
@@ -323,46 +303,14 @@ def write_answers(planned: Planned, config: QueryConfig, described: Sequence[byt
         answers = answers.append_column('query_id', query_ids).select(schema.names).cast(schema)
     else:
         answers = schema.empty_table()
-    _write_rows(config.output, answers)
+    write_rows(config.output, answers)
     if planned.rejects:
         rejects = pa.Table.from_pylist([dataclasses.asdict(r) for r in planned.rejects], code_tables.REJECTS)
-        _write_rows(rejects_path(config.output), rejects)
+        write_rows(rejects_path(config.output), rejects)
     else:
         files.delete_file(rejects_path(config.output))  # an earlier run's
     count(answers=len(answers))
     return len(answers)
-
-
-def rejects_path(output: str) -> str:
-    """Where queries that could not be read are listed: `answers.jsonl` -> `answers.rejects.jsonl`."""
-    stem, dot, suffix = output.rpartition('.')
-    return f'{stem}.rejects{dot}{suffix}'
-
-
-def check_output(output: str) -> None:
-    """Refuse an output path that cannot be written, before anything is computed.
-
-    Raises:
-        InputError: another suffix than SUFFIXES, or a place that does not take a file.
-    """
-    if not output.endswith(SUFFIXES):
-        raise InputError(f'{output} ends neither in .parquet nor in .jsonl')
-    files.check_writable(output)
-
-
-def _write_rows(path: str, table: pa.Table) -> None:
-    if path.endswith('.parquet'):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression='zstd')
-        files.write_bytes(path, sink.getvalue())
-        return
-    lines = (json.dumps({**row, **_plain(row)}, ensure_ascii=False) for row in table.to_pylist())
-    files.write_bytes(path, ''.join(f'{line}\n' for line in lines).encode())
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Arrow gives maps as lists of pairs; JSON has objects."""
-    return {'labels': dict(row['labels'])} if row.get('labels') is not None else {}
 
 
 def open_config(index: str, version: str | None = None) -> tuple[str, Manifest]:

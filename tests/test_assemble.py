@@ -22,7 +22,7 @@ from pipelines.assemble import (
 )
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile
-from pipelines.index.search import selectivity
+from pipelines.index.plan import selectivity
 from pipelines.records import DUPLICATE_ID, MISSING_ID
 
 

@@ -39,9 +39,9 @@ from hashing_model.codes import hamming
 from hashing_model.images import Resizing
 from pipelines import records
 from pipelines.__main__ import main
+from pipelines.answers import answers_schema
 from pipelines.index import LocalIndex
-from pipelines.index.search import plan_search
-from pipelines.query_index import answers_schema
+from pipelines.index.plan import plan_search
 
 SEGMENTS = 'coarse=32,fine=32,look=64'
 SPEC = CodeSpec.parse(SEGMENTS)
