@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
-
-log = logging.getLogger(__name__)
 
 
 def train(args: argparse.Namespace, _: Sequence[str]) -> None:
@@ -165,11 +162,13 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.answers import check_output, rejects_path
     from pipelines.encode import local_model
     from pipelines.index.plan import check_limits
-    from pipelines.query_index import QueryConfig, check_model, define_pipeline, open_config
+    from pipelines.query_index import QueryConfig, check_model, define_pipeline
     from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
-    folder, manifest = open_config(files.absolute(args.index))
+    index = files.absolute(args.index)
+    manifest = versions.read_manifest(index)
+    folder = versions.version_folder(index, manifest.version)
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)

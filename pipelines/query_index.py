@@ -12,7 +12,6 @@ The answers equal an exhaustive search's, ranked by (distance, row); see `pipeli
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
@@ -27,7 +26,7 @@ from hashing_model.errors import InputError
 from pipelines.answers import answers_schema, rejects_path, write_rows
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, files
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.plan import Matches, SearchPlan, plan_search
@@ -36,8 +35,6 @@ from pipelines.run import count
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 QUERIES_PER_BLOCK = 4096
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,22 +310,17 @@ def write_answers(planned: Planned, config: QueryConfig, described: Sequence[byt
     return len(answers)
 
 
-def open_config(index: str, version: str | None = None) -> tuple[str, Manifest]:
-    """The folder and manifest of an index's served version, or of a named one."""
-    manifest = versions.read_manifest(index, version)
-    return versions.version_folder(index, manifest.version), manifest
-
-
 def check_model(manifest: Manifest, fingerprint: str) -> None:
     """Refuse a model whose codes do not fit the index's.
 
     Raises:
         InputError: another fingerprint than the index's, or an index built from codes.
     """
-    if check_has_model(manifest)['fingerprint'] != fingerprint:
+    wanted = check_has_model(manifest)['fingerprint']
+    if wanted != fingerprint:
         raise InputError(
             f'the model does not fit the index: its fingerprint is {fingerprint[:12]}, '
-            f'the index was built with {check_has_model(manifest)["fingerprint"][:12]}'
+            f'the index was built with {wanted[:12]}'
         )
 
 
