@@ -1,34 +1,20 @@
 """Hash functions that are fitted without gradients: random projection, PCA + random rotation, ITQ.
 
-Each is an affine map whose sign is the code: bit = (x W + offset >= 0), so sign(0) = +1. Trained heads live elsewhere.
+Each is an affine map whose sign is the code. Heads fitted by gradients live in `train.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
-
-Floats = NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Projection:
-    """bit_j = (x . weights[:, j] + offset[j] >= 0), for x float32 [N, d], weights [d, bits], offset [bits]."""
-
-    weights: Floats
-    offset: Floats
-
-    def bits(self, x: Floats) -> NDArray[np.bool_]:
-        """Bits bool [N, bits] of vectors float32 [N, d]."""
-        return x @ self.weights + self.offset >= 0
+from hashing_model.hash_head import Floats, HashHead
 
 
-def random_projection(x: Floats, bits: int, rng: np.random.Generator) -> Projection:
+def random_projection(x: Floats, bits: int, rng: np.random.Generator) -> HashHead:
     """h(x) = sign(W^T x) with W ~ N(0, 1): the baseline (Charikar 2002, locality-sensitive hashing for cosine).
 
     Args:
@@ -37,21 +23,22 @@ def random_projection(x: Floats, bits: int, rng: np.random.Generator) -> Project
         rng: source of W.
     """
     weights = rng.standard_normal((x.shape[1], bits)).astype(np.float32)
-    return Projection(weights, np.zeros(bits, np.float32))
+    return HashHead(weights, np.zeros(bits, np.float32))
 
 
-def pca_random_rotation(x: Floats, bits: int, rng: np.random.Generator) -> Projection:
+def pca_random_rotation(x: Floats, bits: int, rng: np.random.Generator) -> HashHead:
     """PCA to `bits` dimensions, then a random rotation that evens out their variances (Jegou et al. 2010, PCA-RR).
 
     Raises:
         InputError: fewer than bits + 1 vectors, or fewer than `bits` dimensions.
     """
-    mean, components = _principal_components(x, bits)
+    check_size(x, bits)
+    mean, components = principal_components(x, bits)
     weights = components @ _random_rotation(bits, rng)
     return _centred(mean, weights)
 
 
-def itq(x: Floats, bits: int, rng: np.random.Generator, iterations: int = 50) -> Projection:
+def itq(x: Floats, bits: int, rng: np.random.Generator, iterations: int = 50) -> HashHead:
     """Iterative quantization (Gong and Lazebnik 2011): the rotation of the PCA space nearest to its own signs.
 
     Alternates B = sign(V R) and the orthogonal Procrustes solution R = argmin |B - V R|, from a random rotation.
@@ -59,7 +46,8 @@ def itq(x: Floats, bits: int, rng: np.random.Generator, iterations: int = 50) ->
     Raises:
         InputError: fewer than bits + 1 vectors, or fewer than `bits` dimensions.
     """
-    mean, components = _principal_components(x, bits)
+    check_size(x, bits)
+    mean, components = principal_components(x, bits)
     v = (x - mean).astype(np.float64) @ components
     rotation = _random_rotation(bits, rng)
     for _ in range(iterations):
@@ -69,20 +57,28 @@ def itq(x: Floats, bits: int, rng: np.random.Generator, iterations: int = 50) ->
     return _centred(mean, components @ rotation)
 
 
-METHODS: dict[str, Callable[[Floats, int, np.random.Generator], Projection]] = {
+METHODS: dict[str, Callable[[Floats, int, np.random.Generator], HashHead]] = {
     'random': random_projection,
     'pca-rr': pca_random_rotation,
     'itq': itq,
 }
 
 
-def _principal_components(x: Floats, bits: int) -> tuple[NDArray, NDArray]:
-    """The mean [d] and the `bits` leading eigenvectors [d, bits] of the covariance, signs made definite."""
+def check_size(x: Floats, bits: int) -> None:
+    """Whether `bits` directions can be fitted to vectors [N, d].
+
+    Raises:
+        InputError: fewer than bits + 1 vectors, or fewer than `bits` dimensions.
+    """
     n, d = x.shape
     if n <= bits:
         raise InputError(f'{bits} bits need more than {bits} training images; there are {n}: give more or fewer bits')
     if d < bits:
         raise InputError(f'{bits} bits cannot come from features of {d} dimensions: take fewer bits or random')
+
+
+def principal_components(x: Floats, bits: int) -> tuple[NDArray, NDArray]:
+    """The mean [d] and the `bits` leading eigenvectors [d, bits] of the covariance, signs made definite."""
     mean = x.mean(axis=0, dtype=np.float64)
     centred = x - mean
     _, vectors = np.linalg.eigh(centred.T @ centred)
@@ -97,5 +93,5 @@ def _random_rotation(size: int, rng: np.random.Generator) -> NDArray:
     return q * np.where(np.diag(r) < 0, -1.0, 1.0)
 
 
-def _centred(mean: NDArray, weights: NDArray) -> Projection:
-    return Projection(weights.astype(np.float32), (-mean @ weights).astype(np.float32))
+def _centred(mean: NDArray, weights: NDArray) -> HashHead:
+    return HashHead(weights.astype(np.float32), (-mean @ weights).astype(np.float32))

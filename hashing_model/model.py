@@ -21,19 +21,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.baselines import Projection
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone
-from hashing_model.fusion import Fusion
+from hashing_model.fusion import Fusion, Groups
+from hashing_model.hash_head import HashHead
 from hashing_model.images import Decoded, Resizing, decode
 
 FORMAT_VERSION = 1
 FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
 MODEL_FILE = 'model.json'
 ARRAYS_FILE = 'arrays.npz'
+CHECKPOINT_FILE = 'checkpoint.npz'  # of a training that was stopped
 MODEL_FILES = (ARRAYS_FILE, SAVED, MODEL_FILE)  # all that a model's folder may hold, in the order of writing
 _DAMAGED_ARCHIVE = (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what numpy raises, beside ValueError
 
@@ -61,13 +62,16 @@ class Extractor:
         """The loaded backbone."""
         return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
 
-    def features(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3].
+    def features(
+        self, images: NDArray[np.uint8], groups: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3]; some groups, or all that this one makes.
 
         The backbone runs beside the hand-made features: neither keeps all cores busy alone.
         """
-        hand = [g for g in self.groups if g in HAND_FEATURES]
-        taps = [g for g in self.groups if g in BACKBONE_FEATURES]
+        groups = self.groups if groups is None else groups
+        hand = [g for g in groups if g in HAND_FEATURES]
+        taps = [g for g in groups if g in BACKBONE_FEATURES]
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(self.backbone.taps, images) if taps else None
             found = hand_features(images, hand, self.threads or os.cpu_count() or 1) if hand else {}
@@ -84,7 +88,7 @@ class HashModel:
         extractor: pixels to feature groups.
         backbone_digest: SHA-256 of the backbone's weights; empty if no segment reads them.
         fusion: the scales of the feature groups.
-        projections: segment name -> its hash function.
+        heads: segment name -> its hash function.
         training: what it was fitted on, for people; not part of the fingerprint.
 
     Example:
@@ -97,7 +101,7 @@ class HashModel:
     extractor: Extractor
     backbone_digest: str
     fusion: Fusion
-    projections: Mapping[str, Projection]
+    heads: Mapping[str, HashHead]
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def decode(self, data: bytes) -> Decoded:
@@ -113,10 +117,26 @@ class HashModel:
         self.check_backbone()
         return self.encode_features(self.extractor.features(images))
 
-    def encode_features(self, groups: Mapping[str, NDArray[np.float32]]) -> NDArray[np.uint8]:
+    def encode_features(self, groups: Groups) -> NDArray[np.uint8]:
         """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes]."""
-        bits = [self.projections[s.name].bits(self.fusion.fuse(groups, s.features)) for s in self.spec.segments]
-        return pack_bits(np.concatenate(bits, axis=1))
+        return pack_bits(np.concatenate(list(self.activations(groups).values()), axis=1) >= 0)
+
+    def activations(self, groups: Groups) -> dict[str, NDArray[np.float32]]:
+        """What the bits are the signs of: segment name -> float32 [N, bits], in the order of the spec."""
+        fused = {s.name: self.fusion.fuse(groups, s.features) for s in self.spec.segments}
+        return {name: self.heads[name].activations(x) for name, x in fused.items()}
+
+    def calibrated(self, means: Mapping[str, NDArray]) -> HashModel:
+        """The model with other thresholds, so that each bit splits a catalogue near its middle: another fingerprint.
+
+        The batch normalisation of a head, its statistics taken from the catalogue to be indexed (Hoe et al. 2021). A
+        bit is a sign, so that the mean is all that counts of them.
+
+        Args:
+            means: segment name -> the mean of the `activations` over the catalogue, [bits].
+        """
+        heads = {name: head.shifted(means[name]) for name, head in self.heads.items()}
+        return dataclasses.replace(self, heads=heads)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -136,8 +156,10 @@ class HashModel:
         check_model_folder(path)
         path.mkdir(parents=True, exist_ok=True)
         (path / MODEL_FILE).unlink(missing_ok=True)
-        if self.backbone_digest:
-            self.extractor.backbone.save(path)
+        backbone = self.extractor.backbone if self.backbone_digest else None  # it may load from this folder
+        (path / SAVED).unlink(missing_ok=True)
+        if backbone:
+            backbone.save(path)
         buffer = io.BytesIO()
         np.savez(buffer, **self._arrays())  # type: ignore[arg-type]
         (path / ARRAYS_FILE).write_bytes(buffer.getvalue())
@@ -169,7 +191,7 @@ class HashModel:
                 Extractor(described['backbone'], described['resizing']['size'], groups, path, threads),
                 described['backbone_digest'],
                 Fusion(*({g: arrays[f'{kind}/{g}'] for g in groups} for kind in ('mean', 'scale'))),
-                {n: Projection(arrays[f'weights/{n}'], arrays[f'offset/{n}']) for n in spec.names},
+                {name: _head_from_arrays(arrays, name) for name in spec.names},
                 described['training'],
             )
             fingerprint = described['fingerprint']
@@ -210,10 +232,20 @@ class HashModel:
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         arrays = {f'mean/{g}': self.fusion.mean[g] for g in self.extractor.groups}
         arrays |= {f'scale/{g}': self.fusion.scale[g] for g in self.extractor.groups}
-        for name, projection in self.projections.items():
-            arrays[f'weights/{name}'] = projection.weights
-            arrays[f'offset/{name}'] = projection.offset
+        for name, head in self.heads.items():
+            arrays[f'weights/{name}'] = head.weights
+            arrays[f'offset/{name}'] = head.offset
+            for i, (weights, offset) in enumerate(head.hidden):
+                arrays[f'weights/{name}/hidden{i}'] = weights
+                arrays[f'offset/{name}/hidden{i}'] = offset
         return arrays
+
+
+def _head_from_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str) -> HashHead:
+    """The head that `HashModel._arrays` took apart."""
+    depth = sum(key.startswith(f'weights/{name}/hidden') for key in arrays)
+    hidden = tuple((arrays[f'weights/{name}/hidden{i}'], arrays[f'offset/{name}/hidden{i}']) for i in range(depth))
+    return HashHead(arrays[f'weights/{name}'], arrays[f'offset/{name}'], hidden)
 
 
 def check_model_folder(folder: Path) -> None:
@@ -225,7 +257,7 @@ def check_model_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; give a folder for the model')
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if names and ARRAYS_FILE not in names and MODEL_FILE not in names:
+    if names and not {ARRAYS_FILE, MODEL_FILE, CHECKPOINT_FILE} & set(names):
         raise InputError(f'{folder} is not a model: it holds {", ".join(names[:3])}; give a new or empty folder')
 
 

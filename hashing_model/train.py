@@ -1,65 +1,213 @@
-"""Fitting a hash model: feature groups of training images -> fusion -> one hash function per segment.
+"""Fitting a hash model: pictures, and labels where there are any -> features -> fusion -> one head per segment.
 
-Where the images come from is the caller's business (`pipelines/train_model.py` reads shards).
+A segment named like a label level is trained on that level's labels; the others are fitted without labels. Where the
+pictures come from is the caller's business (`pipelines/train_model.py` reads shards).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.baselines import METHODS
+from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.code_spec import CodeSpec
+from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
+from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import BACKBONE_FEATURES, FEATURES, check_names
-from hashing_model.fusion import Fusion
+from hashing_model.finetune import finetune
+from hashing_model.fusion import Fusion, Groups
+from hashing_model.hash_head import HashHead
 from hashing_model.images import Resizing
+from hashing_model.labels import LabelLevel
+from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel
+from hashing_model.supervised import SUPERVISED, fit_supervised, supervise, trained_heads
+from hashing_model.training import Checkpoint, Report, Training
+
+METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)
+FROM_VIEWS = ('contrastive', 'lda')
+History = dict[str, list[dict[str, float]]]  # stage -> epochs
 
 
 def fit(
-    batches: Iterable[NDArray[np.uint8]],
-    method: str = 'itq',
+    images: Sequence[NDArray[np.uint8]],
+    labels: Mapping[str, LabelLevel] | None = None,
+    training: Training | None = None,
     spec: CodeSpec | None = None,
     resizing: Resizing | None = None,
     backbone: str = 'efficientnet_lite0',
-    seed: int = 0,
-) -> HashModel:
-    """Fit a hash model without labels.
+    report: Report | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[HashModel, History]:
+    """Fit a hash model.
 
     Args:
-        batches: training images, uint8 [N, size, size, 3] each.
-        method: one of `hashing_model.baselines.METHODS`.
+        images: N training images, uint8 [size, size, 3] each.
+        labels: label level -> the labels of the N images, coarse levels first.
+        training: method, seed and so on.
         spec: segments and the features they read; `CodeSpec.default()` if None.
         resizing: the model's input size and rule; 224 px if None.
         backbone: see `hashing_model.features.backbone.load_backbone`.
-        seed: of every random choice.
+        report: told of progress.
+        checkpoint: where fine-tuning keeps its state.
+
+    Returns:
+        The model, and the epochs of each stage that had any.
 
     Raises:
-        InputError: an unknown method or feature, no images, or too few for the bits wanted.
+        InputError: an unknown method or feature, no images, too few for the bits wanted, labels that do not fit the
+            method or the segments, or a loss that is not a number.
     """
-    spec = spec or CodeSpec.default()
-    resizing = resizing or Resizing(224)
-    if method not in METHODS:
-        raise InputError(f'unknown method {method!r}; there are {", ".join(METHODS)}')
+    spec, resizing, labels = spec or CodeSpec.default(), resizing or Resizing(224), labels or {}
+    training = choose_method(training or Training(), spec, labels)
+    if not len(images):
+        raise InputError('no training image could be read')
+    extractor = make_extractor(spec, resizing, backbone)
+    tuned = None
+    if training.finetune_blocks:
+        tuned = _finetune(images, labels, extractor, spec, training, report, checkpoint)
+    groups = extract(images, extractor, extractor.groups, report)
+    seen = view_groups(spec, training, labels)
+    views = tuple(extract(images, extractor, seen, report, seed) for seed in view_seeds(training) if seen)
+    return fit_features(FeatureSet(groups, views, labels), extractor, resizing, spec, training, report, tuned)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning leaves beside a changed backbone: the scales it was done with, and the trained network."""
+
+    fusion: Fusion
+    network: Any
+    history: History
+
+
+def _finetune(
+    images: Sequence[NDArray[np.uint8]],
+    labels: Mapping[str, LabelLevel],
+    extractor: Extractor,
+    spec: CodeSpec,
+    training: Training,
+    report: Report | None,
+    checkpoint: Checkpoint | None,
+) -> Tuned:
+    if training.method not in SUPERVISED:
+        raise InputError(f'finetune-blocks needs labels and one of {", ".join(SUPERVISED)}, not {training.method}')
+    supervision = supervise(spec, labels, np.random.default_rng(training.seed))
+    groups = extract(images, extractor, supervision.groups, report)
+    fusion = Fusion.fit(groups)
+    start, heads = fit_supervised(_standardised(fusion, groups), supervision, training, report)
+    network, epochs = finetune(images, extractor.backbone, fusion, supervision, start, training, report, checkpoint)
+    return Tuned(fusion, network, {'heads': heads, 'fine-tuning': epochs})
+
+
+def fit_features(
+    features: FeatureSet,
+    extractor: Extractor,
+    resizing: Resizing,
+    spec: CodeSpec,
+    training: Training,
+    report: Report | None = None,
+    tuned: Tuned | None = None,
+) -> tuple[HashModel, History]:
+    """Fit a hash model on features that were made before.
+
+    Args:
+        features: at least the groups that the spec reads; views if a segment is fitted by `contrastive`.
+        extractor: what made them.
+        resizing: what the pictures went through before.
+        spec, training, report: see `fit`.
+        tuned: what fine-tuning left; the supervised heads are taken from there.
+
+    Raises:
+        InputError: see `fit`.
+    """
+    training = choose_method(training, spec, features.labels)
+    heads: dict[str, HashHead] = {}
+    history: History = {}
+    about: dict[str, Any] = {'method': training.method or 'contrastive', 'seed': training.seed, 'images': len(features)}
+    fusion = Fusion.fit(features.groups)
+    if tuned:
+        fusion = Fusion({**fusion.mean, **tuned.fusion.mean}, {**fusion.scale, **tuned.fusion.scale})
+    if training.method in SUPERVISED:
+        supervision = supervise(spec, features.labels, np.random.default_rng(training.seed))
+        fused = _standardised(fusion, {name: features.groups[name] for name in supervision.groups})
+        if tuned:
+            network, history = tuned.network, dict(tuned.history)
+        else:
+            network, history['heads'] = fit_supervised(fused, supervision, training, report)
+        heads, about['gates'] = trained_heads(network, supervision, fused)
+        about['labelled'] = {name: int((level.counts > 0).sum()) for name, level in supervision.levels.items()}
+        about['validation_map'] = supervision.validation(heads, fused)
+    seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
+    for segment, seed in zip(spec.segments, seeds, strict=True):
+        if segment.name in heads:
+            continue
+        x = fusion.fuse(features.groups, segment.features)
+        method = method_of(segment.name, training, features.labels)
+        if method in PROJECTIONS:
+            heads[segment.name] = PROJECTIONS[method](x, segment.bits, np.random.default_rng(seed))
+            continue
+        views = [fusion.fuse(view, segment.features) for view in features.views]
+        if method == 'lda':
+            heads[segment.name] = fit_lda(x, views, segment.bits)
+        else:
+            heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
+    digest = extractor.backbone.digest if set(extractor.groups) & set(BACKBONE_FEATURES) else ''
+    return HashModel(spec, resizing, extractor, digest, fusion, heads, about), history
+
+
+def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float32]]:
+    return {name: fusion.fuse(groups, [name]) for name in groups}
+
+
+def choose_method(training: Training, spec: CodeSpec, labels: Mapping[str, LabelLevel]) -> Training:
+    """Settings with a known method: where none is given, `ortho` if a segment has labels.
+
+    Raises:
+        InputError: an unknown method.
+    """
+    if training.method not in (None, *METHODS):
+        raise InputError(f'unknown method {training.method!r}; there are {", ".join(METHODS)}')
+    labelled = set(labels) & set(spec.names)
+    return dataclasses.replace(training, method='ortho') if labelled and not training.method else training
+
+
+def method_of(segment: str, training: Training, labels: Mapping[str, LabelLevel]) -> str:
+    """How a segment is fitted: by `training.method`, unless that wants labels which the segment has not.
+
+    Without labels, `look` is fitted by `lda`, whose codes find the copies of a picture, and other segments by
+    `contrastive`, whose codes find its likes.
+    """
+    if training.method and (training.method not in SUPERVISED or segment in labels):
+        return training.method
+    return 'lda' if segment == 'look' else 'contrastive'
+
+
+def view_groups(spec: CodeSpec, training: Training, labels: Mapping[str, LabelLevel]) -> list[str]:
+    """The feature groups that are needed of augmented views: those of segments fitted from views."""
+    read = {name for s in spec.segments if method_of(s.name, training, labels) in FROM_VIEWS for name in s.features}
+    return [name for name in FEATURES if name in read]
+
+
+def view_seeds(training: Training) -> list[int]:
+    """The seed of each augmented view."""
+    return np.random.SeedSequence([training.seed, *b'views']).generate_state(training.views).tolist()
+
+
+def make_extractor(spec: CodeSpec, resizing: Resizing, backbone: str) -> Extractor:
+    """What makes the features that a code spec reads.
+
+    Raises:
+        InputError: a segment that reads no features, or an unknown one.
+    """
     blind = [segment.name for segment in spec.segments if not segment.features]
     if blind:
         raise InputError(f'segment {blind[0]} reads no features')
     wanted = {name for segment in spec.segments for name in segment.features}
     check_names(tuple(sorted(wanted)))
-    extractor = Extractor(backbone, resizing.size, [name for name in FEATURES if name in wanted])
-    made = [extractor.features(batch) for batch in batches]
-    if not made:
-        raise InputError('no training image could be read')
-    groups = {name: np.concatenate([m[name] for m in made]) for name in extractor.groups}
-    fusion = Fusion.fit(groups)
-    seeds = np.random.SeedSequence(seed).spawn(len(spec.segments))
-    projections = {
-        segment.name: METHODS[method](fusion.fuse(groups, segment.features), segment.bits, np.random.default_rng(s))
-        for segment, s in zip(spec.segments, seeds, strict=True)
-    }
-    digest = extractor.backbone.digest if wanted & set(BACKBONE_FEATURES) else ''
-    training = {'method': method, 'seed': seed, 'images': len(next(iter(groups.values())))}
-    return HashModel(spec, resizing, extractor, digest, fusion, projections, training)
+    return Extractor(backbone, resizing.size, [name for name in FEATURES if name in wanted])

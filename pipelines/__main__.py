@@ -1,4 +1,4 @@
-"""The command line: `grainhash train | build | query | inspect | demo`. Arguments and messages only.
+"""The command line: `grainhash train | evaluate | build | query | inspect | demo`. Arguments and messages only.
 
 Commands import what they need when they run, so that `--help` and `inspect` load neither Beam nor TensorFlow.
 Exit codes: 0 done, 1 failed, 2 bad input or options.
@@ -34,7 +34,15 @@ def make_parser() -> argparse.ArgumentParser:
         'grainhash', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for name, add in (('train', _train), ('build', _build), ('query', _query), ('inspect', _inspect), ('demo', _demo)):
+    added = {
+        'train': _train,
+        'evaluate': _evaluate,
+        'build': _build,
+        'query': _query,
+        'inspect': _inspect,
+        'demo': _demo,
+    }
+    for name, add in added.items():
         help_text, epilog = HELP[name]
         command = commands.add_parser(
             name, parents=[common], help=help_text, description=help_text, epilog=epilog, allow_abbrev=False
@@ -45,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 HELP = {
     'train': ('Fit a hash model on images.', None),
+    'evaluate': ('Measure how good codes are, before or after an index is built.', None),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
     'inspect': ('Show what an index holds.', None),
@@ -68,7 +77,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', nargs='+', required=True, metavar='PATTERN', help=PATTERN_HELP)
     parser.add_argument('--model', required=True, metavar='DIR', help='folder to save the model in')
     parser.add_argument(
-        '--method', default='itq', choices=['random', 'pca-rr', 'itq'], help='how the bits are made (default: itq)'
+        '--method',
+        choices=['ortho', 'csq', 'greedy', 'contrastive', 'lda', 'itq', 'pca-rr', 'random'],
+        help='how the bits are made; ortho, csq and greedy learn from labels at the levels that segments are named '
+        'after (default: ortho for segments with labels; without, lda for look and contrastive for others)',
     )
     parser.add_argument(
         '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
@@ -90,6 +102,51 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='fit on at most N (default: 10000)')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of every random choice (default: 0)')
+    group = parser.add_argument_group('training')
+    group.add_argument('--epochs', type=int, metavar='N', help='most epochs of a head with labels (default: 60)')
+    group.add_argument('--learning-rate', type=float, metavar='R', help='of the heads (default: 0.001)')
+    group.add_argument('--views', type=int, metavar='N', help='augmented views per image without label (default: 3)')
+    group.add_argument('--balance', type=float, metavar='W', help='weight of a loss that evens out bits (default: 0)')
+    group.add_argument('--decorrelation', type=float, metavar='W', help='weight of a loss that parts bits (default: 0)')
+    group.add_argument(
+        '--finetune-blocks',
+        type=int,
+        metavar='N',
+        help='train the last N blocks of the backbone too, with augmented images; slow without a GPU, and goes on '
+        'after a kill if started again (default: 0)',
+    )
+    group.add_argument('--finetune-epochs', type=int, metavar='N', help='epochs of that (default: 30)')
+    group.add_argument('--tensorboard', metavar='DIR', help='folder for TensorBoard logs')
+    _reading(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--images', nargs='+', metavar='PATTERN', help=f'the database: {PATTERN_HELP}')
+    source.add_argument('--index', metavar='DIR', help='the database: an index, with the codes and labels inside')
+    parser.add_argument('--model', metavar='DIR', help='the model that encodes the images; needed with --images')
+    parser.add_argument('--version', metavar='ID', help='the version of the index, if not the served one')
+    parser.add_argument(
+        '--queries',
+        nargs='+',
+        metavar='PATTERN',
+        help='images that ask; without them a sample of the database asks, each image without itself',
+    )
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder for quality.json, split.json and the plots')
+    parser.add_argument(
+        '--profile',
+        action='append',
+        metavar='NAME=WEIGHT,...',
+        help='a weight per segment, 0 if left out, to measure beside each segment and all; may be given again',
+    )
+    parser.add_argument(
+        '--max-images', type=int, metavar='N', help='draw at most N images for the database (default: 100000)'
+    )
+    parser.add_argument(
+        '--max-queries', type=int, metavar='N', help='draw at most N queries (default: 1000, or all of --queries)'
+    )
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='of every random choice (default: 0)')
+    parser.add_argument('--split', metavar='FILE', help='take the images that a split.json lists, instead of drawing')
     _reading(parser)
 
 

@@ -7,13 +7,14 @@ loads only what it needs.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
 from hashing_model.errors import InputError
@@ -22,22 +23,26 @@ from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
+    from pipelines.evaluate_codes import Images
+    from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
 
 def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Fit a hash model on a sample of the images and save it."""
-    from rich.progress import Progress
-
-    from hashing_model.images import Resizing, decode
-    from hashing_model.model import check_model_folder
+    from hashing_model.images import Resizing
+    from hashing_model.model import CHECKPOINT_FILE, check_model_folder
     from hashing_model.train import fit
+    from hashing_model.training import Checkpoint, Training
     from pipelines.shards import list_units
-    from pipelines.train_model import describe_rejects, sample_records, training_batches
+    from pipelines.train_model import TrainingLog, describe_rejects, describe_training, sample_images, write_training
 
     if args.max_images < 1:
         raise InputError(f'--max-images is {args.max_images}; at least 1 is needed')
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Training) if f.name in args}
+    training = Training(**{name: value for name, value in settings.items() if value is not None})
     spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
     resizing = Resizing(args.input_size, args.resize)
     folder = Path(args.model)
@@ -46,19 +51,22 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     options = read_options(args)
     units = list_units(absolute(args.images), options)
     started = time.monotonic()
-    images, rejects = sample_records(
-        units, options, args.max_images, args.seed, lambda record: decode(record.data, resizing).pixels
-    )
-    with Progress(console=_stderr(), transient=True) as progress:
-        task = progress.add_task('features', total=len(images))
-        batches = training_batches(images, lambda n: progress.advance(task, n))
-        model = fit(batches, args.method, spec, resizing, args.backbone, args.seed)
+    sample = sample_images(units, options, args.max_images, args.seed, resizing, spec.names)
+    if sample.rejects:
+        tell(f'{len(sample.rejects)} records could not be used: {describe_rejects(sample.rejects)}')
+    checkpoint = Checkpoint(folder / CHECKPOINT_FILE, {**vars(args), 'sample': sample.digest})
+    with TrainingLog(_stderr(), args.tensorboard) as log:
+        model, history = fit(
+            sample.images, sample.labels, training, spec, resizing, args.backbone, log.report, checkpoint
+        )
     model.save(folder)
-    if rejects:
-        tell(f'{len(rejects)} records could not be used: {describe_rejects(rejects)}')
+    write_training(folder, model, history)
+    checkpoint.remove()
+    for line in describe_training(model):
+        tell(line)
     segments = ', '.join(f'{s.name} {s.bits}' for s in spec.segments)
     tell(
-        f'{args.model}: {args.method} on {model.training["images"]:,} images, {segments} bits, '
+        f'{args.model}: {model.training["method"]} on {model.training["images"]:,} images, {segments} bits, '
         f'fingerprint {model.fingerprint[:12]}, {time.monotonic() - started:.0f} s'
     )
 
@@ -227,6 +235,98 @@ def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
         print(json.dumps(summary, indent=1, ensure_ascii=False))
     else:
         print_summary(summary)
+
+
+def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Measure how good the codes of an index or of a model are, and write figures and plots."""
+    from rich.progress import Progress
+
+    from pipelines.evaluate_codes import Split, check_folder, choose, measure, write_results
+    from pipelines.quality_table import print_quality
+
+    _check_evaluate(args)
+    profiles = [parse_pairs(text, '--profile') for text in args.profile or ()]
+    out = files.absolute(args.out)
+    check_folder(out)
+    split = Split.read(files.absolute(args.split)) if args.split else None
+    started, console = time.monotonic(), _stderr()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        given = _evaluated(args, progress)
+        for profile in profiles:
+            given.spec.weights(profile)
+        queries, database = choose(given.images, given.asking, split, args.max_images, args.max_queries, args.seed)
+    rejects = dict(collections.Counter(reject.reason for reject in given.rejects).most_common())
+    quality, split = measure(queries, database, given.spec, profiles, given.catalogue_images or len(database))
+    names = write_results(out, quality, split, {**given.facts, 'rejects': rejects})
+    print_quality(quality, given.facts['model'])
+    if rejects:
+        reasons = ', '.join(f'{n:,} {reason}' for reason, n in rejects.items())
+        tell(f'{len(given.rejects):,} records could not be used: {reasons}')
+    tell(f'{args.out}: {", ".join(names)} in {time.monotonic() - started:.0f} s')
+
+
+def _check_evaluate(args: argparse.Namespace) -> None:
+    if args.images and not args.model:
+        raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
+    if args.index and args.model:
+        raise InputError('--model does not go with --index: the codes are those of the model inside')
+    if args.version and not args.index:
+        raise InputError('--version goes with --index')
+    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
+        if getattr(args, option) and args.index and not args.queries:
+            raise InputError(f'--{option.replace("_", "-")} tells how images are read; --index has them read already')
+    for option in ('max_images', 'max_queries'):
+        name, given = f'--{option.replace("_", "-")}', getattr(args, option)
+        if given is not None and args.split:
+            raise InputError(f'{name} does not go with --split, which lists the images')
+        if given is not None and given < 1:
+            raise InputError(f'{name} is {given}; at least 1 is needed')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluated:
+    """The images asked and those that ask, their code spec, where they are from, and what could not be read."""
+
+    images: Images
+    asking: Images | None
+    spec: CodeSpec
+    facts: Mapping[str, Any]
+    rejects: list[Reject]
+    catalogue_images: int | None = None
+
+
+def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
+    from hashing_model.model import HashModel
+    from pipelines.encode import load_model, local_model
+    from pipelines.evaluate_codes import IndexImages
+
+    rejects: list[Reject] = []
+
+    def encoded(patterns: Sequence[str], model: HashModel) -> Images:
+        from pipelines.sample_images import ShardImages
+        from pipelines.shards import list_units
+
+        options = read_options(args)
+        units, task = list_units(absolute(patterns), options), progress.add_task('encoding', total=None)
+        return ShardImages(units, options, model, rejects, lambda n, of: progress.update(task, completed=n, total=of))
+
+    facts: dict[str, Any] = {'index': args.index, 'images': args.images, 'queries_from': args.queries}
+    if not args.index:
+        model = HashModel.load(local_model(files.absolute(args.model)))
+        facts['model'] = {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))}
+        asking = encoded(args.queries, model) if args.queries else None
+        return _Evaluated(encoded(args.images, model), asking, model.spec, facts, rejects)
+    index = files.absolute(args.index)
+    manifest = versions.read_manifest(index, args.version)
+    folder = versions.version_folder(index, manifest.version)
+    asking = None
+    if args.queries:
+        if manifest.model is None:
+            raise InputError(f'{args.index} has no model to encode --queries with: it was built from codes')
+        model = load_model(files.join(folder, versions.MODEL_FOLDER), fingerprint=manifest.model['fingerprint'])
+        asking = encoded(args.queries, model)
+    facts |= {'version': manifest.version, 'model': manifest.model}
+    return _Evaluated(IndexImages(folder, manifest), asking, manifest.spec, facts, rejects, manifest.rows)
 
 
 def demo(args: argparse.Namespace, _: Sequence[str]) -> None:

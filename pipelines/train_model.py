@@ -1,23 +1,34 @@
-"""Training images out of shards: a uniform sample of records, for `hashing_model.train.fit`.
+"""Training images out of shards: a uniform sample of records, for `hashing_model.train.fit`; and what to tell of a fit.
 
-grainhash train --method itq --images PATTERN... --model DIR
+grainhash train --images PATTERN... --model DIR
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import rich.progress
 from numpy.typing import NDArray
+from rich.console import Console
 
-from hashing_model.images import ImageError
-from pipelines.encode import BATCH_SIZE
+from hashing_model.images import ImageError, Resizing, decode
+from hashing_model.labels import LabelLevel
+from hashing_model.model import HashModel
+from hashing_model.training import Progress
+from pipelines import plots
 from pipelines.records import Record, Reject
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 T = TypeVar('T')
+TRAINING_FILE = 'training.json'
+CURVES_FILE = 'training.png'
 MAX_UNITS = 64  # a sample needs no more of a large catalogue than this many of its units
 
 
@@ -58,12 +69,104 @@ def sample_records(
     return kept, rejects
 
 
-def training_batches(images: Sequence[NDArray[np.uint8]], progress: Callable[[int], None]) -> Iterator[NDArray]:
-    """Batches uint8 [N, size, size, 3] of equally large images; `progress` hears how many were taken."""
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = images[start : start + BATCH_SIZE]
-        yield np.stack(batch)
-        progress(len(batch))
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Training images: pixels uint8 [size, size, 3] each, their labels by level, and what could not be used.
+
+    `digest` is a SHA-256 over the ids, in order: a training that goes on after a kill must have the same images.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    labels: Mapping[str, LabelLevel]
+    rejects: Sequence[Reject]
+    digest: str
+
+
+def sample_images(
+    units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, resizing: Resizing, levels: Sequence[str]
+) -> Sample:
+    """Decoded training images with their labels at those of the levels that any of them has; see `sample_records`."""
+
+    def keep(record: Record) -> tuple[NDArray[np.uint8], Record]:
+        return decode(record.data, resizing).pixels, dataclasses.replace(record, data=b'')
+
+    kept, rejects = sample_records(units, options, size, seed, keep)
+    values = {level: [record.labels.get(level, ()) for _, record in kept] for level in levels}
+    labels = {level: LabelLevel.from_values(v) for level, v in values.items() if any(v)}
+    digest = hashlib.sha256('\n'.join(record.image_id for _, record in kept).encode()).hexdigest()
+    return Sample([pixels for pixels, _ in kept], labels, rejects, digest)
+
+
+class TrainingLog:
+    """Shows how far a training is, and writes TensorBoard logs if wanted.
+
+    Args:
+        console: where the progress bar goes.
+        tensorboard: a folder for the logs.
+    """
+
+    def __init__(self, console: Console, tensorboard: str | None = None) -> None:
+        self._bar = rich.progress.Progress(
+            '{task.description}',
+            rich.progress.BarColumn(),
+            rich.progress.TimeRemainingColumn(compact=True),
+            '{task.fields[figures]}',
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, rich.progress.TaskID] = {}
+        self._folder = tensorboard
+        self._writer: Any = None
+
+    def __enter__(self) -> TrainingLog:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._writer:
+            self._writer.close()
+
+    def report(self, progress: Progress) -> None:
+        """Take note of a step."""
+        figures = [f'loss {progress.loss:.3f}'] if progress.loss is not None else []
+        figures += [f'validation mAP {progress.score:.3f}'] if progress.score is not None else []
+        if progress.stage not in self._tasks:
+            self._tasks[progress.stage] = self._bar.add_task(progress.stage, total=progress.steps, figures='')
+        self._bar.update(self._tasks[progress.stage], completed=progress.step, figures=', '.join(figures))
+        if self._folder and progress.loss is not None:
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        import tensorflow as tf
+
+        self._writer = self._writer or tf.summary.create_file_writer(self._folder)
+        with self._writer.as_default():
+            tf.summary.scalar(f'{progress.stage}/loss', progress.loss, progress.step)
+            if progress.score is not None:
+                tf.summary.scalar(f'{progress.stage}/validation mAP', progress.score, progress.step)
+
+
+def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Write `training.json`, and `training.png` with the curves if there are any, beside a model."""
+    described = {**model.training, 'fingerprint': model.fingerprint, 'history': history}
+    (folder / TRAINING_FILE).write_text(json.dumps(described, indent=1), encoding='utf-8')
+    (folder / CURVES_FILE).unlink(missing_ok=True)
+    if history:
+        (folder / CURVES_FILE).write_bytes(plots.training_curves(history))
+
+
+def describe_training(model: HashModel) -> list[str]:
+    """What a person wants to know of a fit, a line each: validation, gates, images without labels."""
+    about, lines = model.training, []
+    for name, labelled in about.get('labelled', {}).items():
+        if labelled < about['images']:
+            missing = about['images'] - labelled
+            lines.append(f'{missing:,} of {about["images"]:,} images have no label {name}: it did not learn from them')
+    for name, score in about.get('validation_map', {}).items():
+        gates = ', '.join(f'{group} {gate:.2f}' for group, gate in about['gates'][name].items())
+        lines.append(f'{name}: mAP {score:.3f} on images held out; weights of its features: {gates}')
+    return lines
 
 
 def describe_rejects(rejects: Iterable[Reject]) -> str:

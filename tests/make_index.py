@@ -18,6 +18,7 @@ from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits
 from hashing_model.images import Decoded, Resizing, decode
 from hashing_model.train import fit
+from hashing_model.training import Training
 from pipelines.__main__ import main
 from pipelines.assemble import (
     BuildConfig,
@@ -276,4 +277,4 @@ def hand_model(pictures, seed=0):
     resizing = Resizing(64)
     pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
     spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
-    return fit([pixels], spec=spec, resizing=resizing, seed=seed)
+    return fit(pixels, training=Training(seed=seed), spec=spec, resizing=resizing)[0]

@@ -198,7 +198,7 @@ def test_an_application_is_preprocessed_saved_and_needs_no_second_download(tmp_p
     monkeypatch.setattr(applications, 'MobileNet', untrained)
     downloaded = load_backbone('MobileNet', 32)
     downloaded.save(tmp_path)
-    tapped = import_keras().Model(downloaded._model.input, downloaded._model.output)
+    tapped = import_keras().Model(downloaded.model.input, downloaded.model.output)
     scaled = small_images().astype(np.float32) / 127.5 - 1  # MobileNet wants -1 to 1
     expected = np.asarray(tapped(scaled)).mean((1, 2))
     np.testing.assert_allclose(downloaded.taps(small_images())['top'], expected, atol=1e-5)

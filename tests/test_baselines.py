@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from hashing_model.baselines import METHODS, Projection, itq, pca_random_rotation, random_projection
+from hashing_model.baselines import METHODS, itq, pca_random_rotation, random_projection
 from hashing_model.codes import hamming, pack_bits
 from hashing_model.errors import InputError
+from hashing_model.hash_head import HashHead
 
 
 def rng(seed=0):
@@ -63,7 +64,7 @@ def test_random_bits_differ_in_proportion_to_the_angle():
 def test_the_sign_of_zero_is_plus_one():
     zeros = np.zeros((2, 5), np.float32)
     assert random_projection(zeros, 9, rng()).bits(zeros).all()
-    on_the_edge = Projection(np.array([[1.0]], np.float32), np.array([-2.0], np.float32))
+    on_the_edge = HashHead(np.array([[1.0]], np.float32), np.array([-2.0], np.float32))
     assert on_the_edge.bits(np.array([[2.0], [np.nextafter(np.float32(2), 0)]], np.float32)).tolist() == [
         [True],
         [False],

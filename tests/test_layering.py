@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 PURE = {
     'hashing_model.code_spec',
     'hashing_model.codes',
+    'hashing_model.labels',
+    'hashing_model.evaluate',
     'hashing_model.metrics',
+    'hashing_model.quality',
     'pipelines.index.kernels',
     'pipelines.index.layout',
 }
@@ -166,3 +169,15 @@ def test_inspecting_and_searching_an_index_load_neither_tensorflow_nor_beam(tmp_
     assert found == []
     assert lines[0].startswith('version')
     assert lines[-1] == '[0, 0, 0]'
+
+
+def test_evaluating_an_index_loads_neither_tensorflow_nor_beam(tmp_path):
+    build_by_hand(tmp_path / 'index', [skewed_codes(120)])
+    code = (
+        'import sys\n'
+        'from pipelines.__main__ import main\n'
+        'assert main(["evaluate", "--index", sys.argv[1], "--out", sys.argv[2]]) == 0\n'
+    )
+    found, lines = loaded(code, str(tmp_path / 'index'), str(tmp_path / 'out'))
+    assert found == []
+    assert lines[0].startswith('asked')

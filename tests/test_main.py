@@ -84,7 +84,18 @@ BAD_INPUT = [
     (f'{QUERY} --profile colour=1', "unknown segment 'colour' in the profile; the index has coarse, fine, look"),
     (f'{QUERY} --profile coarse=0', 'the profile weighs every segment 0'),
     (f'{QUERY} --profile coarse', "'coarse' is not NAME=INTEGER"),
+    ('evaluate --images photos --model notes --out new', r'notes is not a model: there is no .*model\.json'),
+    ('evaluate --index notes --out new', 'notes is not an index: there is no .*CURRENT'),
+    ('evaluate --index index --version v7 --out new', 'has no version v7'),
+    ('evaluate --index index --out notes', r'notes holds todo\.txt, which no evaluation wrote'),
+    ('evaluate --index index --out ids.txt', r'ids\.txt is a file; give a folder for the results'),
+    ('evaluate --images none.tar --model model --out new', r'no images match .*none\.tar'),
+    ('evaluate --index index --split none.json --out new', r'there is no file .*none\.json'),
+    ('evaluate --index index --split ids.txt --out new', r'ids\.txt is no split'),
+    ('evaluate --index index --profile colour=1 --out new', "unknown segment 'colour'"),
     # limits
+    ('evaluate --index index --max-images 0 --out new', '--max-images is 0; at least 1 is needed'),
+    ('evaluate --index index --max-queries -1 --out new', '--max-queries is -1; at least 1 is needed'),
     (f'{QUERY} --k 0', 'k is 0; at least 1 is needed'),
     (f'{QUERY} --k -3', 'k is -3; at least 1 is needed'),
     (f'{QUERY} --k all', 'give k, a radius, or both'),
@@ -99,6 +110,11 @@ BAD_INPUT = [
     (f'{BUILD} --model model', '--model does not go with --codes'),
     (f'{BUILD} --labels-from folders', '--labels-from does not go with --codes'),
     ('build --images photos --model model --index new --segments look=32', '--segments goes with --codes'),
+    ('evaluate --images photos --out new', '--images need --model'),
+    ('evaluate --index index --model model --out new', '--model does not go with --index'),
+    ('evaluate --images photos --model model --version v1 --out new', '--version goes with --index'),
+    ('evaluate --index index --labels fine --out new', '--labels tells how images are read'),
+    ('evaluate --index index --split ids.txt --max-images 3 --out new', '--max-images does not go with --split'),
     # places that take no file
     (
         'query --index index --codes codes.parquet --output new.csv',
@@ -111,7 +127,9 @@ BAD_INPUT = [
     ('query --index index --codes none.parquet --output new/below/new.jsonl', r'match .*none\.parquet'),
     ('train --images photos --model ids.txt/model', 'cannot write .*: Not a directory'),
     ('build --codes codes.parquet --index ids.txt/index', 'Not a directory|is a file'),
+    ('evaluate --index index --out ids.txt/new', 'Not a directory|is a file'),
     # unknown options
+    ('evaluate --index index --out new --rows 3', 'unknown option --rows'),
     ('inspect index --jsn', 'unknown option --jsn'),
     (f'{TRAIN} --runner=FlinkRunner', 'unknown option --runner=FlinkRunner'),
     (f'{BUILD} --rows 3', 'unknown option --rows: neither grainhash nor Beam has it'),
@@ -178,6 +196,8 @@ def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsy
         ('query --index index --codes c --output o --k ten', 'argument --k: \'ten\' is neither a number nor "all"'),
         ('train --images a --model b --method lsh', "invalid choice: 'lsh'"),
         ('inspect', 'the following arguments are required: INDEX'),
+        ('evaluate --index a', 'the following arguments are required: --out'),
+        ('evaluate --index a --images b --out c', '--images: not allowed with argument --index'),
     ],
 )
 def test_commands_that_are_not_commands_show_their_usage(capsys, command, message):

@@ -36,9 +36,13 @@ def nudged(array):
     return array
 
 
+def fit_on(images, spec, backbone):
+    return fit(images, spec=spec, resizing=SIZE, backbone=str(backbone))[0]
+
+
 def with_projection(model, **changes):
-    projections = {n: dataclasses.replace(p, **changes) for n, p in model.projections.items()}
-    return dataclasses.replace(model, projections=projections)
+    heads = {n: dataclasses.replace(p, **changes) for n, p in model.heads.items()}
+    return dataclasses.replace(model, heads=heads)
 
 
 def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
@@ -87,7 +91,7 @@ def test_a_model_may_replace_a_model_but_nothing_else(model, tmp_path):
 
 
 def test_everything_that_makes_a_code_is_in_the_fingerprint(model):
-    projection, fusion = model.projections['look'], model.fusion
+    projection, fusion = model.heads['look'], model.fusion
     extractor = dataclasses.replace(model.extractor, backbone_name='MobileNetV3Small')
     others = [
         with_projection(model, weights=nudged(projection.weights)),
@@ -110,7 +114,7 @@ def test_everything_that_makes_a_code_is_in_the_fingerprint(model):
 
 def test_names_of_segments_are_in_the_fingerprint(model):
     named = CodeSpec((Segment('other', 32, LOOK.segments[0].features),))
-    renamed = dataclasses.replace(model, spec=named, projections={'other': model.projections['look']})
+    renamed = dataclasses.replace(model, spec=named, heads={'other': model.heads['look']})
     np.testing.assert_array_equal(renamed.encode(pictures(5)), model.encode(pictures(5)))
     assert renamed.fingerprint != model.fingerprint
 
@@ -120,10 +124,10 @@ def test_what_makes_no_difference_to_a_code_is_not_in_the_fingerprint(model):
         model,
         training={'images': 7, 'note': 'other'},
         extractor=dataclasses.replace(model.extractor, threads=1),
-        projections=dict(reversed(model.projections.items())),
+        heads=dict(reversed(model.heads.items())),
     )
     assert other.fingerprint == model.fingerprint
-    fortran = with_projection(model, weights=np.asfortranarray(model.projections['look'].weights))
+    fortran = with_projection(model, weights=np.asfortranarray(model.heads['look'].weights))
     assert fortran.fingerprint == model.fingerprint
 
 
@@ -164,11 +168,11 @@ def test_an_array_file_that_is_cut_short_does_not_load(model, tmp_path):
 
 
 def test_an_array_file_with_a_flipped_bit_does_not_load_as_another_model(tmp_path):
-    model = fit([pictures(3)], 'random', CodeSpec((Segment('look', 2, ('shape',)),)), SIZE)
+    model = fit_look(pictures(3), 'random', CodeSpec((Segment('look', 2, ('shape',)),)))
     model.save(tmp_path)
     path = tmp_path / ARRAYS_FILE
     content = path.read_bytes()
-    data = content.index(model.projections['look'].weights.tobytes())
+    data = content.index(model.heads['look'].weights.tobytes())
     refused = []
     for place in {*range(0, len(content), 5), data, data + 7}:
         damaged = bytearray(content)
@@ -261,9 +265,9 @@ def test_a_model_with_its_own_network_is_self_contained(tmp_path):
     shutil.copy(path, elsewhere)
     spec = CodeSpec((Segment('coarse', 6, ('top',)), Segment('look', 8, ('low', 'color'))))
     images = pictures(20)
-    model, moved = (fit([images], 'itq', spec, SIZE, str(p)) for p in (path, elsewhere))
+    model, moved = (fit_on(images, spec, p) for p in (path, elsewhere))
     assert model.fingerprint == moved.fingerprint
-    other = fit([images], 'itq', spec, SIZE, str(small_network(tmp_path / 'other' / 'mine.keras', seed=1)))
+    other = fit_on(images, spec, small_network(tmp_path / 'other' / 'mine.keras', seed=1))
     assert other.backbone_digest != model.backbone_digest
     codes = model.encode(images)
     model.save(tmp_path / 'model')
@@ -285,7 +289,7 @@ def test_a_model_with_its_own_network_is_self_contained(tmp_path):
 def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
     spec = CodeSpec((Segment('coarse', 6, ('top',)),))
     small_network(tmp_path / 'mine.keras')
-    fit([pictures(10)], 'random', spec, SIZE, str(tmp_path / 'mine.keras')).save(tmp_path / 'model')
+    fit_on(pictures(10), spec, tmp_path / 'mine.keras').save(tmp_path / 'model')
     shutil.copy(small_network(tmp_path / 'other.keras', seed=1), tmp_path / 'model' / 'backbone.keras')
     with pytest.raises(InputError, match=r'the weights of backbone\.keras on this machine are not those'):
         HashModel.load(tmp_path / 'model').check_backbone()
@@ -294,7 +298,7 @@ def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
 def test_a_model_with_the_built_in_network_comes_back(tmp_path):
     spec = CodeSpec((Segment('coarse', 8, ('top',)),))
     images = pictures(12)
-    model = fit([images], 'itq', spec, SIZE)
+    model = fit_look(images, spec=spec)
     model.save(tmp_path)
     assert files_of(tmp_path) == [ARRAYS_FILE, MODEL_FILE]  # the weights come with a package
     loaded = HashModel.load(tmp_path, threads=2)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashing_model.baselines import METHODS
+from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.features import hand_features
 from hashing_model.images import Resizing, decode
 from hashing_model.train import fit
+from hashing_model.training import Training
 
 SHARD = Path(__file__).parents[1] / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
 LOOK = CodeSpec((Segment('look', 32, ('edges', 'color')),))
@@ -33,10 +34,10 @@ def pictures(count=40, resizing=SIZE):
 
 
 def fit_look(images, method='itq', spec=LOOK, seed=0):
-    return fit([images], method, spec, SIZE, seed=seed)
+    return fit(images, training=Training(method=method, seed=seed), spec=spec, resizing=SIZE)[0]
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', PROJECTIONS)
 def test_a_code_is_the_sign_of_the_fused_features_projected(method):
     images = pictures()
     model = fit_look(images, method)
@@ -47,7 +48,7 @@ def test_a_code_is_the_sign_of_the_fused_features_projected(method):
         deviation = x.std(axis=0)
         floor = 0.01 * np.sqrt((deviation**2).mean())
         parts.append((x - x.mean(axis=0)) / np.maximum(deviation, floor) / np.sqrt(x.shape[1]))
-    projected = np.hstack(parts) @ model.projections['look'].weights + model.projections['look'].offset
+    projected = np.hstack(parts) @ model.heads['look'].weights + model.heads['look'].offset
     clear = np.abs(projected) > 1e-4  # float32 may decide the others either way
     assert clear.mean() > 0.99
     bits = unpack_bits(model.encode(images), 32)
@@ -60,18 +61,18 @@ def test_random_weights_come_from_the_seed_and_no_offset():
     images = pictures(3)
     model = fit_look(images, 'random', seed=11)
     (seed,) = np.random.SeedSequence(11).spawn(1)
-    normals = np.random.default_rng(seed).standard_normal(model.projections['look'].weights.shape)
-    np.testing.assert_array_equal(model.projections['look'].weights, normals.astype(np.float32))
-    assert not model.projections['look'].offset.any()
+    normals = np.random.default_rng(seed).standard_normal(model.heads['look'].weights.shape)
+    np.testing.assert_array_equal(model.heads['look'].weights, normals.astype(np.float32))
+    assert not model.heads['look'].offset.any()
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_how_images_come_in_batches_does_not_matter(method):
+@pytest.mark.parametrize('method', PROJECTIONS)
+def test_images_may_come_as_an_array_or_one_by_one(method):
     images = pictures()
     whole = fit_look(images, method)
-    cut = fit(iter([images[:7], images[7:8], images[8:]]), method, LOOK, SIZE)
-    assert cut.fingerprint == whole.fingerprint
-    np.testing.assert_array_equal(cut.encode(images), whole.encode(images))
+    listed = fit_look(list(images), method)
+    assert listed.fingerprint == whole.fingerprint
+    np.testing.assert_array_equal(listed.encode(images), whole.encode(images))
     assert fit_look(images, method, seed=1).fingerprint != whole.fingerprint
 
 
@@ -80,12 +81,12 @@ def test_segments_are_laid_out_in_order_and_drawn_apart():
     first, second = Segment('first', 5, ('color',)), Segment('second', 9, ('color',))
     model = fit_look(images, 'random', CodeSpec((first, second)))
     groups = model.extractor.features(images)
-    bits = [model.projections[n].bits(model.fusion.fuse(groups, ('color',))) for n in ('first', 'second')]
+    bits = [model.heads[n].bits(model.fusion.fuse(groups, ('color',))) for n in ('first', 'second')]
     codes = model.encode(images)
     np.testing.assert_array_equal(codes, pack_bits(np.hstack(bits)))
     np.testing.assert_array_equal(codes, model.encode_features(groups))
     assert codes.shape == (12, 2)
-    assert not np.array_equal(model.projections['first'].weights, model.projections['second'].weights[:, :5])
+    assert not np.array_equal(model.heads['first'].weights, model.heads['second'].weights[:, :5])
 
 
 def test_only_the_features_that_segments_read_are_made():
@@ -95,15 +96,17 @@ def test_only_the_features_that_segments_read_are_made():
 
 
 def test_what_it_was_fitted_on_is_noted():
-    model = fit([pictures(5), pictures(4)], 'random', LOOK, SIZE, seed=3)
+    model = fit_look(pictures(9), 'random', seed=3)
     assert model.training == {'method': 'random', 'seed': 3, 'images': 9}
 
 
 def test_unfit_input_is_refused():
-    with pytest.raises(InputError, match="unknown method 'lsh'; there are random, pca-rr, itq"):
-        fit([pictures(3)], 'lsh', LOOK, SIZE)
+    with pytest.raises(
+        InputError, match="unknown method 'lsh'; there are ortho, csq, greedy, contrastive, lda, random, pca-rr, itq"
+    ):
+        fit_look(pictures(3), 'lsh')
     with pytest.raises(InputError, match='no training image could be read'):
-        fit([], 'itq', LOOK, SIZE)
+        fit_look([])
     with pytest.raises(InputError, match='more than 32 training images; there are 32'):
         fit_look(pictures(32))
     with pytest.raises(InputError, match="unknown feature group 'smell'"):
@@ -113,7 +116,7 @@ def test_unfit_input_is_refused():
 def test_a_backbone_that_needs_no_download_gives_coarse_codes():
     images = pictures(24)
     spec = CodeSpec((Segment('coarse', 16, ('top', 'low')), Segment('look', 8, ('color',))))
-    model = fit([images[:20], images[20:]], 'itq', spec, SIZE)
+    model = fit_look(images, spec=spec)
     codes = model.encode(images)
     assert codes.shape == (24, 3)
     assert len(np.unique(codes[:, :2], axis=0)) > 20

@@ -5,13 +5,12 @@ import io
 import tarfile
 
 import numpy as np
-import pytest
 from test_train import SIZE, encoded_pictures
 
 from hashing_model.images import NOT_AN_IMAGE, decode
 from pipelines.records import Record, Reject, Source
 from pipelines.shards import ReadOptions, WorkUnit, list_units, read_unit
-from pipelines.train_model import MAX_UNITS, describe_rejects, sample_records, training_batches
+from pipelines.train_model import MAX_UNITS, describe_rejects, sample_records
 
 OPTIONS = ReadOptions()
 
@@ -102,17 +101,6 @@ def test_a_record_that_does_not_decode_takes_no_place(tmp_path):
     few, rejects = sample_records(units, OPTIONS, 4, 0, lambda record: decode(record.data, SIZE).pixels)
     assert len(few) == 4
     assert NOT_AN_IMAGE in {r.reason for r in rejects}
-
-
-@pytest.mark.parametrize('count', [0, 31, 32, 33, 64])
-def test_training_batches_are_the_pictures_in_order(count):
-    pictures = [np.full((8, 8, 3), i, np.uint8) for i in range(count)]
-    done = []
-    batches = list(training_batches(pictures, done.append))
-    assert [p[0, 0, 0] for batch in batches for p in batch] == list(range(count))
-    assert [len(b) for b in batches] == done
-    assert sum(done) == count
-    assert all(n == 32 for n in done[:-1])
 
 
 def test_rejects_are_told_by_how_often():

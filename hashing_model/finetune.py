@@ -1,0 +1,148 @@
+"""Training the last blocks of the backbone along with the supervised heads, on augmented pictures."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.augment import TRAIN, augment
+from hashing_model.errors import InputError
+from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
+from hashing_model.features.backbone import Backbone
+from hashing_model.features.runtime import import_keras
+from hashing_model.fusion import Fusion
+from hashing_model.hash_network import standardised
+from hashing_model.supervised import Supervision, activations_of, hash_network, segment_losses, shuffled
+from hashing_model.training import Batch, Checkpoint, Report, Training, train_network
+
+BATCH_SIZE = 32
+HEAD_RATE = 0.3  # of the learning rate that the heads started with
+BACKBONE_RATE = 0.1
+WARM_UP = 0.05  # of all steps
+_BLOCK = re.compile(r'.*?\d+[a-z]?(?=_|$)')
+
+
+def finetune(
+    images: Sequence[NDArray[np.uint8]],
+    backbone: Backbone,
+    fusion: Fusion,
+    supervision: Supervision,
+    start: Any,
+    training: Training,
+    report: Report | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train `backbone` in place, with the head of each supervised segment.
+
+    The heads are trained before the backbone moves, or their first gradients would undo what it knows (Kumar et al.
+    2022, "Fine-Tuning can Distort Pretrained Features"). Batch normalisation stays as it was trained, for the same
+    reason: its statistics over small batches of other pictures are another network's.
+
+    Args:
+        images: N pictures uint8 [size, size, 3].
+        backbone: its last `training.finetune_blocks` blocks are trained.
+        fusion: scales of the feature groups; kept.
+        supervision: what is trained towards, and the images to validate on.
+        start: the network that `fit_supervised` trained on the frozen features.
+        training: how.
+        report: told after every step.
+        checkpoint: see `train_network`.
+
+    Returns:
+        The trained network, for `trained_heads`, and the history of epochs.
+
+    Raises:
+        InputError: no supervised segment reads the backbone, or the loss is not a number.
+    """
+    keras = import_keras()
+    names = supervision.groups
+    if not set(names) & set(BACKBONE_FEATURES):
+        raise InputError('finetune-blocks: no labelled segment reads the backbone; leave it out')
+    hand = [name for name in names if name in HAND_FEATURES]
+    choose_trainable(backbone.model, training.finetune_blocks)
+    inputs = {'image': backbone.tapped.inputs[0]}
+    inputs |= {name: keras.Input((len(fusion.mean[name]),), name=name) for name in hand}
+    groups = {**backbone.tapped.output, **inputs}
+    network = hash_network(
+        inputs,
+        {name: standardised(groups[name], fusion.mean[name], fusion.scale[name]) for name in names},
+        supervision,
+        training,
+    )
+    for layer in start.layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+    steps = max(1, len(supervision.train) // BATCH_SIZE)
+    optimizer = _optimizer(backbone, training.learning_rate, training.finetune_epochs * steps)
+    network.compile(optimizer, segment_losses(supervision, training))
+
+    def to_inputs(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        found = {'image': backbone.to_input(pixels.astype(np.float32))}
+        return {**found, **hand_features(pixels, hand)} if hand else found
+
+    def make(rows: NDArray, epoch: int) -> Batch:
+        rng = np.random.default_rng([training.seed, epoch, *rows[:2]])
+        pixels = augment(np.stack([images[i] for i in rows]), rng, TRAIN)
+        return to_inputs(pixels), supervision.targets(rows)
+
+    def batches(epoch: int) -> Iterable[Callable[[], Batch]]:
+        for rows in shuffled(supervision.train, BATCH_SIZE, training.seed, epoch):
+            yield functools.partial(make, rows, epoch)
+
+    def validate() -> float:
+        parts = []
+        for start in range(0, len(supervision.held_out), BATCH_SIZE):
+            rows = supervision.held_out[start : start + BATCH_SIZE]
+            pixels = np.stack([images[i] for i in rows])
+            parts.append(activations_of(network, to_inputs(pixels), supervision))
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return float(np.mean(list(supervision.scores(whole, supervision.held_out).values())))
+
+    history = train_network(
+        network,
+        batches,
+        steps,
+        training.finetune_epochs,
+        validate if len(supervision.held_out) else None,
+        None,
+        'fine-tuning',
+        report,
+        checkpoint,
+    )
+    backbone.weights_changed()
+    return network, history
+
+
+def choose_trainable(model: Any, blocks: int) -> None:
+    """Let the layers of the last `blocks` blocks be trained, and what follows them; never batch normalisation.
+
+    A block is a run of layers whose names agree up to the first number: `block12_expand_conv`, `block12_add`. More
+    blocks than the network has make all of it trainable.
+    """
+    names = [match.group() if (match := _BLOCK.match(layer.name)) else None for layer in model.layers]
+    order = list(dict.fromkeys(name for name in names if name))
+    first = names.index(order[-blocks]) if blocks <= len(order) else 0
+    for i, layer in enumerate(model.layers):
+        layer.trainable = i >= first and type(layer).__name__ != 'BatchNormalization'
+
+
+def _optimizer(backbone: Backbone, learning_rate: float, steps: int) -> Any:
+    """AdamW whose learning rate warms up and falls along a cosine, and is lower for the backbone than for the heads."""
+    keras = import_keras()
+    slow = {id(variable) for variable in backbone.model.trainable_variables}
+
+    class Optimizer(keras.optimizers.AdamW):  # type: ignore[name-defined]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            share = BACKBONE_RATE if id(variable) in slow else HEAD_RATE
+            super().update_step(gradient, variable, learning_rate * share)
+
+    warm = max(1, round(WARM_UP * steps))
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm), alpha=0.02, warmup_target=learning_rate, warmup_steps=warm
+    )
+    return Optimizer(schedule, weight_decay=1e-4, name='finetuning')

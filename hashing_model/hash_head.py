@@ -1,0 +1,46 @@
+"""The last step from fused features to bits: an affine map whose sign is the code, after any hidden layers.
+
+Only numpy: what is fitted elsewhere, by formulas or by gradients, ends up here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class HashHead:
+    """bit_j = (h . weights[:, j] + offset[j] >= 0), so sign(0) = +1; h is the input or the last hidden layer's output.
+
+    Args:
+        weights: float32 [d, bits].
+        offset: float32 [bits].
+        hidden: weights and offset of each hidden layer, h = max(0, h weights + offset), in order.
+    """
+
+    weights: Floats
+    offset: Floats
+    hidden: tuple[tuple[Floats, Floats], ...] = ()
+
+    def activations(self, x: Floats) -> Floats:
+        """What the bits are the signs of: float32 [N, bits] of vectors float32 [N, d]."""
+        for weights, offset in self.hidden:
+            x = np.maximum(x @ weights + offset, 0)
+        return x @ self.weights + self.offset
+
+    def bits(self, x: Floats) -> NDArray[np.bool_]:
+        """Bits bool [N, bits] of vectors float32 [N, d]."""
+        return self.activations(x) >= 0
+
+    def shifted(self, by: NDArray) -> HashHead:
+        """The head whose activations are `by` [bits] less: less their mean, for instance, so that bits are balanced."""
+        return dataclasses.replace(self, offset=(self.offset - by).astype(np.float32))
+
+    def reordered(self, order: NDArray) -> HashHead:
+        """The head whose bit j is this one's bit order[j]."""
+        return dataclasses.replace(self, weights=self.weights[:, order], offset=self.offset[order])

@@ -1,0 +1,92 @@
+"""The trainable side of a hash model: feature groups -> gates -> a projection and batch normalisation per segment.
+
+Written in `keras.ops`, so that any Keras backend trains it. What is trained becomes `HashHead`s, which need no Keras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import Segment
+from hashing_model.features.runtime import import_keras
+from hashing_model.hash_head import HashHead
+
+BN_MOMENTUM = 0.9  # statistics of the last few dozen batches: the layers before them move
+
+
+def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: bool, seed: int) -> dict[str, Any]:
+    """The activations of each segment, as symbolic outputs [N, bits] of symbolic inputs, group name -> [N, d].
+
+    Each feature group is weighed by a gate, a softmax over the groups that a segment reads, so that the weights of a
+    segment's groups add up to their number. The batch normalisation has no scale and offset of its own: a bit is the
+    sign, so its mean is the threshold, and `HashModel.calibrated` can move it.
+
+    Args:
+        inputs: standardised feature groups.
+        segments: what to make outputs for.
+        gated: train the gates; else all groups weigh 1.
+        seed: of the first weights.
+    """
+    keras = import_keras()
+    outputs = {}
+    for i, segment in enumerate(segments):
+        x = _gates()(gated, name=f'{segment.name}_gates')([inputs[name] for name in segment.features])
+        start = keras.initializers.GlorotUniform(seed=seed + i)
+        x = keras.layers.Dense(
+            segment.bits, use_bias=False, kernel_initializer=start, name=f'{segment.name}_projection'
+        )(x)
+        outputs[segment.name] = keras.layers.BatchNormalization(
+            center=False, scale=False, momentum=BN_MOMENTUM, name=f'{segment.name}_bn'
+        )(x)
+    return outputs
+
+
+def trained_head(network: Any, segment: Segment) -> tuple[HashHead, dict[str, float]]:
+    """A segment's projection with its gates multiplied in, and the gate of each group.
+
+    The offset is zero: set it to the mean of the activations by `HashHead.shifted`.
+    """
+    layer = network.get_layer(f'{segment.name}_gates')
+    gates = np.asarray(layer.gates())
+    weights = np.array(network.get_layer(f'{segment.name}_projection').get_weights()[0])
+    weights *= np.repeat(gates, layer.dims)[:, None]
+    named = dict(zip(segment.features, gates.round(4).tolist(), strict=True))
+    return HashHead(weights.astype(np.float32), np.zeros(segment.bits, np.float32)), named
+
+
+def _gates() -> Any:
+    """The layer class `Gates`; a function, since Keras loads late."""
+    keras = import_keras()
+
+    class Gates(keras.layers.Layer):  # type: ignore[name-defined]
+        """Weighs a list of [N, d] and joins them: [N, sum of d]."""
+
+        def __init__(self, trained: bool, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.trained = trained
+
+        def build(self, shapes: Any) -> None:
+            self.dims = [int(shape[-1]) for shape in shapes]
+            self.logits = self.add_weight(
+                shape=(len(shapes),), initializer='zeros', trainable=self.trained, name='logits'
+            )
+
+        def gates(self) -> Any:
+            """The weight of each group: positive, adding up to their number."""
+            e = keras.ops.exp(self.logits)  # Keras warns of a softmax over one
+            return e / keras.ops.mean(e)
+
+        def call(self, groups: Any) -> Any:
+            gates = self.gates()
+            return keras.ops.concatenate([x * gates[i] for i, x in enumerate(groups)], axis=-1)
+
+    return Gates
+
+
+def standardised(x: Any, mean: NDArray[np.float32], scale: NDArray[np.float32]) -> Any:
+    """A symbolic feature group [N, d] brought to the scale of `hashing_model.fusion.Fusion`."""
+    return (x - mean) / scale

@@ -1,0 +1,247 @@
+"""Heads trained on labels: target codes for the classes, a loss that pulls each picture to its class's, validation.
+
+OrthoHash (Hoe et al. 2021), CSQ (Yuan et al. 2020) with our own centres, GreedyHash (Su et al. 2018). The features are
+fixed here; `finetune.py` trains the backbone along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model import losses
+from hashing_model.centers import check_centers, hierarchical_centers
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes import pack_bits
+from hashing_model.errors import InputError
+from hashing_model.features.runtime import import_keras
+from hashing_model.hash_head import HashHead
+from hashing_model.hash_network import head_outputs, trained_head
+from hashing_model.labels import LabelLevel
+from hashing_model.training import Batch, Report, Training, train_network
+
+SUPERVISED = ('ortho', 'csq', 'greedy')
+MARGIN = 0.3
+BATCH_SIZE = 64
+PATIENCE = 15
+WEIGHT_DECAY = 5e-4
+VALIDATION_SHARE, MOST_VALIDATION, LEAST_VALIDATION = 0.05, 2000, 20
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervision:
+    """What the supervised segments are trained to.
+
+    Args:
+        segments: in the order of the code spec.
+        levels: segment name -> the labels of N images.
+        centers: segment name -> the classes' target codes, int8 [classes, bits] of -1 and +1.
+        train: int64, rows of the labelled images to train on.
+        held_out: int64, rows of those to validate on; none if there are too few.
+    """
+
+    segments: tuple[Segment, ...]
+    levels: Mapping[str, LabelLevel]
+    centers: Mapping[str, NDArray[np.int8]]
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The feature groups that the segments read."""
+        return tuple(dict.fromkeys(name for s in self.segments for name in s.features))
+
+    def targets(self, rows: NDArray) -> dict[str, NDArray[np.float32]]:
+        """Segment name -> label distributions of some images, float32 [N, classes]."""
+        return {name: level.take(rows).targets() for name, level in self.levels.items()}
+
+    def scores(self, activations: Arrays, rows: NDArray) -> dict[str, float]:
+        """Per segment, the tie-aware mAP@all of images among themselves, each left out of its own answers.
+
+        A query whose class has no other image among the rows does not count.
+        """
+        from hashing_model.metrics import average_precision, rank
+
+        scores = {}
+        for segment in self.segments:
+            codes, level = pack_bits(activations[segment.name] >= 0), self.levels[segment.name].take(rows)
+            ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(rows)))
+            precision = average_precision(ranking.totals, ranking.relevant)
+            scores[segment.name] = float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
+        return scores
+
+    def validation(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, float]:
+        """The `scores` of heads on the images held out; empty if there are none."""
+        if not len(self.held_out):
+            return {}
+        inputs = {s.name: [fused[name][self.held_out] for name in s.features] for s in self.segments}
+        made = {name: heads[name].activations(np.concatenate(x, axis=1)) for name, x in inputs.items()}
+        return {name: round(score, 4) for name, score in self.scores(made, self.held_out).items()}
+
+
+def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.Generator) -> Supervision:
+    """Choose the segments that have labels, their target codes, and the images to validate on.
+
+    Raises:
+        InputError: no segment has labels, a level has one class only, or more classes than the bits can hold apart.
+    """
+    segments = tuple(s for s in spec.segments if s.name in labels)
+    levels = {s.name: labels[s.name] for s in segments}
+    if not segments:
+        raise InputError(
+            f'the labels have the levels {", ".join(labels) or "(none)"} and the code has the segments '
+            f'{", ".join(spec.names)}: name segments after levels, as in --segments coarse=32,fine=32'
+        )
+    for name, level in levels.items():
+        if len(level.names) < 2:
+            raise InputError(f'{name}: {len(level.names)} class is nothing to tell apart; give labels of two or more')
+    centers = _centers(segments, levels, rng)
+    labelled = np.flatnonzero(np.sum([level.counts for level in levels.values()], axis=0))
+    order = rng.permutation(labelled)
+    held_out = min(MOST_VALIDATION, int(VALIDATION_SHARE * len(order)))
+    held_out = held_out if held_out >= LEAST_VALIDATION else 0
+    return Supervision(segments, levels, centers, np.sort(order[held_out:]), np.sort(order[:held_out]))
+
+
+def _centers(
+    segments: tuple[Segment, ...], levels: Mapping[str, LabelLevel], rng: np.random.Generator
+) -> dict[str, NDArray[np.int8]]:
+    above = [None, *(parents(levels[a.name], levels[b.name]) for a, b in itertools.pairwise(segments))]
+    made = hierarchical_centers(above, [len(level.names) for level in levels.values()], [s.bits for s in segments], rng)
+    centers = {s.name: c for s, c in zip(segments, made, strict=True)}
+    for name, level in levels.items():
+        check_centers(centers[name], level.names)
+    return centers
+
+
+def parents(upper: LabelLevel, lower: LabelLevel) -> NDArray[np.int32] | None:
+    """The class of `upper` that each class of `lower` lies in, int32 [lower classes]; None if they do not nest."""
+    if (upper.counts > 1).any() or len(upper.names) == len(lower.names):
+        return None  # one child each is no hierarchy
+    both = np.flatnonzero((upper.counts == 1) & (lower.counts > 0))
+    above = np.repeat(upper.classes[upper.starts[both]], lower.counts[both])
+    below = lower.take(both).classes
+    found = np.full(len(lower.names), -1, np.int32)
+    found[below] = above
+    return found if (found >= 0).all() and (found[below] == above).all() else None
+
+
+def hash_network(inputs: Any, groups: Mapping[str, Any], supervision: Supervision, training: Training) -> Any:
+    """The Keras network from `inputs` to each supervised segment's output, over symbolic standardised `groups`.
+
+    An output holds the activations [N, bits]; with `greedy` a classifier's logits after them.
+    """
+    keras = import_keras()
+    outputs = head_outputs(groups, supervision.segments, training.gated, training.seed)
+    if training.method == 'greedy':
+        for name, v in outputs.items():
+            signs = keras.layers.Lambda(losses.greedy_sign, name=f'{name}_sign')(v)
+            start = keras.initializers.GlorotUniform(seed=training.seed)
+            classes = len(supervision.levels[name].names)
+            logits = keras.layers.Dense(classes, kernel_initializer=start, name=f'{name}_classifier')(signs)
+            outputs[name] = keras.layers.Concatenate(name=f'{name}_output')([v, logits])
+    return keras.Model(inputs, outputs)
+
+
+def segment_losses(supervision: Supervision, training: Training) -> dict[str, Callable]:
+    """A loss for each output of `hash_network`: (targets [N, classes], output) -> scalar."""
+    return {s.name: functools.partial(_loss, supervision.centers[s.name], training) for s in supervision.segments}
+
+
+def _loss(centers: NDArray[np.int8], training: Training, targets: Any, output: Any) -> Any:
+    ops = import_keras().ops
+    bits, signs = centers.shape[1], centers.astype(np.float32)
+    v = output[:, :bits]
+    if training.method == 'csq':
+        value = losses.csq_loss(ops.tanh(v), signs, targets)
+    elif training.method == 'greedy':
+        value = losses.greedy_loss(output[:, bits:], targets, v)
+    else:
+        value = losses.ortho_loss(v, signs, targets, MARGIN, math.sqrt(bits))
+    if training.balance:
+        value += training.balance * losses.balance_loss(ops.tanh(v))
+    if training.decorrelation:
+        value += training.decorrelation * losses.decorrelation_loss(ops.tanh(v))
+    return value
+
+
+def shuffled(rows: NDArray[np.int64], size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
+    """The rows in another order each epoch, `size` at a time; what does not fill a batch waits for another epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    size = min(size, len(order))
+    for start in range(0, len(order) - size + 1, size):
+        yield order[start : start + size]
+
+
+def fit_supervised(
+    fused: Arrays, supervision: Supervision, training: Training, report: Report | None = None
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train the heads of the supervised segments on fixed features.
+
+    Args:
+        fused: standardised feature groups, name -> float32 [N, d].
+        supervision: see `supervise`.
+        training: how.
+        report: told after every step.
+
+    Returns:
+        The trained network, for `trained_heads`, and the history of epochs.
+    """
+    keras = import_keras()
+    names = supervision.groups
+    inputs = {name: keras.Input((fused[name].shape[1],), name=name) for name in names}
+    network = hash_network(inputs, inputs, supervision, training)
+    steps = max(1, len(supervision.train) // BATCH_SIZE)
+    schedule = keras.optimizers.schedules.CosineDecay(training.learning_rate, training.epochs * steps, alpha=0.02)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
+    network.compile(optimizer, segment_losses(supervision, training))
+
+    def batches(epoch: int) -> Iterable[Callable[[], Batch]]:
+        for rows in shuffled(supervision.train, BATCH_SIZE, training.seed, epoch):
+            yield functools.partial(make, rows)
+
+    def make(rows: NDArray) -> Batch:
+        return {name: fused[name][rows] for name in names}, supervision.targets(rows)
+
+    def validate() -> float:
+        held_out = {name: fused[name][supervision.held_out] for name in names}
+        scores = supervision.scores(activations_of(network, held_out, supervision), supervision.held_out)
+        return float(np.mean(list(scores.values())))
+
+    history = train_network(
+        network,
+        batches,
+        steps,
+        training.epochs,
+        validate if len(supervision.held_out) else None,
+        PATIENCE,
+        'heads',
+        report,
+    )
+    return network, history
+
+
+def activations_of(network: Any, inputs: Any, supervision: Supervision) -> dict[str, NDArray[np.float32]]:
+    """What the bits are the signs of: segment name -> float32 [N, bits]."""
+    outputs = network.predict_on_batch(inputs)
+    return {s.name: np.asarray(outputs[s.name])[:, : s.bits] for s in supervision.segments}
+
+
+def trained_heads(
+    network: Any, supervision: Supervision, fused: Arrays
+) -> tuple[dict[str, HashHead], dict[str, dict[str, float]]]:
+    """The heads of a trained network with their thresholds at the mean over N images, and the gates of each."""
+    heads, gates = {}, {}
+    for segment in supervision.segments:
+        head, gates[segment.name] = trained_head(network, segment)
+        x = np.concatenate([fused[name] for name in segment.features], axis=1)
+        heads[segment.name] = head.shifted(head.activations(x).mean(axis=0, dtype=np.float64))
+    return heads, gates

@@ -1,0 +1,213 @@
+"""Training a Keras network: settings, epochs, validation, early stopping, checkpoints that survive a kill, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashing_model.errors import InputError
+
+Report = Callable[['Progress'], None]
+Batch = tuple[Mapping[str, Any], Any]  # the network's inputs by name, and its targets
+_AHEAD = 4  # batches made while one is trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How to fit a model.
+
+    Args:
+        method: see `hashing_model.train.METHODS`; None takes the best for the labels there are.
+        seed: of every random choice.
+        epochs: most epochs of a head.
+        learning_rate: of a head, at the start.
+        balance, decorrelation: weights of the loss terms that even out a supervised segment's bits.
+        gated: train the weights of the feature groups.
+        views: augmented views per picture, for `contrastive` and `lda`.
+        finetune_blocks: last blocks of the backbone to train with the supervised segments; 0 leaves it frozen.
+        finetune_epochs: epochs of that.
+
+    Raises:
+        InputError: a number that is not possible.
+    """
+
+    method: str | None = None
+    seed: int = 0
+    epochs: int = 60
+    learning_rate: float = 1e-3
+    balance: float = 0.0
+    decorrelation: float = 0.0
+    gated: bool = True
+    views: int = 3
+    finetune_blocks: int = 0
+    finetune_epochs: int = 30
+
+    def __post_init__(self) -> None:
+        least = {'epochs': 1, 'views': 1, 'finetune_blocks': 0, 'finetune_epochs': 1, 'balance': 0, 'decorrelation': 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise InputError(f'{name.replace("_", "-")} is {getattr(self, name)}; at least {value} is needed')
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f'learning-rate is {self.learning_rate}; a number above 0 is needed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a training stands; `score` is that of the last epoch's validation, if there was one."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float | None = None
+    score: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where the state of a training is kept after each epoch, so that it goes on after a kill.
+
+    Args:
+        path: the file, `.npz`.
+        key: all that determines the training; a state with another key is not used.
+    """
+
+    path: Path
+    key: Mapping[str, Any]
+
+    def save(self, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Write a state whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(f'.{os.getpid()}-{self.path.name}')
+        described = json.dumps({'key': self.key, **state})
+        with unfinished.open('wb') as file:
+            np.savez(file, state=np.array(described), **arrays)
+        unfinished.replace(self.path)
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The arrays and state of an unfinished training with the same key, if there is one."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+            state = json.loads(str(arrays.pop('state')))
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return None
+        return (arrays, state) if state.pop('key') == json.loads(json.dumps(self.key)) else None
+
+    def remove(self) -> None:
+        """The training is over."""
+        self.path.unlink(missing_ok=True)
+
+
+def train_network(
+    network: Any,
+    batches: Callable[[int], Iterable[Callable[[], Batch]]],
+    steps: int,
+    epochs: int,
+    validate: Callable[[], float] | None = None,
+    patience: int | None = None,
+    stage: str = 'training',
+    report: Report | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> list[dict[str, float]]:
+    """Train a compiled Keras network, and leave it with the weights that validated best.
+
+    Args:
+        network: a compiled Keras model.
+        batches: epoch -> functions that make its batches, called in threads, a few ahead.
+        steps: batches per epoch.
+        epochs: at most this many.
+        validate: the score of the network as it is, higher is better; None keeps the last weights.
+        patience: stop after so many epochs without a better score; None never stops early.
+        stage: a name for people.
+        report: told after every step.
+        checkpoint: kept after every epoch, gone on from if it has a state, removed at the end.
+
+    Returns:
+        Per epoch: `loss` (mean over its batches), `score` (if validated) and `seconds`.
+
+    Raises:
+        InputError: the loss is not a number.
+    """
+    variables = [*network.variables, *network.optimizer.variables]
+    history: list[dict[str, float]] = []
+    best: list[Any] = []
+    found = checkpoint.load() if checkpoint else None
+    if found:
+        arrays, state = found
+        history = state['history']
+        for i, variable in enumerate(variables):
+            variable.assign(arrays[f'now{i}'])
+        best = [arrays[f'best{i}'] for i in range(len(network.variables)) if f'best{i}' in arrays]
+    for epoch in range(len(history), epochs):
+        if _stalled(history, patience):
+            break
+        logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history)
+        if validate:
+            logs['score'] = float(validate())
+            if logs['score'] >= max((h['score'] for h in history), default=-math.inf):
+                best = [np.array(v) for v in network.variables]
+        history.append(logs)
+        if checkpoint:
+            arrays = {f'now{i}': np.array(v) for i, v in enumerate(variables)}
+            arrays |= {f'best{i}': v for i, v in enumerate(best)}
+            checkpoint.save(arrays, {'history': history})
+    for variable, value in zip(network.variables, best, strict=False):
+        variable.assign(value)
+    return history
+
+
+def _run_epoch(
+    network: Any,
+    batches: Iterable[Callable[[], Batch]],
+    epoch: int,
+    steps: int,
+    epochs: int,
+    stage: str,
+    report: Report | None,
+    history: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    started = time.monotonic()
+    network.reset_metrics()
+    score = history[-1].get('score') if history else None
+    loss = total = 0.0
+    for step, (x, y) in enumerate(_made_ahead(batches)):
+        total += float(network.train_on_batch(x, y, return_dict=True)['loss'])
+        loss = total / (step + 1)
+        if not math.isfinite(loss):
+            rate = float(np.asarray(network.optimizer.learning_rate))
+            raise InputError(
+                f'{stage}: the loss is {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: '
+                'give a lower --learning-rate'
+            )
+        if report:
+            report(Progress(stage, epoch * steps + step + 1, epochs * steps, loss, score))
+    return {'loss': loss, 'seconds': round(time.monotonic() - started, 2)}
+
+
+def _made_ahead(makers: Iterable[Callable[[], Batch]]) -> Iterable[Batch]:
+    """What the functions make, in order, a few ahead of the taker."""
+    source = iter(makers)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(make) for make in itertools.islice(source, _AHEAD)]
+        while waiting:
+            made = waiting.pop(0).result()
+            waiting += [pool.submit(make) for make in itertools.islice(source, 1)]
+            yield made
+
+
+def _stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    if patience is None or not history:
+        return False
+    scores = [h['score'] for h in history]
+    return len(scores) - 1 - scores.index(max(scores)) >= patience
