@@ -56,7 +56,7 @@ def fit_contrastive(
         )
     keras = import_keras()
     mean, components = principal_components(x, min(COMPONENTS, *x.shape))
-    components /= ((x - mean) @ components).std()
+    components /= ((x - mean) @ components).std() or 1.0
     every = [((view - mean) @ components).astype(np.float32) for view in (x, *views)]
     a, b = (keras.Input((components.shape[1],), name=name) for name in 'ab')
     layers = _layers(segment.bits, training.seed)

@@ -24,6 +24,7 @@ BATCH_SIZE = 32
 HEAD_RATE = 0.3  # of the learning rate that the heads started with
 BACKBONE_RATE = 0.1
 WARM_UP = 0.05  # of all steps
+AVERAGED_STEPS = 200  # the mean over about so many steps is what is kept
 _BLOCK = re.compile(r'.*?\d+[a-z]?(?=_|$)')
 
 
@@ -113,6 +114,7 @@ def finetune(
         'fine-tuning',
         report,
         checkpoint,
+        momentum=1 - 1 / max(1, min(AVERAGED_STEPS, steps)),
     )
     backbone.weights_changed()
     return network, history
@@ -134,7 +136,7 @@ def choose_trainable(model: Any, blocks: int) -> None:
 def _optimizer(backbone: Backbone, learning_rate: float, steps: int) -> Any:
     """AdamW whose learning rate warms up and falls along a cosine, and is lower for the backbone than for the heads."""
     keras = import_keras()
-    slow = {id(variable) for variable in backbone.model.trainable_variables}
+    slow = {id(v) for variable in backbone.model.trainable_variables for v in (variable, variable.value)}
 
     class Optimizer(keras.optimizers.AdamW):  # type: ignore[name-defined]
         def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:

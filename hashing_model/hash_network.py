@@ -54,7 +54,7 @@ def trained_head(network: Any, segment: Segment) -> tuple[HashHead, dict[str, fl
     gates = np.asarray(layer.gates())
     weights = np.array(network.get_layer(f'{segment.name}_projection').get_weights()[0])
     weights *= np.repeat(gates, layer.dims)[:, None]
-    named = dict(zip(segment.features, gates.round(4).tolist(), strict=True))
+    named = dict(zip(segment.features, gates.astype(float).round(4).tolist(), strict=True))
     return HashHead(weights.astype(np.float32), np.zeros(segment.bits, np.float32)), named
 
 

@@ -38,8 +38,9 @@ def fit_lda(x: NDArray[np.float32], views: Sequence[NDArray[np.float32]], bits: 
     mean = centers.mean(axis=0)
     within = sum(_scatter(view - centers) for view in every) / (n * len(views))
     total = sum(_scatter(view - mean) for view in every) / (n * len(every))
-    values, vectors = np.linalg.eigh(within + SHRINKAGE * np.trace(within) / d * np.eye(d))
-    whitening = vectors / np.sqrt(np.maximum(values, np.finfo(float).tiny))
+    least = SHRINKAGE / d * (np.trace(within) or np.trace(total) or 1.0)  # copies may be the pictures themselves
+    values, vectors = np.linalg.eigh(within + least * np.eye(d))
+    whitening = vectors / np.sqrt(np.maximum(values, least))
     _, directions = np.linalg.eigh(whitening.T @ total @ whitening)
     weights = whitening @ directions[:, ::-1][:, :bits]
     largest = weights[np.abs(weights).argmax(axis=0), np.arange(bits)]

@@ -257,7 +257,7 @@ def check_model_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; give a folder for the model')
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if names and not {ARRAYS_FILE, MODEL_FILE, CHECKPOINT_FILE} & set(names):
+    if names and not {ARRAYS_FILE, MODEL_FILE, CHECKPOINT_FILE, f'.{CHECKPOINT_FILE}'} & set(names):
         raise InputError(f'{folder} is not a model: it holds {", ".join(names[:3])}; give a new or empty folder')
 
 

@@ -101,13 +101,15 @@ def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.G
             f'{", ".join(spec.names)}: name segments after levels, as in --segments coarse=32,fine=32'
         )
     for name, level in levels.items():
-        if len(level.names) < 2:
-            raise InputError(f'{name}: {len(level.names)} class is nothing to tell apart; give labels of two or more')
+        classes = len(np.unique(level.classes))
+        if classes < 2:
+            raise InputError(f'{name}: {classes} class is nothing to tell apart; give labels of two or more')
     centers = _centers(segments, levels, rng)
     labelled = np.flatnonzero(np.sum([level.counts for level in levels.values()], axis=0))
     order = rng.permutation(labelled)
     held_out = min(MOST_VALIDATION, int(VALIDATION_SHARE * len(order)))
-    held_out = held_out if held_out >= LEAST_VALIDATION else 0
+    pairs = any(len(np.unique(c)) < len(c) for c in (v.take(order[:held_out]).classes for v in levels.values()))
+    held_out = held_out if held_out >= LEAST_VALIDATION and pairs else 0  # who has no like asks for nothing
     return Supervision(segments, levels, centers, np.sort(order[held_out:]), np.sort(order[:held_out]))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.baselines import METHODS as PROJECTIONS
+from hashing_model.bit_order import order_bits
 from hashing_model.code_spec import CodeSpec
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
@@ -157,6 +158,10 @@ def fit_features(
             heads[segment.name] = fit_lda(x, views, segment.bits)
         else:
             heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
+    for segment in spec.segments:
+        if method_of(segment.name, training, features.labels) not in PROJECTIONS:
+            bits = heads[segment.name].bits(fusion.fuse(features.groups, segment.features))
+            heads[segment.name] = heads[segment.name].reordered(order_bits(bits))
     digest = extractor.backbone.digest if set(extractor.groups) & set(BACKBONE_FEATURES) else ''
     return HashModel(spec, resizing, extractor, digest, fusion, heads, about), history
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
-import os
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,8 @@ class Training:
 
     def __post_init__(self) -> None:
         least = {'epochs': 1, 'views': 1, 'finetune_blocks': 0, 'finetune_epochs': 1, 'balance': 0, 'decorrelation': 0}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
+        for name, value in {'seed': 0, **least}.items():
+            if not value <= getattr(self, name) < math.inf:
                 raise InputError(f'{name.replace("_", "-")} is {getattr(self, name)}; at least {value} is needed')
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f'learning-rate is {self.learning_rate}; a number above 0 is needed')
@@ -88,11 +87,10 @@ class Checkpoint:
     def save(self, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Write a state whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f'.{os.getpid()}-{self.path.name}')
-        described = json.dumps({'key': self.key, **state})
-        with unfinished.open('wb') as file:
+        described = json.dumps({'key': self.key, 'arrays': sorted(arrays), **state})
+        with self._unfinished.open('wb') as file:
             np.savez(file, state=np.array(described), **arrays)
-        unfinished.replace(self.path)
+        self._unfinished.replace(self.path)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The arrays and state of an unfinished training with the same key, if there is one."""
@@ -100,13 +98,19 @@ class Checkpoint:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)
             state = json.loads(str(arrays.pop('state')))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            same = state.pop('key') == json.loads(json.dumps(self.key)) and state.pop('arrays') == sorted(arrays)
+        except Exception:  # zip, numpy and JSON have many words for damage
             return None
-        return (arrays, state) if state.pop('key') == json.loads(json.dumps(self.key)) else None
+        return (arrays, state) if same else None
 
     def remove(self) -> None:
         """The training is over."""
-        self.path.unlink(missing_ok=True)
+        for path in (self.path, self._unfinished):
+            path.unlink(missing_ok=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path.with_name(f'.{self.path.name}')
 
 
 def train_network(
@@ -119,8 +123,11 @@ def train_network(
     stage: str = 'training',
     report: Report | None = None,
     checkpoint: Checkpoint | None = None,
+    momentum: float = 0.0,
 ) -> list[dict[str, float]]:
     """Train a compiled Keras network, and leave it with the weights that validated best.
+
+    With a momentum, what is validated and left is a running mean of the weights (Polyak and Juditsky 1992).
 
     Args:
         network: a compiled Keras model.
@@ -131,7 +138,8 @@ def train_network(
         patience: stop after so many epochs without a better score; None never stops early.
         stage: a name for people.
         report: told after every step.
-        checkpoint: kept after every epoch, gone on from if it has a state, removed at the end.
+        checkpoint: kept after every epoch; gone on from if it has a state. Whoever needs it no more removes it.
+        momentum: of the running mean, per step; 0 takes the weights as they are.
 
     Returns:
         Per epoch: `loss` (mean over its batches), `score` (if validated) and `seconds`.
@@ -139,8 +147,10 @@ def train_network(
     Raises:
         InputError: the loss is not a number.
     """
+    network.optimizer.build(network.trainable_variables)  # or its moments would be in no checkpoint
     variables = [*network.variables, *network.optimizer.variables]
     history: list[dict[str, float]] = []
+    mean = [np.array(v) for v in network.variables]
     best: list[Any] = []
     found = checkpoint.load() if checkpoint else None
     if found:
@@ -148,23 +158,43 @@ def train_network(
         history = state['history']
         for i, variable in enumerate(variables):
             variable.assign(arrays[f'now{i}'])
-        best = [arrays[f'best{i}'] for i in range(len(network.variables)) if f'best{i}' in arrays]
+        mean = [arrays[f'mean{i}'] for i in range(len(mean))]
+        best = [arrays[f'best{i}'] for i in range(len(mean)) if f'best{i}' in arrays]
+
+    def update_mean() -> None:
+        for i, variable in enumerate(network.variables):
+            now = np.array(variable)
+            as_it_is = not momentum or not np.issubdtype(now.dtype, np.floating)
+            mean[i] = now if as_it_is else mean[i] + (now - mean[i]) * np.float32(1 - momentum)
+
     for epoch in range(len(history), epochs):
         if _stalled(history, patience):
             break
-        logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history)
+        logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history, update_mean)
         if validate:
-            logs['score'] = float(validate())
+            with _weights(network, mean):
+                logs['score'] = float(validate())
             if logs['score'] >= max((h['score'] for h in history), default=-math.inf):
-                best = [np.array(v) for v in network.variables]
+                best = list(mean)
         history.append(logs)
         if checkpoint:
             arrays = {f'now{i}': np.array(v) for i, v in enumerate(variables)}
-            arrays |= {f'best{i}': v for i, v in enumerate(best)}
+            arrays |= {f'mean{i}': v for i, v in enumerate(mean)} | {f'best{i}': v for i, v in enumerate(best)}
             checkpoint.save(arrays, {'history': history})
-    for variable, value in zip(network.variables, best, strict=False):
+    for variable, value in zip(network.variables, best or mean, strict=True):
         variable.assign(value)
     return history
+
+
+@contextlib.contextmanager
+def _weights(network: Any, values: Sequence[Any]) -> Iterator[None]:
+    """The network with other weights for a while."""
+    own = [np.array(v) for v in network.variables]
+    for variable, value in zip(network.variables, values, strict=True):
+        variable.assign(value)
+    yield
+    for variable, value in zip(network.variables, own, strict=True):
+        variable.assign(value)
 
 
 def _run_epoch(
@@ -176,12 +206,13 @@ def _run_epoch(
     stage: str,
     report: Report | None,
     history: Sequence[Mapping[str, float]],
+    after_step: Callable[[], None],
 ) -> dict[str, float]:
     started = time.monotonic()
-    network.reset_metrics()
     score = history[-1].get('score') if history else None
     loss = total = 0.0
     for step, (x, y) in enumerate(_made_ahead(batches)):
+        network.reset_metrics()  # before 3.13, Keras gives the mean since this
         total += float(network.train_on_batch(x, y, return_dict=True)['loss'])
         loss = total / (step + 1)
         if not math.isfinite(loss):
@@ -190,6 +221,7 @@ def _run_epoch(
                 f'{stage}: the loss is {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: '
                 'give a lower --learning-rate'
             )
+        after_step()
         if report:
             report(Progress(stage, epoch * steps + step + 1, epochs * steps, loss, score))
     return {'loss': loss, 'seconds': round(time.monotonic() - started, 2)}
@@ -207,7 +239,7 @@ def _made_ahead(makers: Iterable[Callable[[], Batch]]) -> Iterable[Batch]:
 
 
 def _stalled(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
-    if patience is None or not history:
+    scores = [epoch['score'] for epoch in history if 'score' in epoch]
+    if patience is None or not scores:
         return False
-    scores = [h['score'] for h in history]
     return len(scores) - 1 - scores.index(max(scores)) >= patience

@@ -1,6 +1,7 @@
-"""The command line: `grainhash train | evaluate | build | query | inspect | demo`. Arguments and messages only.
+"""The command line: `grainhash train | features | calibrate | evaluate | build | query | inspect | demo`.
 
-Commands import what they need when they run, so that `--help` and `inspect` load neither Beam nor TensorFlow.
+Arguments and messages only. Commands import what they need when they run, so that `--help` and `inspect` load neither
+Beam nor TensorFlow.
 Exit codes: 0 done, 1 failed, 2 bad input or options.
 """
 
@@ -23,6 +24,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
 PROGRESS_SECONDS = 15
+BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -36,6 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     added = {
         'train': _train,
+        'features': _features,
+        'calibrate': _calibrate,
         'evaluate': _evaluate,
         'build': _build,
         'query': _query,
@@ -52,7 +56,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 HELP = {
-    'train': ('Fit a hash model on images.', None),
+    'train': ('Fit a hash model on images, or on features made before.', None),
+    'features': ('Make the features of images and keep them, to fit models on them in minutes.', BEAM),
+    'calibrate': ('Fit the thresholds of a model to a catalogue, so that its bits are balanced there.', BEAM),
     'evaluate': ('Measure how good codes are, before or after an index is built.', None),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
@@ -74,7 +80,13 @@ def _reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--images', nargs='+', required=True, metavar='PATTERN', help=PATTERN_HELP)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
+    source.add_argument(
+        '--features',
+        metavar='DIR',
+        help='what grainhash features made; no image is read, size and backbone are its own',
+    )
     parser.add_argument('--model', required=True, metavar='DIR', help='folder to save the model in')
     parser.add_argument(
         '--method',
@@ -82,24 +94,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         help='how the bits are made; ortho, csq and greedy learn from labels at the levels that segments are named '
         'after (default: ortho for segments with labels; without, lda for look and contrastive for others)',
     )
-    parser.add_argument(
-        '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
-    )
-    parser.add_argument(
-        '--input-size', type=int, default=224, metavar='PX', help='side of the square in pixels (default: 224)'
-    )
-    parser.add_argument(
-        '--resize',
-        default='squash',
-        choices=['squash', 'crop', 'pad'],
-        help='how a picture becomes square: whole and squashed, its centre, or with white borders (default: squash)',
-    )
-    parser.add_argument(
-        '--backbone',
-        default='efficientnet_lite0',
-        metavar='NAME',
-        help='efficientnet_lite0 (default, no download), a model of keras.applications, or a .keras file',
-    )
+    _describing(parser)
     parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='fit on at most N (default: 10000)')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of every random choice (default: 0)')
     group = parser.add_argument_group('training')
@@ -117,6 +112,49 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--finetune-epochs', type=int, metavar='N', help='epochs of that (default: 30)')
     group.add_argument('--tensorboard', metavar='DIR', help='folder for TensorBoard logs')
+    _reading(parser)
+
+
+def _describing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
+    )
+    parser.add_argument('--input-size', type=int, metavar='PX', help='side of the square in pixels (default: 224)')
+    parser.add_argument(
+        '--resize',
+        choices=['squash', 'crop', 'pad'],
+        help='how a picture becomes square: whole and squashed, its centre, or with white borders (default: squash)',
+    )
+    parser.add_argument(
+        '--backbone',
+        metavar='NAME',
+        help='efficientnet_lite0 (default, no download), a model of keras.applications, or a .keras file',
+    )
+
+
+def _features(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--images', nargs='+', required=True, metavar='PATTERN', help=PATTERN_HELP)
+    parser.add_argument(
+        '--out', required=True, metavar='DIR', help='folder of the features; what is there already is not made again'
+    )
+    _describing(parser)
+    parser.add_argument(
+        '--views',
+        type=int,
+        default=3,
+        metavar='N',
+        help='augmented views per image, for segments that --labels does not name (default: 3)',
+    )
+    parser.add_argument('--seed', type=int, default=0, metavar='N', help='of the views (default: 0)')
+    _reading(parser)
+
+
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--model', required=True, metavar='DIR', help='the model; it stays as it is')
+    parser.add_argument(
+        '--images', nargs='+', required=True, metavar='PATTERN', help=f'the catalogue to be indexed: {PATTERN_HELP}'
+    )
+    parser.add_argument('--out', required=True, metavar='DIR', help='folder to save the calibrated model in')
     _reading(parser)
 
 
@@ -211,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so: clean up as for Ctrl-C
     try:
-        if rest and args.command not in ('build', 'query'):
+        if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')
         from pipelines import commands
 

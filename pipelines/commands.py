@@ -25,49 +25,165 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from hashing_model.images import Resizing
+    from hashing_model.model import HashModel
+    from hashing_model.train import History
+    from hashing_model.training import Training
     from pipelines.evaluate_codes import Images
     from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.train_model import TrainingLog
+
+INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
 
 
 def train(args: argparse.Namespace, _: Sequence[str]) -> None:
-    """Fit a hash model on a sample of the images and save it."""
-    from hashing_model.images import Resizing
+    """Fit a hash model on a sample of the images, or on features that were made before, and save it."""
     from hashing_model.model import CHECKPOINT_FILE, check_model_folder
-    from hashing_model.train import fit
     from hashing_model.training import Checkpoint, Training
-    from pipelines.shards import list_units
-    from pipelines.train_model import TrainingLog, describe_rejects, describe_training, sample_images, write_training
+    from pipelines.train_model import TrainingLog, describe_training, write_training
 
-    if args.max_images < 1:
-        raise InputError(f'--max-images is {args.max_images}; at least 1 is needed')
+    _check_train(args)
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Training) if f.name in args}
     training = Training(**{name: value for name, value in settings.items() if value is not None})
-    spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
-    resizing = Resizing(args.input_size, args.resize)
+    spec = _spec(args)
     folder = Path(args.model)
     check_model_folder(folder)
     files.check_writable(str(folder / 'model.json'))
-    options = read_options(args)
-    units = list_units(absolute(args.images), options)
     started = time.monotonic()
-    sample = sample_images(units, options, args.max_images, args.seed, resizing, spec.names)
-    if sample.rejects:
-        tell(f'{len(sample.rejects)} records could not be used: {describe_rejects(sample.rejects)}')
-    checkpoint = Checkpoint(folder / CHECKPOINT_FILE, {**vars(args), 'sample': sample.digest})
+    fit_given = _fit_features if args.features else _fit_images
     with TrainingLog(_stderr(), args.tensorboard) as log:
-        model, history = fit(
-            sample.images, sample.labels, training, spec, resizing, args.backbone, log.report, checkpoint
-        )
+        model, history = fit_given(args, spec, training, log)
     model.save(folder)
     write_training(folder, model, history)
-    checkpoint.remove()
+    Checkpoint(folder / CHECKPOINT_FILE, {}).remove()
     for line in describe_training(model):
         tell(line)
     segments = ', '.join(f'{s.name} {s.bits}' for s in spec.segments)
     tell(
         f'{args.model}: {model.training["method"]} on {model.training["images"]:,} images, {segments} bits, '
         f'fingerprint {model.fingerprint[:12]}, {time.monotonic() - started:.0f} s'
+    )
+
+
+def _check_train(args: argparse.Namespace) -> None:
+    if args.max_images < 1:
+        raise InputError(f'--max-images is {args.max_images}; at least 1 is needed')
+    if not args.features:
+        return
+    if args.finetune_blocks:
+        raise InputError('--finetune-blocks needs --images: the backbone learns from pictures, not from features')
+    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
+        if getattr(args, option):
+            raise InputError(
+                f'--{option.replace("_", "-")} tells how images are read; --features has them read already'
+            )
+
+
+def _fit_images(
+    args: argparse.Namespace, spec: CodeSpec, training: Training, log: TrainingLog
+) -> tuple[HashModel, History]:
+    from hashing_model.model import CHECKPOINT_FILE
+    from hashing_model.train import fit
+    from hashing_model.training import Checkpoint
+    from pipelines.shards import list_units
+    from pipelines.train_model import describe_rejects, sample_images
+
+    resizing, options = _resizing(args), read_options(args)
+    units = list_units(absolute(args.images), options)
+    sample = sample_images(units, options, args.max_images, args.seed, resizing, spec.names)
+    if sample.rejects:
+        tell(f'{len(sample.rejects)} records could not be used: {describe_rejects(sample.rejects)}')
+    checkpoint = Checkpoint(Path(args.model, CHECKPOINT_FILE), {**vars(args), 'sample': sample.digest})
+    return fit(sample.images, sample.labels, training, spec, resizing, _backbone(args), log.report, checkpoint)
+
+
+def _fit_features(
+    args: argparse.Namespace, spec: CodeSpec, training: Training, log: TrainingLog
+) -> tuple[HashModel, History]:
+    from hashing_model.feature_key import check_weights
+    from hashing_model.train import fit_features, make_extractor
+    from pipelines.feature_files import check_readable, load_features, read_manifest
+
+    cache = read_manifest(files.absolute(args.features))
+    key = cache.key
+    made = {'input_size': key.resizing.size, 'resize': key.resizing.rule, 'backbone': key.backbone}
+    for option, value in made.items():
+        if getattr(args, option) not in (None, value):
+            name = option.replace('_', '-')
+            raise InputError(f'--{name} is {getattr(args, option)}; {args.features} was made with {value}')
+    check_readable(cache, spec)
+    if args.views is None and key.view_seeds:
+        training = dataclasses.replace(training, views=len(key.view_seeds))
+    extractor = make_extractor(spec, key.resizing, key.backbone)
+    features, training = load_features(cache, extractor.groups, spec, training, args.max_images)
+    check_weights(extractor, key)
+    return fit_features(features, extractor, key.resizing, spec, training, log.report)
+
+
+def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Make the features of images and keep them in files."""
+    from hashing_model.feature_key import FeatureKey, views_for, weights_digest
+    from hashing_model.train import make_extractor
+    from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
+    from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
+    from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.shards import cut_units, list_inputs
+
+    if args.views < 0:
+        raise InputError(f'--views is {args.views}; 0 or more are possible')
+    beam_options, options = pipeline_options(beam_args), read_options(args)
+    threads = threads_per_worker(beam_options)
+    spec, resizing, backbone = _spec(args), _resizing(args), _backbone(args)
+    groups = tuple(make_extractor(spec, resizing, backbone).groups)
+    out = files.absolute(args.out)
+    check_cache_folder(out)
+    inputs = list_inputs(absolute(args.images))
+    units = cut_units(inputs, options)
+    files.check_writable(files.join(out, MANIFEST))
+    started = time.monotonic()
+    digest = weights_digest(cached_extractor(backbone, resizing.size, groups, threads))
+    of_views, seeds = views_for(spec, options.labels, args.views, args.seed)
+    key = FeatureKey(resizing, backbone, digest, groups, of_views, tuple(seeds))
+    check_cache_folder(out, key)
+    known = {file.path: file for file in inputs}
+    named = [NamedUnit(unit, part_name(unit, known, options, key.fingerprint)) for unit in units]
+    config = FeaturesConfig(out, key, len(units), options, threads)
+    result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
+    reused = counters(result).get('reused', 0)
+    tell(f'{args.out}: {describe(read_manifest(out), reused)}, {time.monotonic() - started:.0f} s')
+
+
+def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Move a model's thresholds to the middle of a catalogue, and save it as another model."""
+    from hashing_model.model import MODEL_FILE, HashModel
+    from pipelines.calibrate_model import CalibrationConfig, check_out, define_pipeline
+    from pipelines.encode import local_model
+    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.shards import list_units
+
+    beam_options, options = pipeline_options(beam_args), read_options(args)
+    source, out = files.absolute(args.model), files.absolute(args.out)
+    model = HashModel.load(local_model(source))
+    check_out(out, source)
+    units = list_units(absolute(args.images), options)
+    files.check_writable(files.join(out, MODEL_FILE))
+    started = time.monotonic()
+    threads = threads_per_worker(beam_options)
+    config = CalibrationConfig(source, model.fingerprint, out, model.spec, len(units), options, threads)
+    run_pipeline(lambda root: define_pipeline(root, config, units), beam_options)
+    made = HashModel.load(local_model(out))
+    about = made.training['calibration']
+    if about['rejected']:
+        reasons = ', '.join(f'{n:,} {reason}' for reason, n in about['rejected'].items())
+        tell(f'{sum(about["rejected"].values()):,} records could not be used: {reasons}')
+    before, after = about['imbalance']
+    tell(
+        f'share of ones less 1/2, mean over the bits: {before:.3f} before, {after:.3f} now, of {about["measured_on"]:,}'
+    )
+    tell(
+        f'{args.out}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
+        f'(was {model.fingerprint[:12]}), {time.monotonic() - started:.0f} s'
     )
 
 
@@ -339,6 +455,20 @@ def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
 def absolute(patterns: Sequence[str]) -> list[str]:
     """Patterns that mean the same to every worker and in the index's `source` columns."""
     return [files.absolute(pattern) for pattern in patterns]
+
+
+def _spec(args: argparse.Namespace) -> CodeSpec:
+    return CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
+
+
+def _resizing(args: argparse.Namespace) -> Resizing:
+    from hashing_model.images import Resizing
+
+    return Resizing(INPUT_SIZE if args.input_size is None else args.input_size, args.resize or RESIZE)
+
+
+def _backbone(args: argparse.Namespace) -> str:
+    return args.backbone or BACKBONE
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as arrow_fs
 
 from hashing_model.errors import InputError
-from hashing_model.images import Decoded, ImageError
+from hashing_model.images import Decoded, ImageError, Resizing, decode
 from hashing_model.model import HashModel
 from pipelines.index import files
 from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
@@ -88,19 +88,19 @@ class EncodedUnit:
 def encode_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int = BATCH_SIZE) -> EncodedUnit:
     """Decode and encode the records of one unit; the next batch is decoded while one is encoded."""
     tables, rejects, records_read = [], [], 0
-    for batch in _decoded_batches(items, model, batch_size):
+    for batch in decoded_batches(items, model.resizing, batch_size):
         records_read += len(batch)
-        rejects += [result for _, result in batch if isinstance(result, Reject)]
-        good = [(item, result) for item, result in batch if isinstance(item, Record) and isinstance(result, Decoded)]
-        if good:
-            codes = model.encode(np.stack([decoded.pixels for _, decoded in good]))
-            tables.append(images_table([record for record, _ in good], codes, [decoded for _, decoded in good]))
+        records, decoded, bad = sort_batch(batch)
+        rejects += bad
+        if records:
+            codes = model.encode(np.stack([d.pixels for d in decoded]))
+            tables.append(images_table(records, codes, decoded))
     empty = images_schema(model.spec.num_bytes).empty_table()
     return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read)
 
 
-def _decoded_batches(
-    items: Iterable[Record | Reject], model: HashModel, batch_size: int
+def decoded_batches(
+    items: Iterable[Record | Reject], resizing: Resizing, batch_size: int
 ) -> Iterator[list[tuple[Record | Reject, Decoded | Reject]]]:
     """Batches of (item, its pixels or reject); one batch is being decoded while the caller has the one before."""
 
@@ -108,7 +108,7 @@ def _decoded_batches(
         if isinstance(item, Reject):
             return item, item
         try:
-            return item, model.decode(item.data)
+            return item, decode(item.data, resizing)
         except ImageError as e:
             return item, Reject(item.source, e.reason, e.detail, item.image_id)
 
@@ -118,6 +118,15 @@ def _decoded_batches(
         while batch := list(waiting):
             waiting = pool.map(try_decode, itertools.islice(source, batch_size))
             yield batch
+
+
+def sort_batch(
+    batch: Iterable[tuple[Record | Reject, Decoded | Reject]],
+) -> tuple[list[Record], list[Decoded], list[Reject]]:
+    """Of a batch of `decoded_batches` the records that could be decoded, their pixels, and the rejects."""
+    good = [(item, result) for item, result in batch if isinstance(item, Record) and isinstance(result, Decoded)]
+    bad = [result for _, result in batch if isinstance(result, Reject)]
+    return [record for record, _ in good], [decoded for _, decoded in good], bad
 
 
 def images_table(records: Sequence[Record], codes: NDArray[np.uint8], decoded: Sequence[Decoded]) -> pa.Table:

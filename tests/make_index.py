@@ -277,4 +277,4 @@ def hand_model(pictures, seed=0):
     resizing = Resizing(64)
     pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
     spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
-    return fit(pixels, training=Training(seed=seed), spec=spec, resizing=resizing)[0]
+    return fit(pixels, training=Training('itq', seed), spec=spec, resizing=resizing)[0]

@@ -10,9 +10,9 @@ from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.errors import InputError
 from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
-from pipelines import encode
 from pipelines.encode import (
     BATCH_SIZE,
+    decoded_batches,
     encode_unit,
     find_duplicates,
     id_hashes,
@@ -122,7 +122,7 @@ def test_records_are_read_no_further_than_a_batch_ahead(model):
             taken.append(i)
             yield Record(str(i), data, Source('a.tar', ''))
 
-    batches = encode._decoded_batches(counted(), model, BATCH_SIZE)
+    batches = decoded_batches(counted(), model.resizing, BATCH_SIZE)
     for done in (1, 2, 3):
         assert len(next(batches)) == BATCH_SIZE
         assert len(taken) <= (done + 1) * BATCH_SIZE
