@@ -19,6 +19,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -135,14 +136,21 @@ def hashes(pictures: Pictures, rows: Rows) -> dict[str, str]:
     return {part: hashlib.sha256(text.encode()).hexdigest() for part, text in ids.items()}
 
 
-def features(work: Path, name: str, pixels: Callable[[], Sequence[Any]], size: int, view: int | None) -> FeatureSet:
-    """All feature groups of some pictures, from the work folder if they were made before."""
+def features(
+    work: Path,
+    name: str,
+    pixels: Callable[[], Sequence[Any]],
+    size: int,
+    view: int | None = None,
+    groups: Sequence[str] = FEATURES,
+) -> FeatureSet:
+    """Feature groups of some pictures, from the work folder if they were made before."""
     path = work / f'{name}-{size}px{"" if view is None else f"-view{view}"}.npz'
     if not path.exists():
-        extractor = Extractor(BACKBONE, size, FEATURES)
+        extractor = Extractor(BACKBONE, size, groups)
         print(f'  features for {path.name}', flush=True)
         unfinished = path.with_suffix('.tmp.npz')
-        np.savez(unfinished, **extract(pixels(), extractor, FEATURES, say, view))
+        np.savez(unfinished, **extract(pixels(), extractor, groups, say, view))
         unfinished.rename(path)
     with np.load(path) as file:
         return FeatureSet(dict(file))
@@ -180,16 +188,16 @@ def cifar_heads(args: argparse.Namespace, method: str) -> Figures:
     pictures, spec = cifar(args.cifar), of_every_length(KIND)
     rows = split(pictures, 1_000, 5_000)
     resizing = Resizing(FROZEN_SIZE)
-    everything = features(args.work, 'cifar', lambda: pictures.pixels(resizing), FROZEN_SIZE, None)
+    everything = features(args.work, 'cifar', lambda: pictures.pixels(resizing), FROZEN_SIZE, groups=KIND)
     level, fit_rows = pictures.level('fine'), rows['training']
+    pixels = functools.partial(pictures.pixels, resizing, fit_rows)
     found: dict[int, list[float]] = {bits: [] for bits in BITS}
     for seed in SEEDS:
         training = Training(method=method, seed=seed)
         views = ()
         if method in ('contrastive', 'lda'):
             views = tuple(
-                features(args.work, 'cifar-5k', lambda: pictures.pixels(resizing, fit_rows), FROZEN_SIZE, v).groups
-                for v in view_seeds(Training())
+                features(args.work, 'cifar-5k', pixels, FROZEN_SIZE, v, KIND).groups for v in view_seeds(Training())
             )
         labels = {segment.name: level.take(fit_rows) for segment in spec.segments}
         encode = fitted(FeatureSet(take(everything.groups, fit_rows), views, labels), training, spec, FROZEN_SIZE)
@@ -204,7 +212,11 @@ def cifar_heads(args: argparse.Namespace, method: str) -> Figures:
 
 def spread(scores: Sequence[float]) -> dict[str, float]:
     """Median, least and most over the seeds."""
-    return {'median': round(statistics.median(scores), 4), 'least': min(scores), 'most': max(scores)}
+    return {
+        'median': round(statistics.median(scores), 4),
+        'least': round(min(scores), 4),
+        'most': round(max(scores), 4),
+    }
 
 
 def cifar_finetuned(args: argparse.Namespace, name: str, queries: int, training: int, epochs: int) -> Figures:
@@ -240,7 +252,7 @@ def catalogue_items(args: argparse.Namespace) -> Figures:
     pictures = catalogue()
     spec = CodeSpec((Segment('coarse', 32, KIND), Segment('fine', 64, KIND), Segment('look', 64, LOOK)))
     resizing = Resizing(CATALOGUE_SIZE)
-    everything = features(args.work, 'catalogue', lambda: pictures.pixels(resizing), CATALOGUE_SIZE, None).groups
+    everything = features(args.work, 'catalogue', lambda: pictures.pixels(resizing), CATALOGUE_SIZE).groups
     views = [
         features(args.work, 'catalogue', lambda: pictures.pixels(resizing), CATALOGUE_SIZE, v).groups
         for v in view_seeds(Training())
@@ -332,37 +344,90 @@ def opened(data: bytes) -> Image.Image:
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 
 
-def look(args: argparse.Namespace, name: str) -> Figures:
-    """How often a distorted picture finds its original first, by the look segment alone; expected over ties."""
-    size = CATALOGUE_SIZE
-    resizing = Resizing(size)
+class LookFeatures(NamedTuple):
+    """Feature groups for near-duplicates: what a segment is fitted on, what is stored, what asks, per distortion."""
+
+    training_set: FeatureSet
+    stored: Mapping[str, NDArray]
+    asked: Mapping[str, Mapping[str, NDArray]]
+    asking: NDArray[np.int64]
+    same: NDArray[np.int64]
+
+    def recall(self, training: Training, spec: CodeSpec) -> dict[str, float]:
+        """Per distortion, how often the original is found first."""
+        encode = fitted(self.training_set, training, spec, CATALOGUE_SIZE)
+        base = encode(self.stored)
+        return {what: first_found(encode(x), base, self.asking, self.same) for what, x in self.asked.items()}
+
+
+def look_features(args: argparse.Namespace, name: str) -> LookFeatures:
+    """All feature groups of the pictures, their augmented views and their distorted copies."""
+    size, resizing = CATALOGUE_SIZE, Resizing(CATALOGUE_SIZE)
     pictures, fit_rows, database = look_rows(args, name)
-    fit_on = features(args.work, f'{name}-look', lambda: pictures.pixels(resizing, fit_rows), size, None).groups
-    views = tuple(
-        features(args.work, f'{name}-look', lambda: pictures.pixels(resizing, fit_rows), size, v).groups
-        for v in view_seeds(Training())
-    )
-    stored = features(args.work, f'{name}-stored', lambda: pictures.pixels(resizing, database), size, None).groups
+    fit_pixels = functools.partial(pictures.pixels, resizing, fit_rows)
+    views = [features(args.work, f'{name}-look', fit_pixels, size, v).groups for v in view_seeds(Training())]
+    labels = {'fine': pictures.level('fine').take(fit_rows)}
+    fit_on = FeatureSet(features(args.work, f'{name}-look', fit_pixels, size).groups, tuple(views), labels)
+    stored = features(args.work, f'{name}-stored', lambda: pictures.pixels(resizing, database), size).groups
     asking = np.random.default_rng(SPLIT_SEED).permutation(len(database))[:LOOK_QUERIES]
     asked = {}
     for what, distort in distortions().items():
         rng = np.random.default_rng(SPLIT_SEED)
         files = [distort(opened(pictures.data[database[i]]), rng) for i in asking]
         pixels = functools.partial(np.stack, [decode(data, resizing).pixels for data in files])
-        asked[what] = features(
-            args.work, f'{name}-{what.replace(" ", "-").replace("%", "percent")}', pixels, size, None
-        )
-    same = same_code(pictures, database)
-    figures: dict[str, dict[str, float]] = {}
-    for method in ('lda', 'contrastive', 'itq', 'random'):
-        for bits in LOOK_BITS:
-            spec = CodeSpec((Segment('look', bits, LOOK),))
-            encode = fitted(FeatureSet(fit_on, views), Training(method=method), spec, size)
-            base = encode(stored)
-            figures[f'{method} {bits}'] = {
-                what: first_found(encode(queries.groups), base, asking, same) for what, queries in asked.items()
-            }
+        file = re.sub(r'\W+', '-', f'{name} {what}').strip('-')
+        asked[what] = features(args.work, file, pixels, size).groups
+    return LookFeatures(fit_on, stored, asked, asking, same_pixels(pictures, database))
+
+
+def look(args: argparse.Namespace, name: str) -> Figures:
+    """How often a distorted picture finds its original first, by the look segment alone; expected over ties."""
+    found = look_features(args, name)
+    figures = {
+        f'{method} {bits}': found.recall(Training(method), CodeSpec((Segment('look', bits, LOOK),)))
+        for method in ('lda', 'contrastive', 'itq', 'random')
+        for bits in LOOK_BITS
+    }
+    pictures, fit_rows, database = look_rows(args, name)
     return {'recall@1': figures, 'split': hashes(pictures, {'training': fit_rows, 'database': database})}
+
+
+def ablation(args: argparse.Namespace) -> Figures:
+    """Each feature group left out: mAP of a segment with labels, recall of one without; and the gates left out.
+
+    CIFAR-10, 64 bits. The database is the test images, of which some ask, each without itself.
+    """
+    found = look_features(args, 'cifar')
+    pictures, fit_rows, database = look_rows(args, 'cifar')
+    level = pictures.level('fine').take(database)
+    figures: dict[str, Figures] = {}
+    for left_out in (None, *FEATURES):
+        kept = [name for name in FEATURES if name != left_out]
+        figures[f'without {left_out}' if left_out else 'all, gated'] = {
+            'mAP': ablated(found, level, kept, gated=True),
+            'recall@1': mean_recall(found, kept),
+            "recall@1 of look's groups": mean_recall(found, [name for name in LOOK if name != left_out]),
+        }
+    figures['all, not gated'] = {'mAP': ablated(found, level, FEATURES, gated=False)}
+    return {'map': figures, 'split': hashes(pictures, {'training': fit_rows, 'database': database})}
+
+
+def ablated(found: LookFeatures, level: LabelLevel, groups: Sequence[str], gated: bool) -> dict[str, float]:
+    """mAP of a supervised segment that reads some feature groups, over the seeds."""
+    spec = CodeSpec((Segment('fine', 64, tuple(groups)),))
+    scores = []
+    for seed in SEEDS:
+        codes = fitted(found.training_set, Training('ortho', seed, gated=gated), spec, CATALOGUE_SIZE)(found.stored)
+        asking = [level.take(found.asking)]
+        ranking = rank(codes[found.asking], asking, codes, [level], spec, leave_out=found.asking)
+        scores.append(float(average_precision(ranking.totals, ranking.relevant).mean()))
+    return spread(scores)
+
+
+def mean_recall(found: LookFeatures, groups: Sequence[str]) -> float:
+    """Recall@1 of near-duplicates by 64 bits that read some feature groups, the mean over the distortions."""
+    recall = found.recall(Training('lda'), CodeSpec((Segment('look', 64, tuple(groups)),)))
+    return round(statistics.mean(recall.values()), 4)
 
 
 def look_rows(args: argparse.Namespace, name: str) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
@@ -378,7 +443,7 @@ def look_rows(args: argparse.Namespace, name: str) -> tuple[Pictures, NDArray[np
     return pictures, np.sort(rows), np.flatnonzero(pictures.part == 'test')
 
 
-def same_code(pictures: Pictures, rows: NDArray) -> NDArray[np.int64]:
+def same_pixels(pictures: Pictures, rows: NDArray) -> NDArray[np.int64]:
     """A number per picture, equal for equal pixels: several items of the catalogue share a drawing."""
     digests = [hashlib.sha256(opened(pictures.data[i]).tobytes()).digest() for i in rows]
     return np.unique(digests, return_inverse=True)[1]
@@ -415,6 +480,7 @@ def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
         made |= {f'cifar-5k-{method}': functools.partial(cifar_heads, args, method) for method in heads}
         made |= {
             'cifar-look': functools.partial(look, args, 'cifar'),
+            'cifar-ablation': functools.partial(ablation, args),
             'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 12),
             'cifar-50k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-50k-finetuned', 10_000, 50_000, 4),
         }

@@ -1,10 +1,9 @@
 """Target codes for classes ("hash centres"): signs far apart, balanced, and nested where the classes are.
 
 Few classes: the columns of signs are improved swap by swap, which comes within a bit or two of Plotkin's bound.
-Many classes: words of a binary linear code, taken in complementary pairs so that every bit halves the classes. The
-code is held as one point x per bit: a message (c, m) has there the bit c + <m, x> over F_2. One Walsh transform of the
-points tells all distances, so no pairs are compared, and 40,000 classes take under a second. Rejection sampling
-leaves 100 codes of 64 bits at distance 26, this at 32; rows of a Sylvester-Hadamard matrix repeat bits and substrings.
+Many classes: words of a linear code (`linear_codes.py`), taken in complementary pairs so that every bit halves the
+classes; no pairs are compared, and 40,000 classes take under a second. Rejection sampling leaves 100 codes of 64 bits
+at distance 26, this at 32; rows of a Sylvester-Hadamard matrix repeat bits and substrings.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ from numpy.typing import NDArray
 
 from hashing_model.codes import bit_mask, pack_bits, to_words
 from hashing_model.errors import InputError
+from hashing_model.linear_codes import encode, linear_code
 
 Signs = NDArray[np.int8]
 Ints = NDArray[np.int64]
 
 _FEW = 64  # up to so many classes, swaps are tried too
-_STARTS, _SWEEPS, _ORDERS = 6, 20, 10
+_STARTS, _SWEEPS = 6, 20
 _STEEPNESS = 1.5  # of the potential exp(-steepness x distance); found by trying
 _BLOCK, _TILE = 64, 4096  # rows and columns of pairs compared at a time
-# Primitive polynomials over F_2 of degree 2 to 10, as binary numbers.
-_PRIMITIVE = {2: 7, 3: 11, 4: 19, 5: 37, 6: 67, 7: 131, 8: 285, 9: 529, 10: 1033}
 
 
 def make_centers(classes: int, bits: int, rng: np.random.Generator) -> Signs:
@@ -346,8 +344,8 @@ def _best_swap(s: NDArray, weights: NDArray, used: Counter[bytes], limit: int) -
 def _paired_words(classes: int, bits: int, rng: np.random.Generator) -> Signs:
     """Random words of a linear code and their complements, int8 [classes, bits], in random order."""
     pairs = -(-classes // 2)
-    points, dims = _code(bits, (pairs - 1).bit_length(), rng)
-    words = _encode(points, rng.choice(2**dims, pairs, replace=False))
+    points, dims = linear_code(bits, (pairs - 1).bit_length(), rng)
+    words = encode(points, rng.choice(2**dims, pairs, replace=False))
     return rng.permutation(np.concatenate([words, -words])[:classes])
 
 
@@ -377,13 +375,13 @@ def _family_words(parents: NDArray, grandparents: NDArray | None, bits: int, rng
         within[of_block] = picks[picks < block][within[of_block]]
     place = (np.cumsum(blocks) - blocks)[rank // 2] + within
     spare = max(0, (bits - 1).bit_length() - needed)
-    points = _code(bits, needed + spare, rng)[0]
+    points = linear_code(bits, needed + spare, rng)[0]
     largest = int(blocks[0]) << spare
     free = np.setdiff1d(np.arange(largest), points % largest)
     if len(free):  # another form of the same code, in which no bit is constant over the largest family
         points = points ^ rng.choice(free)
     messages = (place << spare) + rng.integers(2**spare, size=total)[place]
-    return _encode(points, messages) * np.where(rank % 2 == 0, 1, -1).astype(np.int8)[:, None]
+    return encode(points, messages) * np.where(rank % 2 == 0, 1, -1).astype(np.int8)[:, None]
 
 
 def _occurrences(values: NDArray) -> Ints:
@@ -396,137 +394,3 @@ def _occurrences(values: NDArray) -> Ints:
     found = np.empty(len(values), np.int64)
     found[np.argsort(values, kind='stable')] = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
     return found
-
-
-def _encode(points: Ints, messages: Ints) -> Signs:
-    """The word of each message m: sign (-1)^<m, x> at point x; int8 [messages, points]."""
-    return (1 - 2 * (np.bitwise_count(messages[:, None] & points) & 1).astype(np.int8)).astype(np.int8)
-
-
-def _code(bits: int, dims: int, rng: np.random.Generator) -> tuple[Ints, int]:
-    """A linear code of words far apart and from each other's complements: a point per bit, and the message's bits.
-
-    The points are distinct, and ordered so that as many in a row as possible tell all words apart.
-
-    Args:
-        bits: length of the words.
-        dims: bits of the messages at least, below `bits`.
-        rng: of the order.
-    """
-    dims = max(dims, (bits - 1).bit_length())
-    if dims == bits - 1:  # all words
-        return _mixed(np.array([0, *(1 << i for i in range(dims))]), dims, rng), dims
-    found = []
-    if bits == 1 << (bits - 1).bit_length():
-        found.append(_bch(bits, dims))
-    if not found or dims <= 12:
-        found.append((_walsh(bits, dims), dims))
-    points, dims = max(found, key=lambda f: _least_weight(*f)) if len(found) > 1 else found[0]
-    return _mixed(points, dims, rng), dims
-
-
-def _bch(bits: int, dims: int) -> tuple[Ints, int]:
-    """The extended primitive narrow-sense BCH code of length 2^m, of `dims` message bits or a few more.
-
-    Row j of the generator belongs to a power s of the field's primitive element a: the lowest bit of a^(s (i + j)) at
-    position i. Taking the cyclotomic cosets from the largest leader down leaves a, a^2, ..., a^t as the code's zeros
-    (MacWilliams and Sloane 1977, ch. 7 and 9); the first m rows with their complements are the Reed-Muller code.
-    """
-    degree, period = bits.bit_length() - 1, bits - 1
-    powers = [1]
-    while len(powers) < period:
-        shifted = powers[-1] << 1
-        powers.append(shifted ^ _PRIMITIVE[degree] if shifted >= bits else shifted)
-    lowest = np.array(powers) & 1
-    points, made = np.zeros(bits, np.int64), 0
-    for leader in range(period - 1, 0, -1):
-        coset = {leader * 2**j % period for j in range(degree)}
-        if leader == min(coset) and made < dims:
-            for j in range(len(coset)):
-                points[:-1] |= lowest[leader * (np.arange(period) + j) % period] << made
-                made += 1
-    return points, made
-
-
-@functools.lru_cache(maxsize=16)
-def _walsh(bits: int, dims: int) -> Ints:
-    """Points chosen greedily, then exchanged one by one, so that no word comes near to 0 or 1: int64 [bits], distinct.
-
-    With t(m) = sum over points of (-1)^<m, x>, word m has weight (bits - t(m)) / 2 and its complement the rest. The
-    point x that lowers the sum over m of cosh t(m) most is the least of the Walsh transform of sinh t at x.
-    """
-    messages = np.arange(2**dims)
-    sums, free = np.zeros(2**dims), np.ones(2**dims, bool)
-    points: list[int] = []
-
-    def add() -> None:
-        top = np.abs(sums[1:]).max()
-        size = np.minimum(np.abs(sums), top)  # only word 0, which does not count, is beyond the top
-        steep = np.sign(sums) * (np.exp(size - top) - np.exp(-size - top))  # sinh t, scaled
-        steep[0] = 0
-        points.append(int(np.where(free, _walsh_transform(steep), np.inf).argmin()))
-        change(points[-1], 1)
-
-    def change(point: int, by: int) -> None:
-        nonlocal sums
-        sums += by * (1 - 2.0 * (np.bitwise_count(messages & point) & 1))
-        free[point] = by < 0
-
-    for _ in range(bits):
-        add()
-    best, least = list(points), np.abs(sums[1:]).max()
-    for _ in range(min(_SWEEPS, 2**18 >> dims)):
-        before = list(points)
-        for _ in range(bits):
-            change(points.pop(0), -1)
-            add()
-            if (now := np.abs(sums[1:]).max()) < least:
-                best, least = list(points), now
-        if points == before:
-            break
-    return np.array(best)
-
-
-def _walsh_transform(values: NDArray) -> NDArray[np.float64]:
-    """Sum over m of (-1)^<m, x> values[m], for every x: float64 [2^dims]."""
-    values = values.astype(np.float64)
-    step = 1
-    while step < len(values):
-        halves = values.reshape(-1, 2, step)
-        values = np.stack([halves[:, 0] + halves[:, 1], halves[:, 0] - halves[:, 1]], axis=1).ravel()
-        step *= 2
-    return values
-
-
-def _least_weight(points: Ints, dims: int) -> int:
-    """The least distance between two words of the code of these points and the complements."""
-    sums = _walsh_transform(np.bincount(points, minlength=2**dims))
-    return int(len(points) - np.abs(sums[1:]).max()) // 2
-
-
-def _mixed(points: Ints, dims: int, rng: np.random.Generator) -> Ints:
-    """The points in random order, each linearly independent of the `dims` before it as far as a few tries find.
-
-    In dims + 1 independent bits in a row, all words and complements differ.
-    """
-    for _ in range(_ORDERS):
-        left = [int(p) << 1 | 1 for p in rng.permutation(points)]
-        order: list[int] = []
-        failed = False
-        while left:
-            basis: list[int] = []
-            for vector in order[-dims:] if dims else []:
-                basis = _with(basis, vector)
-            place = next((i for i, v in enumerate(left) if len(_with(basis, v)) > len(basis)), -1)
-            failed |= place < 0
-            order.append(left.pop(place))
-        if not failed:
-            break
-    return np.array(order) >> 1
-
-
-def _with(basis: list[int], vector: int) -> list[int]:
-    """The basis over F_2, highest bits first and all different, with a vector added if it is independent."""
-    for b in basis:
-        vector = min(vector, vector ^ b)
-    return sorted([*basis, vector], reverse=True) if vector else basis

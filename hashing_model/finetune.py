@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,14 +123,33 @@ def finetune(
 def choose_trainable(model: Any, blocks: int) -> None:
     """Let the layers of the last `blocks` blocks be trained, and what follows them; never batch normalisation.
 
-    A block is a run of layers whose names agree up to the first number: `block12_expand_conv`, `block12_add`. More
-    blocks than the network has make all of it trainable.
+    A block is a run of layers with weights whose names agree up to the first number: `block12_expand_conv`,
+    `block12_project_conv`. More blocks than the network has make all of it trainable.
     """
-    names = [match.group() if (match := _BLOCK.match(layer.name)) else None for layer in model.layers]
+    names = [_block(layer) for layer in model.layers]
     order = list(dict.fromkeys(name for name in names if name))
     first = names.index(order[-blocks]) if blocks <= len(order) else 0
     for i, layer in enumerate(model.layers):
-        layer.trainable = i >= first and type(layer).__name__ != 'BatchNormalization'
+        layer.trainable = i >= first
+    for layer in _all_layers(model):
+        if _is_norm(layer):
+            layer.trainable = False
+
+
+def _block(layer: Any) -> str | None:
+    match = _BLOCK.match(layer.name.replace('conv2d', 'conv'))
+    return match.group() if match and layer.weights and not _is_norm(layer) else None
+
+
+def _all_layers(model: Any) -> Iterator[Any]:
+    """Its layers, and those of the models that are layers of it."""
+    for layer in model.layers:
+        yield layer
+        yield from _all_layers(layer) if hasattr(layer, 'layers') else ()
+
+
+def _is_norm(layer: Any) -> bool:
+    return type(layer).__name__ == 'BatchNormalization'
 
 
 def _optimizer(backbone: Backbone, learning_rate: float, steps: int) -> Any:

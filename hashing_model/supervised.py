@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model import losses
-from hashing_model.centers import check_centers, hierarchical_centers
+from hashing_model.centers import check_centers, hierarchical_centers, hierarchy_order
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits
 from hashing_model.errors import InputError
@@ -53,6 +53,11 @@ class Supervision:
     centers: Mapping[str, NDArray[np.int8]]
     train: NDArray[np.int64]
     held_out: NDArray[np.int64]
+
+    @property
+    def order(self) -> float:
+        """How far the distances of target codes keep the order of nested levels; see `centers.hierarchy_order`."""
+        return hierarchy_order(list(self.centers.values()), _parents(self.segments, self.levels))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -116,12 +121,16 @@ def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.G
 def _centers(
     segments: tuple[Segment, ...], levels: Mapping[str, LabelLevel], rng: np.random.Generator
 ) -> dict[str, NDArray[np.int8]]:
-    above = [None, *(parents(levels[a.name], levels[b.name]) for a, b in itertools.pairwise(segments))]
+    above = _parents(segments, levels)
     made = hierarchical_centers(above, [len(level.names) for level in levels.values()], [s.bits for s in segments], rng)
     centers = {s.name: c for s, c in zip(segments, made, strict=True)}
     for name, level in levels.items():
         check_centers(centers[name], level.names)
     return centers
+
+
+def _parents(segments: tuple[Segment, ...], levels: Mapping[str, LabelLevel]) -> list[NDArray[np.int32] | None]:
+    return [None, *(parents(levels[a.name], levels[b.name]) for a, b in itertools.pairwise(segments))]
 
 
 def parents(upper: LabelLevel, lower: LabelLevel) -> NDArray[np.int32] | None:

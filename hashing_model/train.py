@@ -143,6 +143,7 @@ def fit_features(
             network, history['heads'] = fit_supervised(fused, supervision, training, report)
         heads, about['gates'] = trained_heads(network, supervision, fused)
         about['labelled'] = {name: int((level.counts > 0).sum()) for name, level in supervision.levels.items()}
+        about['hierarchy_order'] = round(supervision.order, 4)
         about['validation_map'] = supervision.validation(heads, fused)
     seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
     for segment, seed in zip(spec.segments, seeds, strict=True):

@@ -33,6 +33,7 @@ from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 SAMPLE_ROWS = 4096  # pictures on which the balance of the bits is measured
 QUANTUM = 2.0**-24  # activations are added as whole multiples of it, so that the order of adding does not matter
+LARGEST = 2.0**38  # activation that fits in 64 bits so
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,13 @@ class Totals:
         """Of a batch of pictures: activations [N, bits], and a hash of each id.
 
         Raises:
-            InputError: activations that are not numbers.
+            InputError: activations that are not numbers, or of 2^38 and more.
         """
-        if not np.isfinite(activations).all():
+        if not (np.abs(activations) < LARGEST).all():
             raise InputError('the model gives activations that are not numbers')
         whole = np.rint(activations.astype(np.float64) / QUANTUM).astype(np.int64)
         sample = activations.astype(np.float32)
-        return cls(whole.sum(axis=0).astype(object), sample, hashes, len(hashes), len(hashes))
+        return cls(whole.astype(object).sum(axis=0), sample, hashes, len(hashes), len(hashes))
 
     def plus(self, other: Totals) -> Totals:
         """Of the pictures of both."""

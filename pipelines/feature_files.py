@@ -218,7 +218,8 @@ def read_manifest(folder: str) -> Cache:
 def describe(cache: Cache, reused: int) -> str:
     """What a cache holds, for a message; `reused` pictures were there before."""
     reasons = sum((collections.Counter(part.reasons) for part in cache.parts), collections.Counter())
-    views = f' and of {len(cache.key.view_seeds)} views of each' if cache.key.view_seeds else ''
+    n = len(cache.key.view_seeds)
+    views = f', {n} view{"s" if n > 1 else ""} each' if n else ''
     text = f'features of {cache.rows:,} of {cache.rows + reasons.total():,} pictures{views}'
     if reused:
         text += f'; {reused:,} were there already'

@@ -163,6 +163,11 @@ def describe_training(model: HashModel) -> list[str]:
         if labelled < about['images']:
             missing = about['images'] - labelled
             lines.append(f'{missing:,} of {about["images"]:,} images have no label {name}: it did not learn from them')
+    if about.get('hierarchy_order', 1) < 1:
+        lines.append(
+            f'target codes keep the order of the label levels in {about["hierarchy_order"]:.1%} of the cases: '
+            'weigh the coarser segment more when you ask, or give it more bits'
+        )
     for name, score in about.get('validation_map', {}).items():
         gates = ', '.join(f'{group} {gate:.2f}' for group, gate in about['gates'][name].items())
         lines.append(f'{name}: mAP {score:.3f} on images held out; weights of its features: {gates}')

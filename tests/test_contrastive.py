@@ -105,7 +105,9 @@ def test_small_and_flat_features():
 
 def test_without_views_or_images_nothing_can_be_learned():
     x, views, _ = clusters(members=1)
-    with pytest.raises(InputError, match=r'coarse: contrastive needs augmented views .* there are 0 views of 12 images'):
+    with pytest.raises(
+        InputError, match=r'coarse: contrastive needs augmented views .* there are 0 views of 12 images'
+    ):
         fit_contrastive(x, [], SEGMENT, Training())
     with pytest.raises(InputError, match='there are 2 views of 1 images'):
         fit_contrastive(x[:1], [v[:1] for v in views], SEGMENT, Training())

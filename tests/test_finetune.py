@@ -1,0 +1,365 @@
+"""Training the backbone along: what moves and what may not, and going on after a kill."""
+
+import dataclasses
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import pictures
+
+from hashing_model import finetune as module
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.errors import InputError
+from hashing_model.features.backbone import SAVED, load_backbone
+from hashing_model.features.runtime import import_keras
+from hashing_model.finetune import BACKBONE_RATE, HEAD_RATE, choose_trainable, finetune
+from hashing_model.fusion import Fusion
+from hashing_model.images import Resizing
+from hashing_model.labels import LabelLevel
+from hashing_model.model import HashModel
+from hashing_model.supervised import fit_supervised, supervise
+from hashing_model.train import fit
+from hashing_model.training import Checkpoint, Training
+
+SIDE = 32
+SPEC = CodeSpec((Segment('kind', 8, ('top', 'color')), Segment('look', 8, ('color',))))
+TRAINING = Training('ortho', epochs=3, finetune_blocks=2, finetune_epochs=3, views=1, learning_rate=0.01)
+
+
+def small_backbone(folder):
+    """A network of four blocks with batch normalisation, random weights, as a .keras file."""
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((SIDE, SIDE, 3)), keras.layers.Rescaling(1 / 127, -1)]
+    for i in range(4):
+        layers += [
+            keras.layers.Conv2D(6 + i, 3, 2, 'same', name=f'block{i}_conv'),
+            keras.layers.BatchNormalization(name=f'block{i}_bn'),
+            keras.layers.ReLU(name=f'block{i}_relu'),
+        ]
+    keras.Sequential(layers).save(folder / 'small.keras')
+    return str(folder / 'small.keras')
+
+
+def images_of(count=60, side=SIDE, seed=0):
+    """Pictures of three kinds: stripes that lie, stripes that stand, squares; in any colours."""
+    rng = np.random.default_rng(seed)
+    kinds = np.arange(count) % 3
+    wave = np.sign(np.sin(np.arange(side)[None] * rng.uniform(0.5, 1.2, (count, 1)) + rng.uniform(0, 6, (count, 1))))
+    lying, standing = np.broadcast_to(wave[:, :, None], (count, side, side)), wave[:, None, :] + np.zeros((1, side, 1))
+    shapes = np.choose(kinds[:, None, None], [lying, standing, lying * standing])[..., None]
+    colors = rng.uniform(0, 255, (2, count, 1, 1, 3))
+    return np.where(shapes > 0, *colors).astype(np.uint8), LabelLevel.from_values([[str(k)] for k in kinds])
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+    return small_backbone(tmp_path_factory.mktemp('backbone'))
+
+
+@pytest.fixture(scope='module')
+def frozen(path):
+    """A backbone, the scales of its features, what is trained towards, and the heads trained so far."""
+    images, level = images_of()
+    backbone = load_backbone(path, SIDE)
+    from hashing_model.features import hand_features
+
+    groups = {'top': backbone.taps(images)['top'], **hand_features(images, ['color'])}
+    fusion = Fusion.fit(groups)
+    supervision = supervise(SPEC, {'kind': level}, np.random.default_rng(0))
+    fused = {name: fusion.fuse(groups, [name]) for name in groups}
+    start, _ = fit_supervised(fused, supervision, TRAINING)
+    return images, fusion, supervision, start
+
+
+def weights_of(layers):
+    return {f'{layer.name}/{v.name}': np.array(v) for layer in layers for v in layer.variables}
+
+
+# Which layers
+
+
+@pytest.fixture(scope='module')
+def lite0():
+    return load_backbone('efficientnet_lite0', 64).model
+
+
+def trainable(model):
+    return {layer.name for layer in model.layers if layer.trainable_weights}
+
+
+@pytest.mark.parametrize('blocks', [1, 3])
+def test_the_last_blocks_of_lite0_and_its_head_are_trained(lite0, blocks):
+    choose_trainable(lite0, blocks)
+    last = [f'block{i}_' for i in range(16 - blocks, 16)]
+    convs = {layer.name for layer in lite0.layers if layer.weights and not layer.name.endswith('_bn')}
+    assert trainable(lite0) == {name for name in convs if name.startswith((*last, 'head'))}
+    assert len(trainable(lite0)) == 3 * blocks + 1
+
+
+@pytest.mark.parametrize('blocks', [16, 17, 99])
+def test_more_blocks_than_there_are_train_all(lite0, blocks):
+    choose_trainable(lite0, blocks)
+    convs = {layer.name for layer in lite0.layers if layer.weights and not layer.name.endswith('_bn')}
+    assert trainable(lite0) == convs - ({'stem_conv'} if blocks == 16 else set())
+    choose_trainable(lite0, 1)
+    assert len(trainable(lite0)) == 4  # the last choice counts
+
+
+def test_layers_named_by_keras_are_a_block_each():
+    keras = import_keras()
+    x = image = keras.Input((SIDE, SIDE, 3))
+    convs = []
+    for _ in range(4):
+        convs.append(keras.layers.Conv2D(4, 3, 2))
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(convs[-1](x)))
+    model = keras.Model(image, x)
+    for blocks in (1, 2):
+        choose_trainable(model, blocks)
+        assert trainable(model) == {conv.name for conv in convs[-blocks:]}
+
+
+def test_an_application_trains_its_last_blocks_though_keras_names_its_activations():
+    model = import_keras().applications.MobileNetV3Small(weights=None, include_top=False, input_shape=(64, 64, 3))
+    choose_trainable(model, 2)
+    assert {name.split('_')[2] for name in trainable(model) if name.startswith('expanded')} == {'10'}
+    assert 'conv_1' in trainable(model)
+
+
+def test_batch_normalisation_inside_a_model_inside_is_not_trained():
+    keras = import_keras()
+    inner = keras.Sequential(
+        [
+            keras.Input((SIDE, SIDE, 3)),
+            keras.layers.Conv2D(4, 3, name='conv'),
+            keras.layers.BatchNormalization(name='bn'),
+        ]
+    )
+    image = keras.Input((SIDE, SIDE, 3))
+    model = keras.Model(image, inner(image))
+    choose_trainable(model, 9)
+    assert [v.path.split('/')[-2] for v in model.trainable_variables] == ['conv', 'conv']
+    assert not inner.get_layer('bn').trainable
+
+
+# What moves
+
+
+def test_only_the_chosen_blocks_and_the_heads_move(path, frozen):
+    images, fusion, supervision, start = frozen
+    backbone = load_backbone(path, SIDE)
+    before, digest = weights_of(backbone.model.layers), backbone.digest
+    heads = weights_of(start.layers)
+    network, history = finetune(list(images), backbone, fusion, supervision, start, TRAINING)
+    for name, value in weights_of(backbone.model.layers).items():
+        moves = name.startswith(('block2_conv', 'block3_conv'))
+        assert np.array_equal(value, before[name]) != moves, name
+    after = weights_of(network.layers)
+    assert not np.array_equal(after['kind_projection/kernel'], heads['kind_projection/kernel'])
+    assert not np.array_equal(after['kind_gates/logits'], heads['kind_gates/logits'])
+    np.testing.assert_array_equal(weights_of(start.layers)['kind_projection/kernel'], heads['kind_projection/kernel'])
+    assert backbone.digest != digest
+    assert len(history) == 3
+
+
+def test_heads_go_on_from_where_they_were(path, frozen):
+    images, fusion, supervision, start = frozen
+    still = dataclasses.replace(TRAINING, learning_rate=1e-30, finetune_epochs=1)
+    backbone = load_backbone(path, SIDE)
+    network, _ = finetune(images, backbone, fusion, supervision, start, still)
+    for name in ('kind_projection', 'kind_gates'):
+        for now, then in zip(network.get_layer(name).get_weights(), start.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(now, then)
+    assert np.abs(start.get_layer('kind_gates').get_weights()[0]).max() > 0  # not trivial
+
+
+def test_the_network_sees_features_as_the_frozen_heads_did(path, frozen, monkeypatch):
+    """With heads, scales, preprocessing and hand-made features in place, its outputs are those of the start."""
+    images, fusion, supervision, start = frozen
+    monkeypatch.setattr(module, 'augment', lambda pixels, *_: pixels)
+    made = {}
+
+    def stop(network, batches, *_, **__):
+        x, y = next(iter(batches(0)))()
+        made['outputs'], made['targets'] = network.predict_on_batch(x), y
+        rows = next(module.shuffled(supervision.train, module.BATCH_SIZE, 0, 0))
+        groups = {'top': backbone.taps(images[rows])['top'], **module.hand_features(images[rows], ['color'])}
+        made['expected'] = start.predict_on_batch({name: fusion.fuse(groups, [name]) for name in groups})
+        return []
+
+    monkeypatch.setattr(module, 'train_network', stop)
+    backbone = load_backbone(path, SIDE)
+    finetune(images, backbone, fusion, supervision, start, TRAINING)
+    np.testing.assert_allclose(made['outputs']['kind'], made['expected']['kind'], rtol=1e-3, atol=1e-3)
+    assert made['targets']['kind'].sum() == module.BATCH_SIZE
+
+
+def test_the_backbone_moves_slower_than_the_heads(path):
+    keras = import_keras()
+    backbone = load_backbone(path, SIDE)
+    choose_trainable(backbone.model, 1)
+    head = keras.Variable(np.zeros(3, np.float32), name='head')
+    variables = [*backbone.model.trainable_variables, head]
+    before = [np.array(v) for v in variables]
+    optimizer = module._optimizer(backbone, 0.01, 100)
+    optimizer.weight_decay = 0
+    for _ in range(20):
+        optimizer.apply([keras.ops.ones_like(v) for v in variables], variables)
+    moved = [np.abs(np.array(v) - b) for v, b in zip(variables, before, strict=True)]
+    assert moved[-1].min() > 1e-3
+    for values in moved[:-1]:
+        np.testing.assert_allclose(values, moved[-1][0] * BACKBONE_RATE / HEAD_RATE, rtol=1e-3)
+
+
+def test_each_epoch_sees_other_views_of_the_pictures(path, frozen, monkeypatch):
+    images, fusion, supervision, start = frozen
+    seen = []
+    augment = module.augment
+
+    def recorded(pixels, rng, recipe):
+        views = augment(pixels, rng, recipe)
+        seen.append({image.tobytes(): view.tobytes() for image, view in zip(pixels, views, strict=True)})
+        return views
+
+    monkeypatch.setattr(module, 'augment', recorded)
+    finetune(images, load_backbone(path, SIDE), fusion, supervision, start, TRAINING)
+    assert len(seen) == TRAINING.finetune_epochs  # 60 images make one batch of 32
+    assert all(image != view for batch in seen for image, view in batch.items())
+    shared = [set(a) & set(b) for a, b in ((seen[0], seen[1]), (seen[1], seen[2]))]
+    assert min(map(len, shared)) > 5
+    assert all(seen[i][image] != seen[i + 1][image] for i in (0, 1) for image in shared[i])
+
+
+def test_it_learns_what_the_frozen_backbone_does_not_tell(path):
+    images, level = images_of(480)
+    spec = CodeSpec((Segment('kind', 8, ('top',)),))
+    training = Training('ortho', epochs=2, finetune_blocks=9, finetune_epochs=12, learning_rate=0.03)
+    model, history = fit(images, {'kind': level}, training, spec, Resizing(SIDE), path)
+    assert set(history) == {'heads', 'fine-tuning'}
+    losses = [epoch['loss'] for epoch in history['fine-tuning']]
+    assert losses[-1] < 0.8 * losses[0]
+    scores = [epoch['score'] for epoch in history['fine-tuning']]
+    assert max(scores) > history['heads'][-1]['score'] + 0.1
+    assert model.training['validation_map']['kind'] == pytest.approx(max(scores), abs=0.1)
+
+
+# What is refused
+
+
+def test_without_labels_or_backbone_nothing_can_be_fine_tuned(path):
+    images, level = images_of(40)
+
+    def tune(method, labels, spec):
+        training = Training(method, epochs=1, finetune_blocks=1, finetune_epochs=1)
+        fit(images, labels, training, spec, Resizing(SIDE), path)
+
+    color = CodeSpec((Segment('kind', 8, ('color',)), Segment('other', 8, ('top',))))
+    with pytest.raises(InputError, match='finetune-blocks: no labelled segment reads the backbone; leave it out'):
+        tune('ortho', {'kind': level}, color)
+    for method, labels in (('itq', {'kind': level}), ('contrastive', {}), ('lda', {}), (None, {})):
+        with pytest.raises(InputError, match='finetune-blocks needs labels and one of ortho, csq, greedy'):
+            tune(method, labels, SPEC)
+
+
+# Saved and killed
+
+
+def fit_small(path, folder=None, report=None, **changes):
+    """A fine-tuned model of the small backbone; goes on if `folder` holds a checkpoint."""
+    images, level = images_of()
+    checkpoint = Checkpoint(Path(folder) / 'checkpoint.npz', {'a': 1}) if folder else None
+    training = dataclasses.replace(TRAINING, **changes)
+    return fit(images, {'kind': level}, training, SPEC, Resizing(SIDE), path, report, checkpoint)
+
+
+def test_a_fit_stopped_anywhere_goes_on_as_if_it_had_not(path, tmp_path):
+    expected, whole = fit_small(path)
+    for number, (stage, step) in enumerate((('heads', 2), ('fine-tuning', 1), ('fine-tuning', 3), ('features', 60))):
+
+        def stop(progress, stage=stage, step=step, seen=[]):  # noqa: B006
+            seen += [progress.stage]
+            late = stage != 'features' or 'fine-tuning' in seen
+            if (progress.stage, progress.step) == (stage, step) and late:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit_small(path, tmp_path / str(number), stop)
+        model, history = fit_small(path, tmp_path / str(number))
+        assert model.fingerprint == expected.fingerprint
+        assert [e['loss'] for e in history['fine-tuning']] == [e['loss'] for e in whole['fine-tuning']]
+    assert fit_small(path, seed=1)[0].fingerprint != expected.fingerprint
+
+
+def test_a_saved_model_has_its_own_backbone_and_one_saved_over_it_has_not(tmp_path):
+    images = pictures(40)
+    level = LabelLevel.from_values([[str(i % 2)] for i in range(40)])
+    spec = CodeSpec((Segment('kind', 8, ('top',)),))
+    training = Training('ortho', epochs=1, finetune_blocks=1, finetune_epochs=2, learning_rate=0.01)
+    tuned, _ = fit(images, {'kind': level}, training, spec, Resizing(64))
+    plain, _ = fit(images, {}, Training('itq'), spec, Resizing(64))
+    assert tuned.backbone_digest != plain.backbone_digest
+    assert tuned.extractor.backbone_name == plain.extractor.backbone_name == 'efficientnet_lite0'
+    tuned.save(tmp_path / 'model')
+    loaded = HashModel.load(tmp_path / 'model')
+    np.testing.assert_array_equal(loaded.encode(images), tuned.encode(images))
+    assert loaded.fingerprint == tuned.fingerprint
+    loaded.save(tmp_path / 'copy')
+    assert (tmp_path / 'copy' / SAVED).exists()
+    (tmp_path / 'copy' / SAVED).unlink()
+    with pytest.raises(InputError, match='the weights of efficientnet_lite0 on this machine are not those'):
+        HashModel.load(tmp_path / 'copy').encode(images)
+    plain.save(tmp_path / 'model')
+    assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays.npz', 'model.json']
+    np.testing.assert_array_equal(HashModel.load(tmp_path / 'model').encode(images), plain.encode(images))
+
+
+def fit_lite(folder, pause=0.0):
+    """What the killed process does: Lite0 at 64 px, 60 pictures, 3 epochs."""
+    images, level = images_of(60, 64)
+    spec = CodeSpec((Segment('kind', 8, ('top', 'color')),))
+    training = Training('ortho', epochs=2, finetune_blocks=2, finetune_epochs=3)
+
+    def report(progress):
+        if progress.stage == 'fine-tuning':
+            print(progress.step, flush=True)
+            time.sleep(pause)
+
+    checkpoint = Checkpoint(Path(folder) / 'checkpoint.npz', {'b': 2})
+    model, _ = fit(images, {'kind': level}, training, spec, Resizing(64), report=report, checkpoint=checkpoint)
+    model.save(folder)
+    print(model.fingerprint, hashlib.sha256(model.encode(images).tobytes()).hexdigest(), flush=True)
+
+
+@pytest.mark.slow
+def test_a_killed_fit_of_lite0_ends_with_the_model_of_one_never_killed(tmp_path):
+    code = 'import sys; from test_finetune import fit_lite; fit_lite(sys.argv[1], float(sys.argv[2]))'
+
+    def start(folder, pause=0.0):
+        command = [sys.executable, '-c', code, str(tmp_path / folder), str(pause)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parent
+        )
+
+    process = start('killed', 1)
+    for line in process.stdout:
+        if line.strip() == '2':  # the first epoch is done and kept
+            break
+    time.sleep(random.uniform(0, 1.5))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    results = []
+    for folder in ('killed', 'whole'):
+        out, _ = start(folder).communicate()
+        results.append(out.splitlines())
+    assert results[0][-1] == results[1][-1]
+    assert len(results[0]) < len(results[1]) == 4
+    images, _ = images_of(60, 64)
+    loaded = HashModel.load(tmp_path / 'whole')  # this is another process than the one that trained it
+    codes = hashlib.sha256(loaded.encode(images).tobytes()).hexdigest()
+    assert f'{loaded.fingerprint} {codes}' == results[1][-1]
