@@ -30,6 +30,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
+from rich.console import Console
+from rich.table import Table
 
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import hamming
@@ -61,7 +63,7 @@ PUBLISHED = {
     'LSH, AlexNet features': {16: 0.129, 32: 0.159, 64: 0.176},
     'ITQ, AlexNet features': {16: 0.218, 32: 0.231, 64: 0.249},
     'CSQ, AlexNet fine-tuned': {64: 0.790},
-    'GreedyHash, AlexNet fine-tuned': {48: 0.817},
+    'GreedyHash, AlexNet fine-tuned (48 bits)': {64: 0.817},
     'OrthoHash, AlexNet fine-tuned': {64: 0.824},
 }
 Figures = dict[str, Any]
@@ -263,7 +265,7 @@ def catalogue_items(args: argparse.Namespace) -> Figures:
     folds = [np.isin(items, part) for part in np.array_split(names, FOLDS)]
     database = np.flatnonzero(pictures.part == 'index')
     figures: dict[str, dict[str, list[float]]] = {}
-    for method in ('ortho', 'csq', 'greedy', 'itq', 'random'):
+    for method in ('ortho', 'itq', 'random'):
         for seed in SEEDS:
             scores: dict[str, list[NDArray]] = {'coarse': [], 'fine': [], 'item@10': []}
             for held_out in folds:
@@ -481,7 +483,7 @@ def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
         made |= {
             'cifar-look': functools.partial(look, args, 'cifar'),
             'cifar-ablation': functools.partial(ablation, args),
-            'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 12),
+            'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 30),
             'cifar-50k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-50k-finetuned', 10_000, 50_000, 4),
         }
     return made
@@ -493,7 +495,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cifar', type=Path, metavar='DIR')
     parser.add_argument('--work', type=Path, required=True, metavar='DIR')
     parser.add_argument('--only', nargs='*', metavar='EXPERIMENT')
-    parser.add_argument('--finetune-size', type=int, default=192, help='side of the pictures in px (default: 192)')
+    parser.add_argument('--finetune-size', type=int, default=128, help='side of the pictures in px (default: 128)')
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     for name, make in experiments(args).items():
@@ -504,12 +506,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         figures = {**make(), 'seconds': round(time.monotonic() - started), 'versions': versions()}
         path.write_text(json.dumps(figures, indent=1))
-    for name in experiments(args):
-        path = args.work / f'{name}.json'
-        if path.exists():
-            figures = json.loads(path.read_text())
-            print(f'{name} ({figures["seconds"]} s)')
-            print(json.dumps(figures.get('map') or figures['recall@1'], indent=1))
+    done = {name: args.work / f'{name}.json' for name in experiments(args)}
+    show({name: json.loads(path.read_text()) for name, path in done.items() if path.exists()})
+
+
+def show(done: Mapping[str, Figures]) -> None:
+    """Print the figures of all experiments that have any, beside the published ones."""
+    console = Console(width=110)
+    heads = {name.removeprefix('cifar-5k-'): f['map'] for name, f in done.items() if name.startswith('cifar-5k-')}
+    if heads:
+        table = Table(
+            title='CIFAR-10, 1,000 ask / 5,000 train / 59,000 database: mAP@all, median of three seeds (spread)'
+        )
+        for heading in ('method', *(f'{bits} bits' for bits in BITS)):
+            table.add_column(heading)
+        for method, scores in heads.items():
+            table.add_row(method, *(cell(scores[str(bits)]) for bits in BITS))
+        for method, published in PUBLISHED.items():
+            table.add_row(f'published: {method}', *(cell(published.get(bits, '')) for bits in BITS))
+        console.print(table)
+    if whole := done.get('cifar-50k-finetuned'):
+        console.print(
+            f'CIFAR-10, 10,000 / 50,000 / 50,000, fine-tuned: {whole["map"]} (published: GreedyHash .932 at 48 bits)'
+        )
+    for name, keyed in (
+        ('catalogue-items', 'map'),
+        ('catalogue-look', 'recall@1'),
+        ('cifar-look', 'recall@1'),
+        ('cifar-ablation', 'map'),
+    ):
+        if name in done:
+            figures = done[name][keyed]
+            columns = list(dict.fromkeys(column for row in figures.values() for column in row))
+            table = Table(title=f'{name}: {keyed}')
+            for heading in ('', *columns):
+                table.add_column(heading)
+            for row, cells in figures.items():
+                table.add_row(row, *(cell(cells.get(column, '')) for column in columns))
+            console.print(table)
+    for name, figures in done.items():
+        console.print(f'{name}: {figures["seconds"]} s', end='; ')
+    console.print()
+
+
+def cell(value: Any) -> str:
+    """A figure, with its spread if it has one."""
+    if isinstance(value, dict):
+        return f'{value["median"]:.3f} ({value["least"]:.3f}-{value["most"]:.3f})'
+    return value if isinstance(value, str) else f'{value:.3f}'
 
 
 def versions() -> dict[str, str]:

@@ -66,7 +66,8 @@ def finetune(
         raise InputError('finetune-blocks: no labelled segment reads the backbone; leave it out')
     hand = [name for name in names if name in HAND_FEATURES]
     choose_trainable(backbone.model, training.finetune_blocks)
-    inputs = {'image': backbone.tapped.inputs[0]}
+    image = backbone.tapped.inputs[0]
+    inputs = {image.name: image}  # Keras warns of other keys than the names
     inputs |= {name: keras.Input((len(fusion.mean[name]),), name=name) for name in hand}
     groups = {**backbone.tapped.output, **inputs}
     network = hash_network(
@@ -83,7 +84,7 @@ def finetune(
     network.compile(optimizer, segment_losses(supervision, training))
 
     def to_inputs(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        found = {'image': backbone.to_input(pixels.astype(np.float32))}
+        found = {image.name: backbone.to_input(pixels.astype(np.float32))}
         return {**found, **hand_features(pixels, hand)} if hand else found
 
     def make(rows: NDArray, epoch: int) -> Batch:

@@ -83,13 +83,18 @@ class Supervision:
             scores[segment.name] = float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
         return scores
 
-    def validation(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, float]:
-        """The `scores` of heads on the images held out; empty if there are none."""
-        if not len(self.held_out):
-            return {}
-        inputs = {s.name: [fused[name][self.held_out] for name in s.features] for s in self.segments}
-        made = {name: heads[name].activations(np.concatenate(x, axis=1)) for name, x in inputs.items()}
-        return {name: round(score, 4) for name, score in self.scores(made, self.held_out).items()}
+    def about(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, Any]:
+        """For people: images with labels, how far nested levels keep their order, `scores` on the images held out."""
+        about: dict[str, Any] = {
+            'labelled': {name: int((level.counts > 0).sum()) for name, level in self.levels.items()},
+            'hierarchy_order': round(self.order, 4),
+        }
+        if len(self.held_out):
+            inputs = {s.name: [fused[name][self.held_out] for name in s.features] for s in self.segments}
+            made = {name: heads[name].activations(np.concatenate(x, axis=1)) for name, x in inputs.items()}
+            scores = self.scores(made, self.held_out)
+            about['validation_map'] = {name: round(score, 4) for name, score in scores.items()}
+        return about
 
 
 def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.Generator) -> Supervision:

@@ -141,28 +141,21 @@ def fit_features(
             network, history = tuned.network, dict(tuned.history)
         else:
             network, history['heads'] = fit_supervised(fused, supervision, training, report)
-        heads, about['gates'] = trained_heads(network, supervision, fused)
-        about['labelled'] = {name: int((level.counts > 0).sum()) for name, level in supervision.levels.items()}
-        about['hierarchy_order'] = round(supervision.order, 4)
-        about['validation_map'] = supervision.validation(heads, fused)
+        heads, gates = trained_heads(network, supervision, fused)
+        about |= {'gates': gates, **supervision.about(heads, fused)}
     seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
     for segment, seed in zip(spec.segments, seeds, strict=True):
-        if segment.name in heads:
-            continue
-        x = fusion.fuse(features.groups, segment.features)
         method = method_of(segment.name, training, features.labels)
+        x = fusion.fuse(features.groups, segment.features)
         if method in PROJECTIONS:
             heads[segment.name] = PROJECTIONS[method](x, segment.bits, np.random.default_rng(seed))
             continue
-        views = [fusion.fuse(view, segment.features) for view in features.views]
+        views = [fusion.fuse(view, segment.features) for view in features.views if method in FROM_VIEWS]
         if method == 'lda':
             heads[segment.name] = fit_lda(x, views, segment.bits)
-        else:
+        elif method == 'contrastive':
             heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
-    for segment in spec.segments:
-        if method_of(segment.name, training, features.labels) not in PROJECTIONS:
-            bits = heads[segment.name].bits(fusion.fuse(features.groups, segment.features))
-            heads[segment.name] = heads[segment.name].reordered(order_bits(bits))
+        heads[segment.name] = heads[segment.name].reordered(order_bits(heads[segment.name].bits(x)))
     digest = extractor.backbone.digest if set(extractor.groups) & set(BACKBONE_FEATURES) else ''
     return HashModel(spec, resizing, extractor, digest, fusion, heads, about), history
 

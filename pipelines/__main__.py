@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or options.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -32,8 +33,11 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('--verbose', action='store_true', help='log every step; show the traceback of an error')
+    one_space = functools.partial(
+        argparse.RawDescriptionHelpFormatter, indent_increment=1
+    )  # or `calibrate` has no room
     parser = argparse.ArgumentParser(
-        'grainhash', description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        'grainhash', description=DESCRIPTION, formatter_class=one_space, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     added = {
@@ -57,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 HELP = {
     'train': ('Fit a hash model on images, or on features made before.', None),
-    'features': ('Make the features of images and keep them, to fit models on them in minutes.', BEAM),
+    'features': ('Make the features of images and keep them, so that train reads no images.', BEAM),
     'calibrate': ('Fit the thresholds of a model to a catalogue, so that its bits are balanced there.', BEAM),
     'evaluate': ('Measure how good codes are, before or after an index is built.', None),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),

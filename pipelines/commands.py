@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pipelines.evaluate_codes import Images
     from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
-    from pipelines.train_model import TrainingLog
 
 INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
 
@@ -41,7 +40,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Fit a hash model on a sample of the images, or on features that were made before, and save it."""
     from hashing_model.model import CHECKPOINT_FILE, check_model_folder
     from hashing_model.training import Checkpoint, Training
-    from pipelines.train_model import TrainingLog, describe_training, write_training
+    from pipelines.train_model import describe_training, write_training
 
     _check_train(args)
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Training) if f.name in args}
@@ -52,8 +51,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     files.check_writable(str(folder / 'model.json'))
     started = time.monotonic()
     fit_given = _fit_features if args.features else _fit_images
-    with TrainingLog(_stderr(), args.tensorboard) as log:
-        model, history = fit_given(args, spec, training, log)
+    model, history = fit_given(args, spec, training)
     model.save(folder)
     write_training(folder, model, history)
     Checkpoint(folder / CHECKPOINT_FILE, {}).remove()
@@ -80,30 +78,31 @@ def _check_train(args: argparse.Namespace) -> None:
             )
 
 
-def _fit_images(
-    args: argparse.Namespace, spec: CodeSpec, training: Training, log: TrainingLog
-) -> tuple[HashModel, History]:
+def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
     from hashing_model.model import CHECKPOINT_FILE
     from hashing_model.train import fit
     from hashing_model.training import Checkpoint
     from pipelines.shards import list_units
-    from pipelines.train_model import describe_rejects, sample_images
+    from pipelines.train_model import TrainingLog, describe_rejects, sample_images
 
     resizing, options = _resizing(args), read_options(args)
     units = list_units(absolute(args.images), options)
-    sample = sample_images(units, options, args.max_images, args.seed, resizing, spec.names)
+    sample = sample_images(units, options, args.max_images, args.seed, resizing)
     if sample.rejects:
         tell(f'{len(sample.rejects)} records could not be used: {describe_rejects(sample.rejects)}')
-    checkpoint = Checkpoint(Path(args.model, CHECKPOINT_FILE), {**vars(args), 'sample': sample.digest})
-    return fit(sample.images, sample.labels, training, spec, resizing, _backbone(args), log.report, checkpoint)
+    _tell_of_unused(sample.labels, args, spec)
+    shown = {'verbose': None, 'tensorboard': None}  # what they are makes no difference to the model
+    key = {**vars(args), **shown, 'sample': sample.digest}
+    checkpoint = Checkpoint(Path(args.model, CHECKPOINT_FILE), key)
+    with TrainingLog(_stderr(), args.tensorboard) as log:
+        return fit(sample.images, sample.labels, training, spec, resizing, _backbone(args), log.report, checkpoint)
 
 
-def _fit_features(
-    args: argparse.Namespace, spec: CodeSpec, training: Training, log: TrainingLog
-) -> tuple[HashModel, History]:
+def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
     from hashing_model.feature_key import check_weights
     from hashing_model.train import fit_features, make_extractor
     from pipelines.feature_files import check_readable, load_features, read_manifest
+    from pipelines.train_model import TrainingLog
 
     cache = read_manifest(files.absolute(args.features))
     key = cache.key
@@ -118,7 +117,14 @@ def _fit_features(
     extractor = make_extractor(spec, key.resizing, key.backbone)
     features, training = load_features(cache, extractor.groups, spec, training, args.max_images)
     check_weights(extractor, key)
-    return fit_features(features, extractor, key.resizing, spec, training, log.report)
+    _tell_of_unused(features.labels, args, spec)
+    with TrainingLog(_stderr(), args.tensorboard) as log:
+        return fit_features(features, extractor, key.resizing, spec, training, log.report)
+
+
+def _tell_of_unused(labels: Collection[str], args: argparse.Namespace, spec: CodeSpec) -> None:
+    if labels and not args.method and not set(labels) & set(spec.names):
+        tell(f'no segment is named after a level of the labels ({", ".join(labels)}): they are not learned from')
 
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -178,9 +184,8 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in about['rejected'].items())
         tell(f'{sum(about["rejected"].values()):,} records could not be used: {reasons}')
     before, after = about['imbalance']
-    tell(
-        f'share of ones less 1/2, mean over the bits: {before:.3f} before, {after:.3f} now, of {about["measured_on"]:,}'
-    )
+    sample = f'mean over bits, {about["measured_on"]:,} images'
+    tell(f'balance: share of ones off 1/2 by {before:.3f} before, by {after:.3f} now ({sample})')
     tell(
         f'{args.out}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
         f'(was {model.fingerprint[:12]}), {time.monotonic() - started:.0f} s'

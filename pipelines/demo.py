@@ -41,7 +41,7 @@ ANSWERS = 8
 OWN_IMAGES = """\
 The same with your own images (folders, .tar, .tfrecord or .parquet shards, local or gs://):
 
-  grainhash train --method itq --images 'photos/' --model my-model
+  grainhash train --images 'photos/' --model my-model
   grainhash build --images 'photos/' --model my-model --index my-index
   grainhash query --index my-index --images 'questions/*.jpg' --k 10 --output answers.jsonl
   grainhash inspect my-index
@@ -63,7 +63,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     model, index, answers = str(out / 'model'), str(out / 'index'), str(out / 'answers.jsonl')
     started = time.monotonic()
     for command in (
-        ['train', '--method', 'itq', '--images', index_shards, '--model', model, '--input-size', '96'],
+        ['train', '--images', index_shards, '--model', model, '--input-size', '96', '--views', '1'],
         ['build', '--images', index_shards, '--model', model, '--index', index, '--partition-rows', '1000'],
         ['query', '--index', index, '--images', query_shards, '--k', str(ANSWERS), '--output', answers],
     ):
@@ -94,8 +94,8 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
 
 INTRO = (
     'Emoji drawn by two vendors were indexed; a third vendor, whose pictures are not in the index, asks. '
-    'Each row of answers compares another part of the code. The codes were fitted without any label (ITQ); '
-    'labels only mark the answers here.'
+    'Each row of answers compares another part of the code. `coarse` and `fine` learned from the labels of the '
+    'indexed drawings, `look` without labels; no drawing that asks was seen before.'
 )
 
 

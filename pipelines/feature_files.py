@@ -302,7 +302,7 @@ def load_features(
     Args:
         cache: the features there are.
         groups: the feature groups to read.
-        spec: the segments; those named like a label level get its labels, if any picture has one.
+        spec: the segments; those named like a label level learn from its labels.
         training: its settings; the seed draws the pictures.
         size: how many pictures at most.
 
@@ -317,8 +317,8 @@ def load_features(
     if not len(drawn):
         raise InputError(f'{cache.folder} holds no pictures')
     made, values = _read_groups(cache, 0, groups, drawn, with_labels=True)
-    levels = {name: [row.get(name, ()) for row in values] for name in spec.names}
-    labels = {name: LabelLevel.from_values(v) for name, v in levels.items() if any(v)}
+    levels = dict.fromkeys(level for row in values for level in row)
+    labels = {level: LabelLevel.from_values([row.get(level, ()) for row in values]) for level in levels}
     training = choose_method(training, spec, labels)
     seen = view_groups(spec, training, labels)
     _check_views(cache, seen, training.views)

@@ -73,7 +73,7 @@ def sample_records(
 class Sample:
     """Training images: pixels uint8 [size, size, 3] each, their labels by level, and what could not be used.
 
-    `digest` is a SHA-256 over the ids, in order: a training that goes on after a kill must have the same images.
+    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
     """
 
     images: Sequence[NDArray[np.uint8]]
@@ -82,19 +82,20 @@ class Sample:
     digest: str
 
 
-def sample_images(
-    units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, resizing: Resizing, levels: Sequence[str]
-) -> Sample:
-    """Decoded training images with their labels at those of the levels that any of them has; see `sample_records`."""
+def sample_images(units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, resizing: Resizing) -> Sample:
+    """Decoded training images with their labels at all levels that any of them has; see `sample_records`."""
 
     def keep(record: Record) -> tuple[NDArray[np.uint8], Record]:
-        return decode(record.data, resizing).pixels, dataclasses.replace(record, data=b'')
+        digest = hashlib.sha256(record.data).digest()
+        return decode(record.data, resizing).pixels, dataclasses.replace(record, data=digest)
 
     kept, rejects = sample_records(units, options, size, seed, keep)
-    values = {level: [record.labels.get(level, ()) for _, record in kept] for level in levels}
-    labels = {level: LabelLevel.from_values(v) for level, v in values.items() if any(v)}
-    digest = hashlib.sha256('\n'.join(record.image_id for _, record in kept).encode()).hexdigest()
-    return Sample([pixels for pixels, _ in kept], labels, rejects, digest)
+    levels = dict.fromkeys(level for _, record in kept for level in record.labels)
+    labels = {level: LabelLevel.from_values([r.labels.get(level, ()) for _, r in kept]) for level in levels}
+    known = [[r.image_id, r.data.hex(), sorted(r.labels.items())] for _, r in kept]
+    return Sample(
+        [pixels for pixels, _ in kept], labels, rejects, hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    )
 
 
 class TrainingLog:
@@ -142,9 +143,11 @@ class TrainingLog:
 
         self._writer = self._writer or tf.summary.create_file_writer(self._folder)
         with self._writer.as_default():
-            tf.summary.scalar(f'{progress.stage}/loss', progress.loss, progress.step)
-            if progress.score is not None:
-                tf.summary.scalar(f'{progress.stage}/validation mAP', progress.score, progress.step)
+            scalar = tf.compat.v1.SummaryMetadata()  # tf.summary.scalar itself needs the package tensorboard
+            scalar.plugin_data.plugin_name = 'scalars'
+            for name, value in (('loss', progress.loss), ('validation mAP', progress.score)):
+                if value is not None:
+                    tf.summary.write(f'{progress.stage}/{name}', tf.constant(value), progress.step, scalar)
 
 
 def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequence[Mapping[str, float]]]) -> None:

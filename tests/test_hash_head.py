@@ -1,5 +1,7 @@
 """The numpy side of a trained head, against loops over single numbers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ def head_of(dims, seed=0):
     rng = np.random.default_rng(seed)
     layers = [
         (rng.standard_normal((a, b)).astype(np.float32), rng.standard_normal(b).astype(np.float32))
-        for a, b in zip(dims[:-1], dims[1:], strict=True)
+        for a, b in itertools.pairwise(dims)
     ]
     return HashHead(*layers[-1], tuple(layers[:-1]))
 

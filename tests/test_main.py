@@ -245,7 +245,7 @@ def test_the_help_names_every_command(capsys):
         main(['--help'])
     text = capsys.readouterr().out
     for name, (sentence, _) in HELP.items():
-        assert re.search(rf'^    {name} +{re.escape(sentence[:30])}', text, re.MULTILINE)
+        assert re.search(rf'^  {name} +{re.escape(sentence[:30])}', text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('command', COMMANDS)

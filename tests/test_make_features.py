@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from make_index import (
-    CATALOGUE,
     PORTABLE,
     REPEATED,
     ROOT,
@@ -332,7 +331,7 @@ def test_features_are_read_in_the_order_drawn(shards, tmp_path):
     assert len(features.views) == 2
     np.testing.assert_array_equal(features.views[1]['color'], vectors(rows_of(cache, 2), 'color')[drawn])
     values = [dict(row)['item'] for row in clean['labels'].to_pylist()]
-    assert list(features.labels) == ['item']
+    assert list(features.labels) == ['coarse', 'fine', 'item']
     level = features.labels['item']
     found = [[level.names[c] for c in level.classes[a:b]] for a, b in zip(level.starts, level.starts[1:], strict=False)]
     assert found == [values[row] for row in drawn]
@@ -453,21 +452,28 @@ def test_other_runners_write_the_same_bytes(trained, tmp_path, options):
 
 
 @pytest.mark.slow
-def test_a_killed_job_keeps_what_it_has_and_goes_on(tmp_path):
-    command = ('features', '--images', CATALOGUE / 'index-*.tar.gz', '--out', tmp_path / 'cache', '--input-size', 32)
-    arguments = [sys.executable, '-m', 'pipelines', *map(str, command), '--views', '0']
-    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE) as job:
-        deadline = time.monotonic() + 90
+def test_a_killed_job_keeps_what_it_has_and_goes_on(tmp_path, pictures):
+    (tmp_path / 'shards').mkdir()
+    for i in range(8):
+        write_tar(tmp_path / 'shards' / f'{i}.tar', tar_members(pictures))
+    images = ('--images', tmp_path / 'shards', '--input-size', 32, '--segments', 'look=8')
+    command = ('features', *images, '--out', tmp_path / 'cache')
+    with subprocess.Popen(
+        [sys.executable, '-m', 'pipelines', *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE
+    ) as job:
+        deadline = time.monotonic() + 300
         while not list(tmp_path.rglob('view=0/*.parquet')) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.02)
         assert job.poll() is None, 'the job ended before it could be killed'
         job.send_signal(signal.SIGKILL)
         job.communicate(timeout=60)
     kept = contents(tmp_path / 'cache')
-    done = start(*command, '--views', 0)
+    assert any(path.startswith('view=0') for path in kept)
+    assert 'features.json' not in kept
+    done = start(*command, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert 'features of 3,195 of 3,195 pictures; ' in done.stderr
+    assert 'features of 240 of 240 pictures, 3 views each; ' in done.stderr
     assert 'were there already' in done.stderr
     after = contents(tmp_path / 'cache')
-    assert len(after) == 9
+    assert len(after) == 1 + 8 * 4
     assert {p: d for p, d in kept.items() if p.endswith('.parquet')}.items() <= after.items()

@@ -1,6 +1,7 @@
 """Hash models: encoding one by one or together, saving, loading, and a fingerprint of all that makes a code."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -12,11 +13,13 @@ import pytest
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes import pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
+from hashing_model.hash_head import HashHead
 from hashing_model.images import ImageError, Resizing
-from hashing_model.model import ARRAYS_FILE, MODEL_FILE, HashModel
+from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.train import fit
 
 
@@ -85,6 +88,72 @@ def test_a_model_may_replace_a_model_but_nothing_else(model, tmp_path):
     assert files_of(tmp_path / 'photos') == ['cat.jpg']
     with pytest.raises(InputError, match='is a file; give a folder'):
         model.save(tmp_path / 'photos' / 'cat.jpg')
+
+
+def test_a_training_that_was_stopped_leaves_a_folder_that_takes_the_model(model, tmp_path):
+    for names in ((CHECKPOINT_FILE,), (f'.{CHECKPOINT_FILE}',), (CHECKPOINT_FILE, f'.{CHECKPOINT_FILE}')):
+        folder = tmp_path / '-'.join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b'')
+        check_model_folder(folder)
+        model.save(folder)
+        assert HashModel.load(folder).fingerprint == model.fingerprint
+
+
+# Heads with hidden layers
+
+
+def deep(model, layers=2, seed=0):
+    """The model with random hidden layers before its bits."""
+    rng = np.random.default_rng(seed)
+    sizes = [len(model.heads['look'].weights), 7, 5][: layers + 1]
+    hidden = tuple(
+        (rng.standard_normal((a, b)).astype(np.float32), rng.standard_normal(b).astype(np.float32))
+        for a, b in itertools.pairwise(sizes)
+    )
+    weights = rng.standard_normal((sizes[-1], 32)).astype(np.float32)
+    return dataclasses.replace(model, heads={'look': HashHead(weights, np.zeros(32, np.float32), hidden)})
+
+
+@pytest.mark.parametrize('layers', [0, 1, 2])
+def test_hidden_layers_come_back(model, tmp_path, layers):
+    made = deep(model, layers)
+    made.save(tmp_path)
+    loaded = HashModel.load(tmp_path)
+    assert len(loaded.heads['look'].hidden) == layers
+    images = pictures()
+    np.testing.assert_array_equal(loaded.encode(images), made.encode(images))
+    assert len(np.unique(made.encode(images), axis=0)) > 20
+    assert loaded.fingerprint == made.fingerprint
+
+
+def test_hidden_layers_are_in_the_fingerprint(model):
+    made = deep(model)
+    (a, b), (c, d) = made.heads['look'].hidden
+    others = [
+        ((nudged(a), b), (c, d)),
+        ((a, nudged(b)), (c, d)),
+        ((a, b), (nudged(c), d)),
+        ((a, b), (c, nudged(d))),
+        (),
+    ]
+    fingerprints = {with_projection(made, hidden=hidden).fingerprint for hidden in others}
+    assert len(fingerprints | {made.fingerprint, deep(model, 1).fingerprint, model.fingerprint}) == 8
+    assert deep(model).fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize('layers', [0, 2])
+def test_a_model_calibrated_on_a_catalogue_has_balanced_bits_and_another_fingerprint(model, layers):
+    made, images = deep(model, layers), pictures()
+    groups = made.extractor.features(images)
+    activations = made.activations(groups)
+    np.testing.assert_array_equal(pack_bits(activations['look'] >= 0), made.encode(images))
+    calibrated = made.calibrated({'look': np.median(activations['look'], axis=0)})
+    shares = unpack_bits(calibrated.encode(images), 32).mean(axis=0)
+    np.testing.assert_allclose(shares, 0.5, atol=0.03)
+    assert np.abs(unpack_bits(made.encode(images), 32).mean(axis=0) - 0.5).max() > 0.1
+    assert calibrated.fingerprint != made.fingerprint
 
 
 # The fingerprint

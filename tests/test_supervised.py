@@ -143,7 +143,7 @@ def test_of_few_images_none_is_held_out():
     supervision = supervise(SPEC, {'fine': level}, np.random.default_rng(0))
     assert len(supervision.held_out) == 0
     assert len(supervision.train) == 380
-    assert supervision.validation({}, {}) == {}
+    assert 'validation_map' not in supervision.about({}, {})
 
 
 def test_classes_too_small_to_have_a_like_held_out_are_not_validated_on():
@@ -249,7 +249,7 @@ def test_what_is_learned_holds_for_new_images(method):
 def test_the_validation_is_of_images_held_out(method):
     supervision, network, history, heads, _ = trained(method)
     fused, labels = dataset()
-    scores = supervision.validation(heads, fused)
+    scores = supervision.about(heads, fused)['validation_map']
     rows = supervision.held_out
     part = {name: x[rows] for name, x in fused.items()}
     for segment in supervision.segments:

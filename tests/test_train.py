@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hashing_model import contrastive
 from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits, unpack_bits
 from hashing_model.errors import InputError
+from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features
 from hashing_model.images import Resizing, decode
-from hashing_model.train import fit
+from hashing_model.labels import LabelLevel
+from hashing_model.train import fit, fit_features, make_extractor, method_of, view_groups, view_seeds
 from hashing_model.training import Training
 
 SHARD = Path(__file__).parents[1] / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
@@ -127,3 +130,74 @@ def test_a_backbone_that_needs_no_download_gives_coarse_codes():
     np.testing.assert_array_equal(model.encode(model.decode(again).pixels[None])[0], codes[1])
     assert model.decode(again).pixels.shape == (64, 64, 3)
     assert io.BytesIO(again).read(4) == b'RIFF'
+
+
+# With labels, and from views
+
+MIXED = CodeSpec(
+    (Segment('kind', 8, ('color', 'edges')), Segment('other', 8, ('edges',)), Segment('look', 8, ('color',)))
+)
+LABELS = {'kind': LabelLevel.from_values([[str(i % 3)] if i % 5 else [] for i in range(40)])}
+
+
+@pytest.mark.parametrize(
+    ('method', 'segment', 'labelled', 'expected'),
+    [
+        (None, 'look', False, 'lda'),
+        (None, 'fine', False, 'contrastive'),
+        ('ortho', 'fine', True, 'ortho'),
+        ('csq', 'look', True, 'csq'),
+        ('greedy', 'look', False, 'lda'),
+        ('greedy', 'fine', False, 'contrastive'),
+        ('contrastive', 'look', True, 'contrastive'),
+        ('lda', 'fine', True, 'lda'),
+        ('itq', 'look', True, 'itq'),
+    ],
+)
+def test_each_segment_has_a_method_that_fits_its_labels(method, segment, labelled, expected):
+    assert method_of(segment, Training(method), {segment: None} if labelled else {'x': None}) == expected
+
+
+def test_only_segments_fitted_from_views_need_views():
+    assert view_groups(MIXED, Training('itq'), LABELS) == []
+    assert view_groups(MIXED, Training('ortho'), LABELS) == ['edges', 'color']
+    assert view_groups(MIXED, Training('lda'), {}) == ['edges', 'color']
+    look = CodeSpec(MIXED.segments[::2])
+    assert view_groups(look, Training('ortho'), LABELS) == ['color']
+
+
+def test_views_have_seeds_of_their_own():
+    seeds = view_seeds(Training(views=4))
+    assert len(set(seeds)) == 4
+    assert view_seeds(Training(views=2)) == seeds[:2]
+    assert not set(view_seeds(Training(views=4, seed=1))) & set(seeds)
+
+
+def test_segments_are_trained_each_by_its_method(monkeypatch):
+    monkeypatch.setattr(contrastive, 'STEPS', 5)
+    images, training = pictures(40), Training(epochs=4, views=2)
+    model, history = fit(images, LABELS, training, MIXED, SIZE)
+    assert set(history) == {'heads', 'other'}
+    assert (len(history['heads']), len(history['other'])) == (4, 5)
+    assert [len(model.heads[name].hidden) for name in ('kind', 'other', 'look')] == [0, 1, 0]
+    assert model.training['method'] == 'ortho'
+    assert model.training['labelled'] == {'kind': 32}
+    assert set(model.training['gates']['kind']) == {'color', 'edges'}
+    bits = unpack_bits(model.encode(images), 24)
+    assert 0.3 < bits[:, :8].mean() < 0.7
+    assert len(np.unique(bits, axis=0)) > 30
+
+    extractor = make_extractor(MIXED, SIZE, 'efficientnet_lite0')
+    views = tuple(extract(images, extractor, ['edges', 'color'], view=seed) for seed in view_seeds(training))
+    features = FeatureSet(extract(images, extractor, extractor.groups), views, LABELS)
+    again, _ = fit_features(features, extractor, SIZE, MIXED, training)
+    assert again.fingerprint == model.fingerprint
+    other, _ = fit(images, LABELS, Training(seed=1, epochs=4, views=2), MIXED, SIZE)
+    for name in MIXED.names:
+        assert not np.array_equal(other.heads[name].weights, model.heads[name].weights)
+
+
+def test_ungated_segments_read_their_groups_as_they_are():
+    spec = CodeSpec(MIXED.segments[:1])
+    model, _ = fit(pictures(40), LABELS, Training('csq', epochs=2, gated=False), spec, SIZE)
+    assert model.training['gates'] == {'kind': {'color': 1, 'edges': 1}}

@@ -1,16 +1,36 @@
-"""The sample of records that a model is fitted on."""
+"""`grainhash train`: the sample of records that a model is fitted on, and what is told and written of a fit."""
 
 import collections
+import contextlib
 import io
+import json
 import tarfile
 
+import cv2
 import numpy as np
-from test_train import SIZE, encoded_pictures
+import pytest
+from make_index import catalogue_pictures, tar_members, write_tar
+from rich.console import Console
+from test_train import SIZE, encoded_pictures, fit_look
+from test_train import pictures as decoded_pictures
 
 from hashing_model.images import NOT_AN_IMAGE, decode
+from hashing_model.model import HashModel
+from hashing_model.training import Progress
+from pipelines.__main__ import main
 from pipelines.records import Record, Reject, Source
 from pipelines.shards import ReadOptions, WorkUnit, list_units, read_unit
-from pipelines.train_model import MAX_UNITS, describe_rejects, sample_records
+from pipelines.train_model import (
+    CURVES_FILE,
+    MAX_UNITS,
+    TRAINING_FILE,
+    TrainingLog,
+    describe_rejects,
+    describe_training,
+    sample_images,
+    sample_records,
+    write_training,
+)
 
 OPTIONS = ReadOptions()
 
@@ -106,3 +126,265 @@ def test_a_record_that_does_not_decode_takes_no_place(tmp_path):
 def test_rejects_are_told_by_how_often():
     rejects = [Reject(Source('a', ''), reason, '') for reason in ('empty', 'truncated', 'truncated')]
     assert describe_rejects(rejects) == '2 truncated, 1 empty'
+
+
+# Images and labels
+
+
+def labelled(count=24, unlabelled=()):
+    """Pictures of the catalogue; some without a label `fine`."""
+    found = catalogue_pictures(count)
+    for i in unlabelled:
+        del found[i][0]['labels']['fine']
+    return found
+
+
+def sampled(path, size=100, seed=0):
+    return sample_images(list_units([str(path)], OPTIONS), OPTIONS, size, seed, SIZE)
+
+
+def test_images_come_with_the_labels_of_every_level(tmp_path):
+    pictures = labelled(24, unlabelled=(0, 5))
+    write_tar(tmp_path / 'a.tar', tar_members(pictures))
+    sample = sampled(tmp_path)
+    assert set(sample.labels) == {'coarse', 'fine', 'item'}
+    np.testing.assert_array_equal(sample.images, [decode(data, SIZE).pixels for _, data in pictures])
+    for name, level in sample.labels.items():
+        values = [fields['labels'].get(name) for fields, _ in pictures]
+        found = [[level.names[c] for c in level.take(np.array([i])).classes] for i in range(24)]
+        assert found == [[v] if v else [] for v in values]
+    few = sampled(tmp_path, 7, seed=1)
+    assert len(few.images) == 7
+    assert all(len(level) == 7 for level in few.labels.values())
+    place = next(i for i, pixels in enumerate(sample.images) if np.array_equal(pixels, few.images[3]))
+    assert few.labels['item'].names[few.labels['item'].classes[3]] == pictures[place][0]['labels']['item']
+
+
+def test_the_digest_follows_ids_pictures_and_labels(tmp_path):
+    made = [labelled(4), labelled(4), labelled(4), labelled(4), labelled(4), labelled(4)[::-1]]
+    made[2][0][0]['id'] = 'other'
+    made[3][1] = (made[3][1][0], made[3][2][1])
+    made[4][2][0]['labels']['fine'] = 'other'
+    digests = []
+    for number, pictures in enumerate(made):
+        (tmp_path / str(number)).mkdir()
+        write_tar(tmp_path / str(number) / 'a.tar', tar_members(pictures))
+        digests.append(sampled(tmp_path / str(number)).digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 5
+    assert len(digests[0]) == 64
+
+
+# What is told and written
+
+
+def test_a_bar_on_a_terminal_shows_the_stage_the_loss_and_the_score():
+    console = Console(file=(shown := io.StringIO()), force_terminal=True, width=120)
+    with TrainingLog(console) as log:
+        log.report(Progress('features', 3, 3))
+        log.report(Progress('heads', 5, 10, 1.23456, 0.5))
+        log._bar.refresh()
+        text = shown.getvalue()
+    for part in ('features', 'heads', 'loss 1.235, validation mAP 0.500'):
+        assert part in text
+    assert shown.getvalue().endswith('\x1b[2K')  # the bar is wiped away
+
+
+def test_nothing_is_shown_where_there_is_no_terminal():
+    console = Console(file=(shown := io.StringIO()), force_terminal=False)
+    with TrainingLog(console) as log:
+        log.report(Progress('heads', 5, 10, 1.0))
+    assert shown.getvalue().strip() == ''
+
+
+def test_the_logs_of_tensorboard_hold_every_step(tmp_path):
+    import tensorflow
+    from tensorflow.python.summary.summary_iterator import summary_iterator
+
+    with TrainingLog(Console(file=io.StringIO()), str(tmp_path / 'logs')) as log:
+        log.report(Progress('features', 1, 1))
+        log.report(Progress('heads', 1, 2, 0.5))
+        log.report(Progress('heads', 2, 2, 0.25, 0.75))
+    (path,) = (tmp_path / 'logs').iterdir()
+    found = [
+        (value.tag, event.step, float(tensorflow.make_ndarray(value.tensor)))
+        for event in summary_iterator(str(path))
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == 'scalars'
+    ]
+    assert found == [('heads/loss', 1, 0.5), ('heads/loss', 2, 0.25), ('heads/validation mAP', 2, 0.75)]
+
+
+def strict_json(path):
+    def refuse(name):
+        raise ValueError(name)
+
+    return json.loads(path.read_text(encoding='utf-8'), parse_constant=refuse)
+
+
+def test_a_training_without_epochs_has_no_curves(tmp_path):
+    model = fit_look(decoded_pictures(12), 'random')
+    write_training(
+        tmp_path, model, {'heads': [{'loss': 1.5, 'seconds': 0.1, 'score': 0.2}, {'loss': 1.0, 'seconds': 0.1}]}
+    )
+    height, width, _ = cv2.imread(str(tmp_path / CURVES_FILE)).shape
+    assert (width, height) == (900, 260)
+    described = strict_json(tmp_path / TRAINING_FILE)
+    assert described['history']['heads'][0]['score'] == 0.2
+    write_training(tmp_path, model, {})
+    assert not (tmp_path / CURVES_FILE).exists()
+    assert strict_json(tmp_path / TRAINING_FILE) == {
+        'method': 'random',
+        'seed': 0,
+        'images': 12,
+        'fingerprint': model.fingerprint,
+        'history': {},
+    }
+    assert describe_training(model) == []
+
+
+def test_images_without_labels_and_validation_are_told():
+    class Model:
+        training = {
+            'images': 4000,
+            'labelled': {'coarse': 4000, 'fine': 2000},
+            'validation_map': {'fine': 0.41256},
+            'gates': {'fine': {'top': 1.2, 'low': 0.8}, 'coarse': {'top': 1.0}},
+        }
+
+    assert describe_training(Model) == [
+        '2,000 of 4,000 images have no label fine: it did not learn from them',
+        'fine: mAP 0.413 on images held out; weights of its features: top 1.20, low 0.80',
+    ]
+
+
+# The command
+
+
+@pytest.fixture(scope='module')
+def shard(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shards')
+    return write_tar(folder / 'a.tar', tar_members(labelled(48, unlabelled=(3, 7, 11))))
+
+
+def run_train(shard, *options):
+    """The exit code and what was told."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        code = main(['train', '--images', shard, '--input-size', '64', *map(str, options)])
+    return code, told.getvalue().strip().splitlines()
+
+
+@pytest.fixture(scope='module')
+def trained(shard, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('trained')
+    options = ('--segments', 'coarse=8,fine=16,look=16', '--epochs', 3, '--views', 1, '--tensorboard', folder / 'logs')
+    return folder, *run_train(shard, '--model', folder / 'model', *options)
+
+
+def test_a_model_is_trained_on_the_labels_there_are(trained):
+    folder, code, told = trained
+    assert code == 0
+    assert told[0] == '3 of 48 images have no label fine: it did not learn from them'
+    assert told[-1].startswith(f'{folder / "model"}: ortho on 48 images, coarse 8, fine 16, look 16 bits, fingerprint ')
+    model = HashModel.load(folder / 'model')
+    assert told[-1].split('fingerprint ')[1].startswith(model.fingerprint[:12])
+    assert model.training['method'] == 'ortho'
+    assert model.training['labelled'] == {'coarse': 48, 'fine': 45}
+    images = np.stack([decode(data, SIZE).pixels for _, data in catalogue_pictures(48)])
+    codes = model.encode(images)
+    assert codes.shape == (48, 5)
+    assert len(np.unique(codes, axis=0)) > 40
+
+
+def test_the_training_is_written_beside_the_model(trained):
+    folder, _, _ = trained
+    names = sorted(p.name for p in (folder / 'model').iterdir())
+    assert names == ['arrays.npz', 'model.json', 'training.json', 'training.png']  # and no checkpoint
+    described = strict_json(folder / 'model' / TRAINING_FILE)
+    assert described['fingerprint'] == HashModel.load(folder / 'model').fingerprint
+    assert len(described['history']['heads']) == 3
+    assert set(described['gates']['fine']) == {'top', 'high', 'mid'}
+    strict_json(folder / 'model' / 'model.json')
+    height, width, _ = cv2.imread(str(folder / 'model' / CURVES_FILE)).shape
+    assert width == 900
+    assert 200 < height < 600
+    assert [p.name for p in (folder / 'logs').iterdir() if p.name.startswith('events.out.tfevents')]
+
+
+def test_methods_without_labels_still_train(shard, tmp_path):
+    for method in ('itq', 'lda'):
+        code, told = run_train(shard, '--model', tmp_path / 'model', '--method', method, '--segments', 'look=16')
+        assert code == 0
+        assert len(told) == 1
+        assert f'model: {method} on 48 images, look 16 bits' in told[0]
+    names = sorted(p.name for p in (tmp_path / 'model').iterdir())
+    assert names == ['arrays.npz', 'model.json', 'training.json']
+
+
+def test_labels_that_no_segment_learns_from_are_told(shard, tmp_path):
+    code, told = run_train(shard, '--model', tmp_path / 'model', '--segments', 'look=16')
+    assert code == 0
+    assert told[0] == 'no segment is named after a level of the labels (coarse, fine, item): they are not learned from'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--epochs 0', 'epochs is 0; at least 1 is needed'),
+        ('--learning-rate 0', 'learning-rate is 0.0; a number above 0 is needed'),
+        ('--learning-rate nan', 'learning-rate is nan'),
+        ('--views 0', 'views is 0; at least 1 is needed'),
+        ('--balance -1', 'balance is -1.0; at least 0 is needed'),
+        ('--decorrelation inf', 'decorrelation is inf'),
+        ('--seed -1', 'seed is -1; at least 0 is needed'),
+        ('--finetune-blocks -1', 'finetune-blocks is -1; at least 0 is needed'),
+        ('--finetune-epochs 0', 'finetune-epochs is 0; at least 1 is needed'),
+        ('--finetune-blocks 1 --method itq', 'finetune-blocks needs labels and one of ortho, csq, greedy'),
+        ('--segments look=16 --finetune-blocks 1', 'finetune-blocks needs labels'),
+        (
+            '--method csq --segments look=16',
+            'the labels have the levels coarse, fine, item and the code has the segments look',
+        ),
+        ('--segments fine=3,look=8', 'classes in 3 bits; give the segment'),
+        ('--method lda --segments look=64', '64 bits need more than 64 training images; there are 48'),
+        ('--segments look=16 --learning-rate 1e30 --method contrastive', 'look: the loss is .*lower --learning-rate'),
+    ],
+)
+def test_bad_options_are_told_in_a_line_and_leave_nothing(shard, tmp_path, options, message):
+    code, told = run_train(shard, '--model', tmp_path / 'model', *options.split())
+    assert code == 2
+    (line,) = (line for line in told if line.startswith('grainhash: error:'))
+    assert told[-1] == line
+    import re
+
+    assert re.search(message, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_goes_on_after_an_interruption(shard, tmp_path, monkeypatch):
+    options = ('--segments', 'coarse=8', '--epochs', 2, '--finetune-blocks', 1, '--finetune-epochs', 2)
+    assert run_train(shard, '--model', tmp_path / 'whole', *options)[0] == 0
+    report = TrainingLog.report
+
+    def interrupting(log, progress):
+        report(log, progress)
+        if (progress.stage, progress.step) == ('fine-tuning', 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingLog, 'report', interrupting)
+    assert run_train(shard, '--model', tmp_path / 'model', *options) == (130, ['grainhash: error: interrupted'])
+    assert [p.name for p in (tmp_path / 'model').iterdir()] == ['checkpoint.npz']
+    steps = []
+    monkeypatch.setattr(TrainingLog, 'report', lambda _, p: steps.append(p.step) if p.stage == 'fine-tuning' else None)
+    assert run_train(shard, '--model', tmp_path / 'model', *options, '--verbose')[0] == 0
+    assert steps == [2]
+    models = [HashModel.load(tmp_path / name) for name in ('whole', 'model')]
+    assert models[0].backbone_digest == models[1].backbone_digest
+    assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == [
+        'arrays.npz',
+        'backbone.keras',
+        'model.json',
+        'training.json',
+        'training.png',
+    ]
