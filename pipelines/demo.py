@@ -94,8 +94,8 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
 
 INTRO = (
     'Emoji drawn by two vendors were indexed; a third vendor, whose pictures are not in the index, asks. '
-    'Each row of answers compares another part of the code. `coarse` and `fine` learned from the labels of the '
-    'indexed drawings, `look` without labels; no drawing that asks was seen before.'
+    'Each row of answers compares another part of the code. What codes say of kinds (coarse, fine) they learned '
+    'from the labels of the indexed drawings, their look from no label; no drawing that asks was seen before.'
 )
 
 

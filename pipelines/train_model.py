@@ -114,6 +114,7 @@ class TrainingLog:
             '{task.fields[figures]}',
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._folder = tensorboard

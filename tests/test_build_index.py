@@ -1,6 +1,7 @@
 """Builds on real runners: what lies in the index afterwards, and what does not after a build that failed."""
 
 import collections
+import functools
 import hashlib
 import io
 import json
@@ -752,7 +753,8 @@ def test_a_build_that_is_stopped_leaves_nothing(sent, tmp_path):
     hand_model(catalogue_pictures(40)).save(tmp_path / 'model')
     options = ('--images', CATALOGUE / 'index-*.tar.gz', '--model', tmp_path / 'model', '--index', tmp_path / 'index')
     command = [sys.executable, '-m', 'pipelines', 'build', *map(str, options)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as build_:
+    heeded = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heeded) as build_:
         deadline = time.monotonic() + 60
         while not list((tmp_path / 'index').rglob('staging/*.parquet')) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -250,6 +250,20 @@ def test_it_learns_what_the_frozen_backbone_does_not_tell(path):
     assert model.training['validation_map']['kind'] == pytest.approx(max(scores), abs=0.1)
 
 
+def test_the_model_keeps_the_scales_it_was_fine_tuned_with(path, frozen):
+    """The heads were trained on them; those of groups that only other segments read are the tuned backbone's."""
+    images, fusion, _, _ = frozen
+    spec = CodeSpec((SPEC.segments[0], Segment('look', 8, ('high',))))
+    model, _ = fit(images, {'kind': images_of()[1]}, TRAINING, spec, Resizing(SIDE), path)
+    for name in ('top', 'color'):
+        np.testing.assert_allclose(model.fusion.mean[name], fusion.mean[name], rtol=1e-5)
+        np.testing.assert_allclose(model.fusion.scale[name], fusion.scale[name], rtol=1e-5)
+    tuned, old = model.extractor.backbone.taps(images), load_backbone(path, SIDE).taps(images)
+    assert np.abs(tuned['top'].mean(axis=0) / fusion.mean['top'] - 1).max() > 0.01  # not trivial
+    np.testing.assert_allclose(model.fusion.mean['high'], tuned['high'].mean(axis=0), rtol=1e-4)
+    assert not np.allclose(model.fusion.mean['high'], old['high'].mean(axis=0), rtol=1e-4)
+
+
 # What is refused
 
 

@@ -20,7 +20,8 @@ def groups_of(count, seed=0):
 
 def network_of(segments, gated=True, seed=0):
     keras = import_keras()
-    inputs = {name: keras.Input((d,), name=name) for name, d in DIMS.items()}
+    read = {name for segment in segments for name in segment.features}
+    inputs = {name: keras.Input((d,), name=name) for name, d in DIMS.items() if name in read}
     network = keras.Model(inputs, head_outputs(inputs, segments, gated, seed))
     network.compile(keras.optimizers.AdamW(0.05), dict.fromkeys((s.name for s in segments), 'mse'))
     return network
@@ -31,7 +32,7 @@ def train(network, segments, steps=25):
     for step in range(steps):
         groups = groups_of(64, seed=step)
         signs = {s.name: np.where(groups['color'][:, :1] > 0, 1, -1) * np.ones(s.bits) for s in segments}
-        network.train_on_batch(groups, signs)
+        network.train_on_batch({x.name: groups[x.name] for x in network.inputs}, signs)
 
 
 def by_numpy(head, segment, groups):

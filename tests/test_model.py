@@ -113,7 +113,9 @@ def deep(model, layers=2, seed=0):
         for a, b in itertools.pairwise(sizes)
     )
     weights = rng.standard_normal((sizes[-1], 32)).astype(np.float32)
-    return dataclasses.replace(model, heads={'look': HashHead(weights, np.zeros(32, np.float32), hidden)})
+    return dataclasses.replace(
+        model, heads={'look': HashHead(weights, rng.standard_normal(32).astype(np.float32), hidden)}
+    )
 
 
 @pytest.mark.parametrize('layers', [0, 1, 2])

@@ -162,6 +162,7 @@ def test_segments_of_nested_levels_have_nested_targets():
     distances = (whole[:, None] != whole[None]).sum(axis=2)
     same = np.arange(9)[:, None] // 3 == np.arange(9) // 3
     assert distances[same].max() < distances[~same].min()
+    assert supervision.order == 1
 
 
 def test_labels_that_cannot_be_learned_are_refused():
