@@ -265,7 +265,7 @@ def catalogue_items(args: argparse.Namespace) -> Figures:
     folds = [np.isin(items, part) for part in np.array_split(names, FOLDS)]
     database = np.flatnonzero(pictures.part == 'index')
     figures: dict[str, dict[str, list[float]]] = {}
-    for method in ('ortho', 'itq', 'random'):
+    for method in ('ortho', 'csq', 'greedy', 'itq', 'random'):
         for seed in SEEDS:
             scores: dict[str, list[NDArray]] = {'coarse': [], 'fine': [], 'item@10': []}
             for held_out in folds:
