@@ -39,7 +39,7 @@ from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES
 from hashing_model.images import Resizing, decode
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision, hit_at, rank
+from hashing_model.metrics import Ranking, average_precision, hit_at, rank
 from hashing_model.model import Extractor
 from hashing_model.train import fit, fit_features, view_seeds
 from hashing_model.training import Checkpoint, Progress, Training
@@ -175,8 +175,7 @@ def mean_average_precision(
     codes: NDArray[np.uint8], level: LabelLevel, asking: NDArray, database: NDArray, spec: CodeSpec, segment: str
 ) -> float:
     """Tie-aware mAP@all of one segment."""
-    labels = [level.take(asking)], [level.take(database)]
-    ranking = rank(codes[asking], labels[0], codes[database], labels[1], spec, profile={segment: 1})
+    ranking = ranked(codes, level, asking, database, spec, {segment: 1})
     return round(float(np.nanmean(average_precision(ranking.totals, ranking.relevant))), 4)
 
 
@@ -299,7 +298,7 @@ def ranked(
     database: NDArray,
     spec: CodeSpec,
     profile: Mapping[str, int] | None,
-) -> Any:
+) -> Ranking:
     """`hashing_model.metrics.rank` of some rows among others."""
     return rank(codes[asking], [level.take(asking)], codes[database], [level.take(database)], spec, profile)
 

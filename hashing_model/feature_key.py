@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from hashing_model.augment import LOOK, augment
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.features import BACKBONE_FEATURES
 from hashing_model.features.backbone import SAVED
 from hashing_model.fusion import Groups
 from hashing_model.images import Resizing
@@ -83,18 +82,13 @@ def views_for(spec: CodeSpec, labelled: Iterable[str], views: int, seed: int) ->
     return (groups, view_seeds(training)) if groups and views else ((), [])
 
 
-def weights_digest(extractor: Extractor) -> str:
-    """The digest of an extractor's backbone; empty, and nothing loaded, if it makes hand-made features only."""
-    return extractor.backbone.digest if set(extractor.groups) & set(BACKBONE_FEATURES) else ''
-
-
 def check_weights(extractor: Extractor, key: FeatureKey) -> None:
     """Refuse an extractor whose backbone is not the one that made some features.
 
     Raises:
         InputError: so it is.
     """
-    found = weights_digest(extractor)
+    found = extractor.weights_digest
     if found not in ('', key.backbone_digest):
         raise InputError(
             f'the weights of {key.backbone} on this machine are not those that made the features: '

@@ -23,7 +23,7 @@ class FeatureSet:
 
     Args:
         groups: feature group -> float32 [N, d].
-        views: the same groups, or some of them, of augmented views of the same images; what the contrastive head needs.
+        views: some of these groups of augmented views of the same images, for `contrastive` and `lda`.
         labels: label level -> the labels of the N images; coarse levels first.
     """
 

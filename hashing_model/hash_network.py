@@ -15,7 +15,7 @@ from hashing_model.code_spec import Segment
 from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
 
-BN_MOMENTUM = 0.9  # statistics of the last few dozen batches: the layers before them move
+BN_MOMENTUM = 0.9  # statistics of about the last ten batches: the layers before them move
 
 
 def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: bool, seed: int) -> dict[str, Any]:

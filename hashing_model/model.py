@@ -62,6 +62,11 @@ class Extractor:
         """The loaded backbone."""
         return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
 
+    @property
+    def weights_digest(self) -> str:
+        """The digest of the backbone's weights; empty, and nothing loaded, if all groups are hand-made."""
+        return self.backbone.digest if set(self.groups) & set(BACKBONE_FEATURES) else ''
+
     def features(
         self, images: NDArray[np.uint8], groups: Sequence[str] | None = None
     ) -> dict[str, NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
-from hashing_model.features import BACKBONE_FEATURES, FEATURES, check_names
+from hashing_model.features import FEATURES, check_names
 from hashing_model.finetune import finetune
 from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import HashHead
@@ -118,7 +118,7 @@ def fit_features(
     """Fit a hash model on features that were made before.
 
     Args:
-        features: at least the groups that the spec reads; views if a segment is fitted by `contrastive`.
+        features: at least the groups that the spec reads; views if a segment is fitted by `contrastive` or `lda`.
         extractor: what made them.
         resizing: what the pictures went through before.
         spec, training, report: see `fit`.
@@ -156,8 +156,7 @@ def fit_features(
         elif method == 'contrastive':
             heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
         heads[segment.name] = heads[segment.name].reordered(order_bits(heads[segment.name].bits(x)))
-    digest = extractor.backbone.digest if set(extractor.groups) & set(BACKBONE_FEATURES) else ''
-    return HashModel(spec, resizing, extractor, digest, fusion, heads, about), history
+    return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about), history
 
 
 def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float32]]:

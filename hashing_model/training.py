@@ -192,9 +192,11 @@ def _weights(network: Any, values: Sequence[Any]) -> Iterator[None]:
     own = [np.array(v) for v in network.variables]
     for variable, value in zip(network.variables, values, strict=True):
         variable.assign(value)
-    yield
-    for variable, value in zip(network.variables, own, strict=True):
-        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in zip(network.variables, own, strict=True):
+            variable.assign(value)
 
 
 def _run_epoch(

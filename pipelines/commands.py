@@ -129,7 +129,7 @@ def _tell_of_unused(labels: Collection[str], args: argparse.Namespace, spec: Cod
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Make the features of images and keep them in files."""
-    from hashing_model.feature_key import FeatureKey, views_for, weights_digest
+    from hashing_model.feature_key import FeatureKey, views_for
     from hashing_model.train import make_extractor
     from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
     from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
@@ -148,7 +148,7 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     units = cut_units(inputs, options)
     files.check_writable(files.join(out, MANIFEST))
     started = time.monotonic()
-    digest = weights_digest(cached_extractor(backbone, resizing.size, groups, threads))
+    digest = cached_extractor(backbone, resizing.size, groups, threads).weights_digest
     of_views, seeds = views_for(spec, options.labels, args.views, args.seed)
     key = FeatureKey(resizing, backbone, digest, groups, of_views, tuple(seeds))
     check_cache_folder(out, key)
