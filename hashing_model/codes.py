@@ -32,14 +32,15 @@ def unpack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def to_words(codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Codes uint8 [N, B] to uint64 words [N, ceil(B / 8)], zero-padded, for popcounts.
+    """Codes uint8 [N, B] to uint64 words [N, ceil(B / 8)], zero-padded; bit 0 is the most significant of word 0.
 
-    The words' numeric value depends on the machine's byte order; their XOR's popcount does not.
+    >>> [hex(w) for w in to_words(np.array([[0x80, 1, 2]], np.uint8))[0]]
+    ['0x8001020000000000']
     """
     n, width = codes.shape
     padded = np.zeros((n, -(-width // 8) * 8), np.uint8)
     padded[:, :width] = codes
-    return padded.view(np.uint64)
+    return padded.view('>u8').astype(np.uint64)
 
 
 def bit_mask(start: int, bits: int, num_bytes: int) -> NDArray[np.uint64]:

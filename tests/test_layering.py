@@ -18,6 +18,7 @@ PURE = {
     'hashing_model.metrics',
     'hashing_model.quality',
     'pipelines.index.kernels',
+    'pipelines.index.multi_index',
     'pipelines.index.layout',
 }
 PURE_MAY_IMPORT = {'numpy', 'numba', 'llvmlite', *sys.stdlib_module_names}

@@ -188,3 +188,34 @@ def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], b
         radii = [NOT_PROBED] * len(costs)
         radii[scan] = len(costs[scan]) - 1
     return radii
+
+
+def order_rings(
+    costs: Sequence[NDArray[np.float64]], weights: Sequence[int], budget: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The order in which rings of tables are searched: least cost per unit of weight next, until the budget is spent.
+
+    Args:
+        costs: per table, the cost of the ring of radius 0, 1, ...
+        weights: per table; those of weight 0 are never searched.
+        budget: the first ring with which the total exceeds it is the last.
+
+    Returns:
+        Rings as (table, radius), int64 [S, 2]; and before each and after the last, [S + 1]: the least weighted distance
+        of a code that no ring has shown, int64, and the total cost so far, float64.
+
+    >>> rings, levels, _ = order_rings([np.array([1.0, 5.0]), np.array([2.0, 9.0])], [1, 1], 100)
+    >>> rings.tolist(), levels.tolist()
+    ([[0, 0], [1, 0], [0, 1], [1, 1]], [0, 1, 2, 3, 4])
+    """
+    waiting = [(float(costs[t][0]) / w, t, 0) for t, w in enumerate(weights) if w]
+    heapq.heapify(waiting)
+    rings, levels, totals = [], [0], [0.0]
+    while waiting and totals[-1] <= budget:
+        price, table, radius = heapq.heappop(waiting)
+        rings.append((table, radius))
+        levels.append(levels[-1] + weights[table])
+        totals.append(totals[-1] + price * weights[table])
+        if radius + 1 < len(costs[table]):
+            heapq.heappush(waiting, (float(costs[table][radius + 1]) / weights[table], table, radius + 1))
+    return np.array(rings, np.int64).reshape(-1, 2), np.array(levels, np.int64), np.array(totals)

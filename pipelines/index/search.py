@@ -1,21 +1,26 @@
-"""`LocalIndex`: exact search in memory, without Beam."""
+"""`LocalIndex`: exact search of one version of an index, without Beam."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
 from pipelines.index import code_tables, files, versions
-from pipelines.index.code_tables import CodeRows
-from pipelines.index.manifest import Manifest
-from pipelines.index.plan import Matches, SearchPlan, plan_search
+from pipelines.index.manifest import Manifest, Partition
+from pipelines.index.memory import Found, MemoryTables
+from pipelines.index.plan import SearchPlan, plan_search
+
+Where: TypeAlias = pc.Expression | Mapping[str, str | Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,28 +30,40 @@ class SearchResult:
     Args:
         distances: int32 [Q, k]; -1 where there are fewer than k answers.
         rows: int64 [Q, k]; -1 where there are fewer.
-        image_ids: object [Q, k]; None where there are fewer.
+        exact: bool [Q], whether the answers are certainly those of an exhaustive search.
+        visited: int64 [Q], how many codes were compared with each query.
     """
 
     distances: NDArray[np.int32]
     rows: NDArray[np.int64]
-    image_ids: NDArray[np.object_]
+    exact: NDArray[np.bool_]
+    visited: NDArray[np.int64]
+    _index: LocalIndex = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def image_ids(self) -> NDArray[np.object_]:
+        """The answers' image ids, object [Q, k]; None where there are fewer. Read from the index when first asked."""
+        image_ids = np.full(self.rows.shape, None, object)
+        there = self.rows >= 0
+        image_ids[there] = self._index.images(self.rows[there], ['image_id'])['image_id'].to_pylist()
+        return image_ids
 
 
 class LocalIndex:
-    """One version of an index in memory, for notebooks, evaluation and reports.
+    """One version of an index, for notebooks, evaluation and reports; searched in memory unless opened otherwise.
 
     Example:
         >>> index = LocalIndex.open('my-index')  # doctest: +SKIP
         >>> index.search(codes, k=10, profile={'coarse': 1, 'fine': 2}).image_ids  # doctest: +SKIP
+        >>> index.search(codes, k=10, where={'fine': 'cat'}).image_ids  # doctest: +SKIP
     """
 
     def __init__(self, folder: str, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
         self.spec = manifest.spec
-        self._tables: dict[int, CodeRows] = {}
         self._images: dict[int, pa.Table] = {}
+        self._part_starts = np.cumsum([0, *(file.rows for file in manifest.images)])
 
     @classmethod
     def open(cls, index: str | PathLike, version: str | None = None) -> LocalIndex:
@@ -67,35 +84,52 @@ class LocalIndex:
         """The version's sample of codes, uint8 [S, B]."""
         return code_tables.codes_from_arrow(code_tables.read_file(self.folder, self.manifest.sample, ['code'])['code'])
 
+    @functools.cached_property
+    def tables(self) -> MemoryTables:
+        """The code tables in memory, each read when a search first needs it."""
+        substrings = [table.substring for table in self.manifest.tables]
+        return MemoryTables(self.spec, substrings, len(self), self.sample, self._read_table)
+
     def search(
         self,
         codes: NDArray[np.uint8],
         k: int | None = 10,
         radius: int | None = None,
         profile: Mapping[str, int] | None = None,
+        where: Where | None = None,
+        exact: bool = True,
+        threads: int = 1,
     ) -> SearchResult:
-        """The exact k nearest codes of each query, ranked by (weighted distance, row).
+        """The k nearest codes of each query, ranked by (weighted distance, row), exactly as an exhaustive search.
 
         Args:
             codes: uint8 [Q, B], as `HashModel.encode` makes them.
             k: answers per query; None for all within `radius`.
             radius: largest weighted distance of an answer; None for no limit.
             profile: weight per segment; segments left out weigh 0; None weighs every bit 1.
+            where: which images may be answers: an Arrow expression over the columns of `images`, such as
+                `pc.field('width') >= 500`, or label values by level, such as `{'fine': ['cat', 'dog']}`.
+            exact: False looks under each query's own values only, which finds most near answers at the lowest cost;
+                the result tells which of its lines happen to be exact.
+            threads: over which the queries are divided.
 
         Raises:
-            InputError: k < 1, a negative radius, an unknown segment, codes of another length.
+            InputError: k < 1, a negative radius, an unknown segment, column or label level, codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
-        plan = self.plan(codes, k, radius, profile)
-        matches = self._matches(plan)
-        width = k if k is not None else int(matches.ranks.max(initial=-1)) + 1
-        distances = np.full((len(plan.codes), width), -1, np.int32)
-        rows = np.full((len(plan.codes), width), -1, np.int64)
-        distances[matches.queries, matches.ranks] = matches.distances
-        rows[matches.queries, matches.ranks] = matches.rows
-        image_ids = np.full(rows.shape, None, object)
-        image_ids[rows >= 0] = self.images(rows[rows >= 0], ['image_id'])['image_id'].to_pylist()
-        return SearchResult(distances, rows, image_ids)
+        allowed = None if where is None else self.allowed(where)
+        found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
+        return self._result(found, k)
+
+    def _result(self, found: Found, k: int | None) -> SearchResult:
+        queries = len(found.exact)
+        sizes = np.bincount(found.queries, minlength=queries)
+        width = k if k is not None else int(sizes.max(initial=0))
+        places = np.arange(len(found.queries)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        distances, rows = np.full((queries, width), -1, np.int32), np.full((queries, width), -1, np.int64)
+        distances[found.queries, places] = found.distances
+        rows[found.queries, places] = self._rows_of(found.numbers)
+        return SearchResult(distances, rows, found.exact, found.visited, self)
 
     def plan(
         self,
@@ -104,14 +138,30 @@ class LocalIndex:
         radius: int | None = None,
         profile: Mapping[str, int] | None = None,
     ) -> SearchPlan:
-        """How `search` answers the same arguments: the bounds after a first look, and the radii for them."""
-        manifest = self.manifest
-        plan = plan_search(self.spec, manifest.tables, len(self), self.sample, codes, k, radius, profile)
-        return plan if k is None else plan.tightened(self._matches(plan.at_home()))
+        """How the query job searches the version's files: bounds from the sample, and the radii for them."""
+        return plan_search(self.spec, self.manifest.tables, len(self), self.sample, codes, k, radius, profile)
 
-    def _matches(self, plan: SearchPlan) -> Matches:
-        probed = np.flatnonzero((plan.radii >= 0).any(axis=0)).tolist()
-        return Matches.merged((plan.search(t, '', self._table(t)) for t in probed), plan.k)
+    def allowed(self, where: Where) -> NDArray[np.bool_]:
+        """Which images fulfil a condition (see `search`), bool [N] in the order of the images parts.
+
+        Raises:
+            InputError: no such column or label level, or an expression that is not a condition.
+        """
+        return np.concatenate([self._allowed_in(part, where) for part in range(len(self.manifest.images))])
+
+    def _allowed_in(self, part: int, where: Where) -> NDArray[np.bool_]:
+        file = self.manifest.images[part]
+        if not isinstance(where, pc.Expression):
+            labels = code_tables.read_file(self.folder, file, ['labels'])['labels']
+            return functools.reduce(np.logical_and, (has_label(labels, level, v) for level, v in where.items()))
+        filesystem, path = files.filesystem(files.join(self.folder, file.path))
+        try:
+            kept = ds.dataset(path, filesystem=filesystem, format='parquet').to_table(columns={'kept': where})['kept']
+            if not pa.types.is_boolean(kept.type):
+                raise pa.ArrowInvalid(f'it gives {kept.type}')
+            return pc.fill_null(kept, False).to_numpy()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+            raise InputError(f'where: {where} is no condition on the images: {e}') from e
 
     def images(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`.
@@ -135,19 +185,46 @@ class LocalIndex:
             self._images[part] = code_tables.read_file(self.folder, self.manifest.images[part])
         return self._images[part]
 
-    def _table(self, number: int) -> CodeRows:
-        """A whole table, ordered by key and row."""
-        if number not in self._tables:
-            table = self.manifest.tables[number]
-            parts = [
-                CodeRows.from_table(code_tables.read_file(self.folder, file))
-                for partition in table.partitions
-                for file in partition.files
-            ]
-            empty = np.zeros(0, np.int64), np.zeros((0, self.spec.num_bytes), np.uint8), np.zeros(0, np.int64)
-            keys, codes, rows = (
-                np.concatenate([getattr(p, name) for p in parts] or [nothing])
-                for name, nothing in zip(('keys', 'codes', 'rows'), empty, strict=True)
-            )
-            self._tables[number] = CodeRows.sorted(keys, codes, rows)
-        return self._tables[number]
+    def _read_table(self, number: int) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
+        """The runs of a table for `MemoryTables`, a partition at a time."""
+        start = 0
+        for partition in self.manifest.tables[number].partitions:
+            codes, rows = self._read_partition(number, partition)
+            yield start, codes, self._numbers_of(rows, partition)
+            start += len(rows)
+
+    def _read_partition(self, number: int, partition: Partition) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Codes and rows of a partition, in the table's order; each of its files is in order by itself."""
+        parts = [code_tables.read_file(self.folder, file, ['code', 'row']) for file in partition.files]
+        codes = [code_tables.codes_from_arrow(part['code']) for part in parts]
+        rows = [part['row'].to_numpy() for part in parts]
+        if len(parts) == 1:
+            return codes[0], rows[0]
+        all_codes = np.concatenate([np.zeros((0, self.spec.num_bytes), np.uint8), *codes])
+        order = np.argsort(self.tables.leading_values(number, all_codes), kind='stable')
+        return all_codes[order], np.concatenate([np.zeros(0, np.int64), *rows])[order]
+
+    def _numbers_of(self, rows: NDArray[np.int64], partition: Partition) -> NDArray[np.int64]:
+        """Rows (images part << 32 | row in it) counted through from 0, as the tables in memory number them."""
+        parts, places = rows >> 32, rows & 0xFFFFFFFF
+        known = (parts >= 0) & (parts < len(self.manifest.images))
+        numbers = self._part_starts[np.where(known, parts, 0)] + places
+        if not known.all() or (numbers >= self._part_starts[np.where(known, parts, 0) + 1]).any():
+            names = ', '.join(files.join(self.folder, file.path) for file in partition.files)
+            raise OSError(f'{names}: rows that no images part has')
+        return numbers
+
+    def _rows_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Inverse of `_numbers_of`."""
+        parts = np.searchsorted(self._part_starts, numbers, side='right') - 1
+        return (parts << 32) + numbers - self._part_starts[parts]
+
+
+def has_label(labels: pa.ChunkedArray, level: str, values: str | Sequence[str]) -> NDArray[np.bool_]:
+    """Which images have one of some label values at a level, from their `labels` column: bool [N]."""
+    wanted: Any = pa.array([values] if isinstance(values, str) else list(values), pa.string())
+    found = pc.map_lookup(labels, query_key=pa.scalar(level, pa.string()), occurrence='first').combine_chunks()
+    has = np.zeros(len(labels), bool)
+    parents = pc.list_parent_indices(found).to_numpy()
+    has[parents[pc.is_in(pc.list_flatten(found), value_set=wanted).to_numpy(zero_copy_only=False)]] = True
+    return has

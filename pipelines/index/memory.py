@@ -1,0 +1,331 @@
+"""All code tables of an index in memory, and exact search in them by `multi_index.py`: no files, no ids, no Beam.
+
+`LocalIndex` (`search.py`) fills them from a version's files; `MemoryTables.from_codes` takes bare codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.codes import bit_mask, check_codes, to_words
+from pipelines.index import kernels, multi_index
+from pipelines.index.layout import Substring, cut_substrings, order_rings
+from pipelines.index.plan import Metric, check_limits
+
+# Nanoseconds, measured by `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
+SCAN_NS, SCAN_WORD_NS = 0.03, 0.08  # of comparing one code in a batch, and of each of its words
+PROBE_NS = 35.0  # of looking up one value and fetching its codes
+VISIT_NS = 1.3  # of comparing one candidate
+ROWS_PER_VALUE = 1  # on average under one value of a table's leading bits
+
+ROOM = 1 << 16  # answers of a search without k that are taken away at once
+SELECTIVITY_QUERIES = 64  # of the sample, each compared with
+SELECTIVITY_ROWS = 16_384  # others
+
+Rings = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]  # see `layout.order_rings`
+Room = tuple[NDArray, ...]  # where the kernels write, see `multi_index.probe`
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Answers of some queries, and what they cost.
+
+    Args:
+        queries, distances, numbers: int64 [M], ordered by (query, distance, number); numbers count the rows.
+        exact: bool [Q], whether the answers are certain.
+        visited: int64 [Q], how many codes were compared with each query.
+    """
+
+    queries: NDArray[np.int64]
+    distances: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+    visited: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Found]) -> Found:
+        """Answers of successive runs of queries as one."""
+        firsts = np.cumsum([0, *(len(p.exact) for p in parts)])
+        return cls(
+            np.concatenate([p.queries + first for p, first in zip(parts, firsts, strict=False)]),
+            np.concatenate([p.distances for p in parts]),
+            np.concatenate([p.numbers for p in parts]),
+            np.concatenate([p.exact for p in parts]),
+            np.concatenate([p.visited for p in parts]),
+        )
+
+
+class MemoryTables:
+    """The tables of N codes, each ordered by the leading bits of its substring; filled when a search first needs one.
+
+    Args:
+        spec: the code spec.
+        substrings: one per table.
+        rows: N.
+        sample: codes drawn uniformly, uint8 [S, B], for what a ring may be expected to hold.
+        read: table number -> its runs of (first place, codes uint8 [n, B], row numbers [n] from 0 to N - 1), ordered
+            by the substrings' values, together covering all places once.
+    """
+
+    def __init__(
+        self,
+        spec: CodeSpec,
+        substrings: Sequence[Substring],
+        rows: int,
+        sample: NDArray[np.uint8],
+        read: Callable[[int], Iterator[tuple[int, NDArray[np.uint8], NDArray]]],
+    ):
+        self.spec, self.substrings, self.rows, self.sample, self._read = spec, tuple(substrings), rows, sample, read
+        words, tables = -(-spec.num_bytes // 8), len(self.substrings)
+        longest = max(1, math.ceil(math.log2(max(rows, 2) / ROWS_PER_VALUE)))
+        self.value_bits = np.array([min(s.bits, longest) for s in self.substrings], np.int64)
+        self.value_masks = np.stack(
+            [bit_mask(s.start, int(b), spec.num_bytes) for s, b in zip(self.substrings, self.value_bits, strict=True)]
+        )
+        # one array each: untouched memory costs nothing, and the kernels take no lists
+        number_type = np.uint32 if rows < 2**32 else np.int64
+        self.codes = np.empty((tables, words, rows), np.uint64)
+        self.numbers = np.empty((tables, rows), number_type)
+        self.first_offsets = np.concatenate([[0], np.cumsum((1 << self.value_bits) + 1)[:-1]])
+        self.offsets = np.zeros(int(((1 << self.value_bits) + 1).sum()), number_type)
+        scan = SCAN_NS + SCAN_WORD_NS * words
+        self.costs = PROBE_NS / scan, VISIT_NS / scan  # of a probe and a visit, in scanned codes
+        self._filled: set[int] = set()
+        self._rings: dict[tuple[int, ...], Rings] = {}
+
+    @classmethod
+    def from_codes(cls, codes: NDArray[np.uint8], spec: CodeSpec) -> MemoryTables:
+        """Tables of bare codes uint8 [N, B]; the row numbers are their places."""
+        substrings = cut_substrings(spec, len(codes))
+        sample = codes[np.random.default_rng(0).permutation(len(codes))[:65_536]]
+
+        def read(table: int) -> Iterator[tuple[int, NDArray[np.uint8], NDArray]]:
+            order = np.argsort(tables.leading_values(table, codes), kind='stable')
+            yield 0, codes[order], order
+
+        tables = cls(spec, substrings, len(codes), sample, read)
+        return tables
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables that are filled."""
+        per_table = (self.codes.nbytes + self.numbers.nbytes) // len(self.substrings)
+        values = sum(1 << int(self.value_bits[t]) for t in self._filled)
+        return per_table * len(self._filled) + values * self.offsets.itemsize
+
+    def leading_values(self, table: int, codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The value by which a table orders codes uint8 [n, B]: int64 [n]."""
+        words = np.ascontiguousarray(to_words(codes).T)
+        return multi_index.leading_values(words, self.substrings[table].start, int(self.value_bits[table]))
+
+    def fill(self, table: int) -> None:
+        """Read a table, if that has not been done.
+
+        Raises:
+            ValueError: its codes are not ordered by the substring's value.
+            OSError: a file cannot be read.
+        """
+        if table in self._filled:
+            return
+        first, bits = int(self.first_offsets[table]), int(self.value_bits[table])
+        counts = np.zeros((1 << bits) + 1, np.int64)
+        highest = -1
+        for start, codes, numbers in self._read(table):
+            if not len(codes):
+                continue
+            stop = start + len(codes)
+            self.codes[table, :, start:stop] = to_words(codes).T
+            self.numbers[table, start:stop] = numbers
+            words = self.codes[table, :, start:stop]
+            values = multi_index.leading_values(words, self.substrings[table].start, bits)
+            if not multi_index.count_values(values, counts[1:]) or values[0] < highest:
+                raise ValueError(f'the codes of table {table} are not in order')
+            highest = values[-1]
+        self.offsets[first : first + len(counts)] = np.cumsum(counts)
+        self._filled.add(table)
+
+    @functools.cached_property
+    def selectivities(self) -> tuple[NDArray[np.float64], ...]:
+        """Per table, the share of codes that differ from a code of the sample in 0, 1, ... of the leading bits."""
+        words = to_words(self.sample[:SELECTIVITY_ROWS])
+        counts = [
+            kernels.distance_histogram(words[:SELECTIVITY_QUERIES], words, mask, int(bits))
+            for mask, bits in zip(self.value_masks, self.value_bits, strict=True)
+        ]
+        return tuple(c / max(c.sum(), 1) for c in counts)
+
+    def rings(self, weights: Sequence[int]) -> Rings:
+        """In which order the rings of the tables are searched under table weights; see `layout.order_rings`."""
+        key = tuple(weights)
+        if key not in self._rings:
+            self._rings[key] = self._order_rings(weights)
+        return self._rings[key]
+
+    def _order_rings(self, weights: Sequence[int]) -> Rings:
+        probe, visit = self.costs
+        expected = [
+            np.array([math.comb(int(bits), r) for r in range(int(bits) + 1)]) * probe + share * self.rows * visit
+            for bits, share in zip(self.value_bits, self.selectivities, strict=True)
+        ]
+        return order_rings(expected, weights, self.rows)
+
+    def search(
+        self,
+        codes: NDArray[np.uint8],
+        k: int | None = 10,
+        radius: int | None = None,
+        profile: Mapping[str, int] | None = None,
+        allowed: NDArray[np.bool_] | None = None,
+        exact: bool = True,
+        threads: int = 1,
+    ) -> Found:
+        """The k nearest codes of each query, ranked by (weighted distance, row number).
+
+        Args:
+            codes, k, radius, profile: see `LocalIndex.search`.
+            allowed: bool [N], the rows that may be answers; None allows all.
+            exact: False takes what lies under the queries' own values only: most near answers, at once.
+            threads: over which the queries are divided.
+        """
+        segment_weights = check_limits(self.spec, k, radius, profile)
+        codes = check_codes(codes, self.spec)
+        metric = Metric.of(self.spec, segment_weights)
+        weights = np.array([segment_weights[s.segment] for s in self.substrings], np.int64)
+        job = _Job(self, metric, weights, segment_weights, k, radius, allowed, exact)
+        for table in sorted({*job.steps[:, 0].tolist(), job.scanned}):
+            self.fill(table)
+        runs = np.array_split(codes, max(min(threads, len(codes)), 1))
+        if len(runs) == 1:
+            return job.search(runs[0])
+        with ThreadPoolExecutor(len(runs)) as pool:
+            return Found.joined(list(pool.map(job.search, runs)))
+
+
+class _Job:
+    """What the queries of one search have in common."""
+
+    def __init__(
+        self,
+        tables: MemoryTables,
+        metric: Metric,
+        weights: NDArray[np.int64],
+        segment_weights: Sequence[int],
+        k: int | None,
+        radius: int | None,
+        allowed: NDArray[np.bool_] | None,
+        exact: bool,
+    ):
+        self.tables, self.weights, self.exact = tables, weights, exact
+        self.metric = None if set(segment_weights) == {1} else (metric.masks, metric.weights)
+        self.k = 0 if k is None else min(k, max(tables.rows, 1))
+        self.limit = metric.max_distance if radius is None else min(radius, metric.max_distance)
+        self.steps, self.levels, self.costs = tables.rings(weights.tolist())
+        if not exact:
+            home = int(np.count_nonzero(weights))  # first rings of all tables, cheapest first
+            first = np.concatenate([np.flatnonzero(self.steps[:, 1] == 0)])[:home]
+            self.steps = self.steps[first]
+            self.levels = np.concatenate([[0], np.cumsum(weights[self.steps[:, 0]])])
+            self.costs = np.zeros(len(self.steps) + 1)
+        self.scanned = int(self.steps[0, 0]) if len(self.steps) else int(np.flatnonzero(weights)[0])
+        self.test_words = self._test_words(metric)
+        self.allowed = np.zeros(0, bool) if allowed is None else allowed
+        self.subset: NDArray[np.int64] | None = None
+        if allowed is not None:
+            tables.fill(self.scanned)
+            self.subset = np.flatnonzero(allowed[tables.numbers[self.scanned]])
+
+    def _test_words(self, metric: Metric) -> NDArray[np.int64]:
+        """Per table the word in which a candidate that agrees in the table's bits differs most, by its weights."""
+        free = ~self.tables.value_masks  # [T, W]
+        reach = np.bitwise_count(metric.masks[:, None] & free[None]) * metric.weights[:, None, None].astype(np.float64)
+        return reach.sum(axis=0).argmax(axis=1)
+
+    @functools.cached_property
+    def scan_codes(self) -> tuple[NDArray[np.uint64], NDArray]:
+        """Codes [W, M] and row numbers [M] that a scan passes over."""
+        codes, numbers = self.tables.codes[self.scanned], self.tables.numbers[self.scanned]
+        if self.subset is None:
+            return codes, numbers
+        return np.ascontiguousarray(codes[:, self.subset]), numbers[self.subset]
+
+    def search(self, codes: NDArray[np.uint8]) -> Found:
+        """The answers of some queries, uint8 [Q, B]."""
+        words = to_words(codes)
+        queries = len(words)
+        places = queries * self.k if self.k else ROOM
+        flat = (np.empty(places, np.int64) for _ in range(3))
+        out = *flat, *(np.zeros(queries, np.int64) for _ in range(4))
+        limits = np.full(queries, self.limit)
+        out, probed = self._in_rounds(functools.partial(self._probe, codes, words, limits), out)
+        left = np.flatnonzero(out[6]) if self.exact else np.zeros(0, np.int64)
+        if len(left):
+            if not self.k:
+                out[3][left] = self.limit
+            out, scanned = self._in_rounds(functools.partial(self._scan, words, limits, left), out)
+            probed = [np.concatenate(arrays) for arrays in zip(probed, scanned, strict=True)]
+        distances, answers, _, _, sizes, visited, status = out
+        if self.k:  # already in order
+            filled = np.arange(self.k) < sizes[:, None]
+            at = np.flatnonzero(filled)
+            return Found(at // self.k, distances[at], answers[at], status == 0, visited)
+        order = np.lexsort((probed[2], probed[1], probed[0]))
+        return Found(probed[0][order], probed[1][order], probed[2][order], status == 0, visited)
+
+    def _in_rounds(self, kernel: Callable[[int, Room], tuple[int, int]], out: Room) -> tuple[Room, list[NDArray]]:
+        """Run a kernel until it is done; without k its answers are taken away each time that the room is full.
+
+        Args:
+            kernel: (where to go on, out) to (where it stopped, -1 at the end; places filled).
+
+        Returns:
+            The room, made larger where one step needed more; and queries, distances and row numbers taken.
+        """
+        at, kept = 0, []
+        while at >= 0:
+            before = at
+            at, filled = kernel(at, out)
+            kept.append([out[i][:filled].copy() for i in (2, 0, 1)])
+            if at == before and not filled:
+                out = *(np.empty(2 * len(a), np.int64) for a in out[:3]), *out[3:]
+        return out, [np.concatenate(arrays) for arrays in zip(*kept, strict=True)]
+
+    def _probe(self, codes: NDArray, words: NDArray, limits: NDArray, first: int, out: Room) -> tuple[int, int]:
+        tables = self.tables
+        values = np.stack([tables.leading_values(t, codes) for t in range(len(self.weights))], axis=1)
+        scan_cost = float(tables.rows if self.subset is None else len(self.subset))
+        first, filled = multi_index.probe(
+            tables.codes.reshape(-1),
+            tables.numbers.reshape(-1),
+            tables.offsets,
+            tables.first_offsets,
+            tables.value_bits,
+            tables.value_masks,
+            self.test_words,
+            self.steps,
+            self.levels,
+            self.costs,
+            *tables.costs,
+            scan_cost,
+            self.exact,
+            words,
+            values,
+            self.metric,
+            limits,
+            self.k,
+            self.allowed,
+            first,
+            out,
+        )
+        return (first if first < len(words) else -1), filled
+
+    def _scan(self, words: NDArray, limits: NDArray, which: NDArray, position: int, out: Room) -> tuple[int, int]:
+        zeros = (np.uint64(0),) * words.shape[1]
+        return multi_index.scan(zeros, *self.scan_codes, which, words, self.metric, limits, self.k, position, out)

@@ -1,0 +1,417 @@
+"""Multi-index search in memory, compiled: probe tables ring by ring until the answers are certain, or scan.
+
+Every table holds all codes, ordered by the leading bits of its substring; `offsets` tell where the codes with each
+value of these bits lie, side by side. A query looks under its own value first (ring 0), then under all values that
+differ in one bit (ring 1), and so on. When every table t was searched to radius r_t, an image not seen has a distance
+of at least sum_t w_t (r_t + 1), its level (Norouzi, Punjani and Fleet 2014, with weights): once that exceeds the k-th
+distance found, the answers are exact.
+
+What makes it fast: a ring's offsets are read first and the codes that they point at are prefetched, so that cache
+misses overlap; one word of a code, far from the table's substring, rejects most candidates; a code that another table
+has shown already is told from the code itself, without a mark per row. What makes it safe: the ring's candidates are
+counted before they are visited, and a query that would cost more than a scan is scanned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import intrinsic, overload
+
+from pipelines.index.kernels import _compiled, _later, _popcount
+
+PROBES_AT_ONCE = 256  # of a ring, read before the first of their codes is visited
+AHEAD = 8  # buckets that are prefetched before they are visited
+TILE = 2048  # words of codes that stay in the first-level cache while all queries pass over them
+STRIP = 256  # codes compared before looking whether one of them is near
+EXPLORED = 0.05  # of a scan's cost may be spent before an estimate decides
+AFFORDED = 0.8  # of a scan's cost may then be expected
+LONG_BUCKET = 64  # from here on a bucket is visited strip by strip
+NO_LIMIT = np.int64(1) << 62
+
+
+@intrinsic
+def _prefetch(typing_context: Any, array: Any, at: Any) -> Any:
+    """Ask for the cache line of array[at], array one-dimensional, without waiting for it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        start = builder.ptrtoint(view.data, ir.IntType(64))
+        offset = builder.mul(args[1], builder.extract_value(view.strides, 0))
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        name = 'llvm.prefetch.p0'
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        # arguments: for reading, to be kept in all caches, data
+        builder.call(function, [builder.inttoptr(builder.add(start, offset), byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def _wide_vectors(typing_context: Any) -> Any:
+    """Let the compiler use 512-bit vectors in the calling function, where the processor has them.
+
+    LLVM prefers 256 bits on processors that lower their clock for wider ones; for popcounts 512 are 1.3 times faster.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        # llvmlite's `add` knows no attributes with values
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _word_distance(x: Any, w: Any, metric: Any) -> Any:
+    """The distance that the differing bits x of word w make; metric is None, or (masks [G, W], weights [G])."""
+
+
+@overload(_word_distance, strict=False)  # strict would compare annotations
+def _choose_word_distance(x: Any, w: Any, metric: Any) -> Any:
+    if isinstance(metric, types.NoneType):
+        return lambda x, w, metric: np.int64(_popcount(x))
+
+    def weighted(x, w, metric):
+        masks, weights = metric
+        total = np.int64(0)
+        for g in range(len(weights)):
+            total += weights[g] * np.int64(_popcount(x & masks[g, w]))
+        return total
+
+    return weighted
+
+
+@_compiled(inline='always')
+def _masked_bits(query, codes, at, stride, mask):
+    """How many bits of a mask [W] differ between query [W] and the code whose word w stands at `at` + w * `stride`."""
+    bits = np.uint64(0)
+    for w in range(len(query)):
+        bits += _popcount((query[w] ^ codes[at + w * stride]) & mask[w])
+    return np.int64(bits)
+
+
+@_compiled(inline='always')
+def _next_ring_member(flips):
+    """The next larger integer with as many set bits (Gosper's hack)."""
+    lowest = flips & -flips
+    ripple = flips + lowest
+    return (((ripple ^ flips) >> 2) >> np.int64(_popcount(np.uint64(lowest - 1)))) | ripple
+
+
+@_compiled()
+def _any_within(query_word, words, w, metric, limit):
+    """Whether one of some words w [N] makes a distance of at most `limit`."""
+    _wide_vectors()
+    near = np.int64(0)
+    for i in range(len(words)):
+        near += _word_distance(query_word ^ words[i], w, metric) <= limit
+    return near > 0
+
+
+@_compiled()
+def leading_values(words, start, bits):
+    """Bits start .. start + bits - 1 of codes uint64 [W, N], bits at most 32, as int64 [N]."""
+    result = np.empty(words.shape[1], np.int64)
+    w, shift = start // 64, start % 64
+    for i in range(len(result)):
+        value = words[w, i] << np.uint64(shift)
+        if shift + bits > 64:
+            value |= words[w + 1, i] >> np.uint64(64 - shift)
+        result[i] = np.int64(value >> np.uint64(64 - bits))
+    return result
+
+
+@_compiled()
+def count_values(values, counts):
+    """Add to counts[v] how often each value stands in values; tells whether the values ascend."""
+    ascending = True
+    for i in range(len(values)):
+        counts[values[i]] += 1
+        ascending &= i == 0 or values[i - 1] <= values[i]
+    return ascending
+
+
+@_compiled(inline='always')
+def _offer(distance, row, bound, k, base, size, distances, rows):
+    """Put an answer among those at distances[base:], a max-heap once k are there; (size, bound) afterwards.
+
+    The caller has made sure that it is within the bound and, if k are there, ranks before the worst.
+    """
+    if size == k:
+        _sift(distances, rows, base, k, 0, distance, row)
+        return size, min(bound, distances[base])
+    distances[base + size], rows[base + size] = distance, row
+    if size + 1 < k:
+        return size + 1, bound
+    for at in range(k // 2 - 1, -1, -1):
+        _sift(distances, rows, base, k, at, distances[base + at], rows[base + at])
+    return k, min(bound, distances[base])
+
+
+@_compiled()
+def _sift(distances, rows, base, size, at, distance, row):
+    """Put an answer at place `at` of the max-heap distances[base : base + size] or below, where it belongs."""
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        i = base + child
+        if child + 1 < size and _later(distances[i + 1], rows[i + 1], distances[i], rows[i]):
+            child, i = child + 1, i + 1
+        if not _later(distances[i], rows[i], distance, row):
+            break
+        distances[base + at], rows[base + at] = distances[i], rows[i]
+        at = child
+    distances[base + at], rows[base + at] = distance, row
+
+
+@_compiled()
+def _rank(distances, rows, base, size, k):
+    """Put the answers at distances[base : base + size], a heap if there are k, in ascending order."""
+    if size < k:
+        for at in range(size // 2 - 1, -1, -1):
+            _sift(distances, rows, base, size, at, distances[base + at], rows[base + at])
+    for last in range(size - 1, 0, -1):
+        distance, row = distances[base + last], rows[base + last]
+        distances[base + last], rows[base + last] = distances[base], rows[base]
+        _sift(distances, rows, base, last, 0, distance, row)
+
+
+@_compiled()
+def probe(
+    codes,
+    rows,
+    offsets,
+    first_offsets,
+    value_bits,
+    value_masks,
+    test_words,
+    steps,
+    levels,
+    costs,
+    probe_cost,
+    visit_cost,
+    scan_cost,
+    give_up,
+    queries,
+    values,
+    metric,
+    limits,
+    k,
+    allowed,
+    first_query,
+    out,
+):
+    """Exact answers by probing, of every query for which that is cheaper than a scan.
+
+    Args:
+        codes, rows: uint64 [T, W, N] and unsigned [T, N], in the order of each table, both flat.
+        offsets, first_offsets: uint32 (or int64) [sum of 2^bits + 1], and where each table's begin, int64 [T].
+        value_bits, value_masks: int64 [T] and uint64 [T, W], the leading bits of each substring that order its table.
+        test_words: int64 [T], the word of a code to compare first.
+        steps: int64 [S, 2], (table, radius) in the order in which rings are searched.
+        levels, costs: int64 and float64 [S + 1], before each step and after the last: the least distance of an image
+            not seen, and the expected cost of the steps before, in scanned codes.
+        probe_cost, visit_cost: of one probe and one candidate, in scanned codes.
+        scan_cost: of scanning instead, in codes.
+        give_up: whether a query that would cost more than a scan is left to it.
+        queries, values: uint64 [Q, W] and int64 [Q, T].
+        metric: None or (masks, weights); see `_word_distance`.
+        limits: int64 [Q], the largest distance of an answer.
+        k: answers kept per query, 0 keeps all.
+        allowed: bool [rows], or empty if all rows may be answers.
+        first_query: where to go on.
+        out: distances int64, rows int64 and queries int64 [at least Q * k, or any size], then per query, int64 [Q]:
+            the bound of its distances, the answers found, the candidates visited, and the status: 0 exact, 1 scan
+            it, 2 out of steps.
+
+    Returns:
+        The first query that did not find room (Q if all did) and how many places are filled; with k, answers of
+        query q stand at q * k.
+    """
+    distances, answers, numbers, bounds, sizes, visited, status = out
+    starts, stops = np.empty(PROBES_AT_ONCE, np.int64), np.empty(PROBES_AT_ONCE, np.int64)
+    tables, width = value_masks.shape
+    total = len(rows) // tables
+    radii = np.empty(tables, np.int64)
+    filled = np.int64(0)
+    filtered = len(allowed) > 0
+    for t in range(tables):
+        if first_query < len(queries):
+            _prefetch(offsets, first_offsets[t] + values[first_query, t])
+    for q in range(first_query, len(queries)):
+        query, bound, size = queries[q], limits[q], np.int64(0)
+        base = q * k if k else filled
+        radii[:] = -1
+        spent, done, seen = 0.0, 2, np.int64(0)
+        for t in range(tables):
+            at = np.int64(offsets[first_offsets[t] + values[q, t]])
+            _prefetch(codes, (t * width + test_words[t]) * total + at)
+            if q + 1 < len(queries):
+                _prefetch(offsets, first_offsets[t] + values[q + 1, t])
+        for s in range(len(steps)):
+            if levels[s] > bound:
+                done = 0
+                break
+            table, radius = steps[s, 0], steps[s, 1]
+            if give_up and spent + costs[s + 1] - costs[s] > EXPLORED * scan_cost:
+                worse = max(1.0, spent / costs[s]) if costs[s] > 0 else 1.0
+                reach = levels[np.searchsorted(costs, costs[s] + AFFORDED * scan_cost / worse, side='right') - 1]
+                near = np.int64(0)
+                for i in range(base, base + size if k else base):
+                    near += distances[i] < reach
+                # a quarter of the answers within reach tell that the others will come nearer too
+                if reach <= bound and (not k or 4 * near < k):
+                    done = 1
+                    break
+            first = test_words[table]
+            start_of_table = table * width * total
+            words, test = start_of_table + first * total, query[first]
+            zero, value, limit = first_offsets[table], values[q, table], np.int64(1) << value_bits[table]
+            flips, more = (np.int64(1) << radius) - 1, True
+            while more:
+                n, found = 0, np.int64(0)
+                while n < PROBES_AT_ONCE and more:
+                    at = zero + (value ^ flips)
+                    start, stop = np.int64(offsets[np.uint64(at)]), np.int64(offsets[np.uint64(at + 1)])
+                    starts[n], stops[n] = words + start, words + stop
+                    n += stop > start
+                    found += stop - start
+                    spent += probe_cost
+                    flips = _next_ring_member(flips) if flips else limit
+                    more = flips < limit
+                spent += found * visit_cost
+                if give_up and found * visit_cost > EXPLORED * scan_cost and spent > AFFORDED * scan_cost:
+                    done = 1
+                    break
+                seen += found
+                for i in range(min(AHEAD, n)):
+                    _prefetch(codes, starts[i])
+                for i in range(n):
+                    if i + AHEAD < n:
+                        _prefetch(codes, starts[i + AHEAD])
+                    j, strip_end = starts[i], starts[i]
+                    while j < stops[i]:
+                        if stops[i] - starts[i] >= LONG_BUCKET and j == strip_end:
+                            strip_end = min(j + STRIP, stops[i])
+                            if not _any_within(test, codes[j:strip_end], first, metric, bound):
+                                j = strip_end
+                                continue
+                        d = _word_distance(test ^ codes[np.uint64(j)], first, metric)
+                        if d <= bound:
+                            at = start_of_table + j - words  # of the first word
+                            for w in range(width):
+                                if w != first:
+                                    d += _word_distance(query[w] ^ codes[at + w * total], w, metric)
+                            if d <= bound:
+                                row = np.int64(rows[table * total + j - words])
+                                fits = not (k and size == k) or _later(distances[base], answers[base], d, row)
+                                if fits and filtered:
+                                    fits = allowed[row]
+                                for t in range(tables):
+                                    if fits and t == table:
+                                        fits = _masked_bits(query, codes, at, total, value_masks[t]) == radius
+                                    elif fits and radii[t] >= 0:
+                                        fits = _masked_bits(query, codes, at, total, value_masks[t]) > radii[t]
+                                if fits and k:
+                                    size, bound = _offer(d, row, bound, k, base, size, distances, answers)
+                                elif fits:
+                                    if base + size == len(distances):
+                                        return q, filled
+                                    distances[base + size], answers[base + size] = d, row
+                                    numbers[base + size] = q
+                                    size += 1
+                        j += 1
+            if done == 1:
+                break
+            radii[table] = radius
+        if done == 2 and levels[len(steps)] > bound:
+            done = 0
+        if k:
+            _rank(distances, answers, base, size, k)
+        bounds[q], sizes[q], visited[q], status[q] = bound, size, seen, done
+        if not k and (done == 0 or not give_up):
+            filled += size
+    return len(queries), filled
+
+
+@_compiled(inline='always')
+def _load(queries, q, zeros):
+    """Query q of uint64 [Q, W] as a tuple, whose length the compiler knows; zeros is a tuple of W zeros."""
+    for w in range(len(zeros)):
+        zeros = tuple_setitem(zeros, w, queries[q, w])
+    return zeros
+
+
+@_compiled(inline='always')
+def _distance(query, codes, i, metric):
+    """Distance of codes[:, i] to a query, a tuple of words."""
+    total = np.int64(0)
+    for w in range(len(query)):
+        total += _word_distance(query[w] ^ codes[w, i], w, metric)
+    return total
+
+
+@_compiled()
+def _count_within(query, codes, start, stop, metric, limit):
+    """How many of codes[:, start:stop] are within a distance of a query, a tuple of words."""
+    _wide_vectors()
+    count = np.int64(0)
+    for i in range(stop - start):  # unsigned, as an index that may be negative keeps the loop from being vectorised
+        count += _distance(query, codes, np.uint64(start) + np.uint64(i), metric) <= limit
+    return count
+
+
+@_compiled()
+def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
+    """Exact answers by comparing every code, strip by strip.
+
+    Args:
+        zeros: a tuple of W zeros.
+        codes, rows: uint64 [W, N] and unsigned [N].
+        which: int64 [M], the queries to answer.
+        queries, metric, limits, k: see `probe`.
+        position: where to go on, a tile's number times M plus a query's; from 0.
+        out: see `probe`. From position 0 the answers of these queries begin anew, within their bounds.
+
+    Returns:
+        The position that found no room (-1 if all did) and, without k, how many places are filled.
+    """
+    distances, answers, numbers, bounds, sizes, visited, status = out
+    tile = max(TILE // len(zeros) // STRIP, 1) * STRIP
+    filled, total = np.int64(0), codes.shape[1]
+    if position == 0:
+        for q in which:
+            sizes[q], status[q] = 0, 0
+            visited[q] += total
+    while position < -(-total // tile) * len(which):
+        q, first = which[position % len(which)], position // len(which) * tile
+        query, base, bound, size = _load(queries, q, zeros), q * k, bounds[q], sizes[q]
+        if not k and len(distances) - filled < tile:
+            return position, filled
+        for start in range(first, min(first + tile, total), STRIP):
+            stop = min(start + STRIP, total)
+            near = _count_within(query, codes, start, stop, metric, bound)
+            for i in range(start, stop if near else start):
+                d = _distance(query, codes, np.uint64(i), metric)
+                if d > bound:
+                    continue
+                row = np.int64(rows[i])
+                if not k:
+                    distances[filled], answers[filled], numbers[filled] = d, row, q
+                    filled += 1
+                    size += 1
+                elif size < k or _later(distances[base], answers[base], d, row):
+                    size, bound = _offer(d, row, bound, k, base, size, distances, answers)
+        bounds[q], sizes[q] = bound, size
+        position += 1
+    if k:
+        for q in which:
+            _rank(distances, answers, q * k, sizes[q], k)
+    return np.int64(-1), filled
