@@ -20,6 +20,7 @@ from hashing_model.codes import bit_mask
 
 MAX_SUBSTRING_BITS = 32
 MIN_SUBSTRING_BITS = 16  # below 2^16 rows a scan is cheap, and more tables would only cost space
+ROWS_PER_KEY = 3  # of uniform codes; more tables of shorter substrings would be larger, fewer slower
 HISTOGRAM_BITS = 16  # prefixes are cut no deeper than this
 NOT_PROBED = -1
 
@@ -38,12 +39,12 @@ class Substring:
 
 
 def cut_substrings(spec: CodeSpec, rows: int) -> tuple[Substring, ...]:
-    """The substrings of an index of `rows` codes: each segment in about bits / log2(rows) nearly equal pieces.
+    """The substrings of an index of `rows` codes: each segment in about bits / log2(rows / 3) nearly equal pieces.
 
     >>> [s.bits for s in cut_substrings(CodeSpec.parse('coarse=32,fine=32,look=64'), 1_000_000)]
     [16, 16, 16, 16, 22, 21, 21]
     """
-    wanted = min(max(math.log2(max(rows, 1)), MIN_SUBSTRING_BITS), MAX_SUBSTRING_BITS)
+    wanted = min(max(math.log2(max(rows, 1) / ROWS_PER_KEY), MIN_SUBSTRING_BITS), MAX_SUBSTRING_BITS)
     found = []
     for i, segment in enumerate(spec.segments):
         pieces = max(round(segment.bits / wanted), math.ceil(segment.bits / MAX_SUBSTRING_BITS), 1)
