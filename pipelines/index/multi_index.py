@@ -276,12 +276,12 @@ def probe(
             zero, value, limit = first_offsets[table], values[q, table], np.int64(1) << value_bits[table]
             flips, more = (np.int64(1) << radius) - 1, True
             while more:
-                n, found = np.int64(0), np.int64(0)
+                n, found = 0, np.int64(0)
                 while n < PROBES_AT_ONCE and more:
                     at = zero + (value ^ flips)
                     start, stop = np.int64(offsets[np.uint64(at)]), np.int64(offsets[np.uint64(at + 1)])
                     starts[n], stops[n] = words + start, words + stop
-                    n += stop > start
+                    n += int(stop > start)
                     found += stop - start
                     spent += probe_cost
                     flips = _next_ring_member(flips) if flips else limit
