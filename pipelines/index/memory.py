@@ -22,7 +22,7 @@ from pipelines.index.plan import Metric, check_limits
 
 # Nanoseconds, measured by `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
 SCAN_NS, SCAN_WORD_NS = 0.03, 0.08  # of comparing one code in a batch, and of each of its words
-PROBE_NS = 35.0  # of looking up one value and fetching its codes
+PROBE_NS, PROBE_WORD_NS = 8.0, 8.0  # of looking up one value, fetching its codes and the words of those not far
 VISIT_NS = 1.3  # of comparing one candidate
 ROWS_PER_VALUE = 1  # on average under one value of a table's leading bits
 
@@ -97,7 +97,7 @@ class MemoryTables:
         self.first_offsets = np.concatenate([[0], np.cumsum((1 << self.value_bits) + 1)[:-1]])
         self.offsets = np.zeros(int(((1 << self.value_bits) + 1).sum()), number_type)
         scan = SCAN_NS + SCAN_WORD_NS * words
-        self.costs = PROBE_NS / scan, VISIT_NS / scan  # of a probe and a visit, in scanned codes
+        self.costs = (PROBE_NS + PROBE_WORD_NS * words) / scan, VISIT_NS / scan  # of a probe and a visit, in scanned codes
         self._filled: set[int] = set()
         self._rings: dict[tuple[int, ...], Rings] = {}
 

@@ -137,6 +137,24 @@ def count_values(values, counts):
     return ascending
 
 
+@_compiled()
+def number_rows(rows, part_starts, numbers):
+    """Rows (images part << 32 | row in it) counted through: part_starts[part] + row; tells whether all exist.
+
+    Args:
+        rows, numbers: int64 [n], and where the results go.
+        part_starts: int64 [parts + 1], the rows in all parts before each, and in all.
+    """
+    known = True
+    for i in range(len(rows)):
+        part, place = rows[i] >> 32, rows[i] & 0xFFFFFFFF
+        known &= 0 <= part < len(part_starts) - 1
+        part = part if known else 0
+        numbers[i] = part_starts[part] + place
+        known &= numbers[i] < part_starts[part + 1]
+    return known
+
+
 @_compiled(inline='always')
 def _offer(distance, row, bound, k, base, size, distances, rows):
     """Put an answer among those at distances[base:], a max-heap once k are there; (size, bound) afterwards.

@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, files, multi_index, versions
 from pipelines.index.manifest import Manifest, Partition
 from pipelines.index.memory import Found, MemoryTables
 from pipelines.index.plan import SearchPlan, plan_search
@@ -206,10 +206,8 @@ class LocalIndex:
 
     def _numbers_of(self, rows: NDArray[np.int64], partition: Partition) -> NDArray[np.int64]:
         """Rows (images part << 32 | row in it) counted through from 0, as the tables in memory number them."""
-        parts, places = rows >> 32, rows & 0xFFFFFFFF
-        known = (parts >= 0) & (parts < len(self.manifest.images))
-        numbers = self._part_starts[np.where(known, parts, 0)] + places
-        if not known.all() or (numbers >= self._part_starts[np.where(known, parts, 0) + 1]).any():
+        numbers = np.empty(len(rows), np.int64)
+        if not multi_index.number_rows(rows, self._part_starts, numbers):
             names = ', '.join(files.join(self.folder, file.path) for file in partition.files)
             raise OSError(f'{names}: rows that no images part has')
         return numbers
