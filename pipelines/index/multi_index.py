@@ -145,14 +145,12 @@ def number_rows(rows, part_starts, numbers):
         rows, numbers: int64 [n], and where the results go.
         part_starts: int64 [parts + 1], the rows in all parts before each, and in all.
     """
-    known = True
     for i in range(len(rows)):
         part, place = rows[i] >> 32, rows[i] & 0xFFFFFFFF
-        known &= 0 <= part < len(part_starts) - 1
-        part = part if known else 0
+        if not 0 <= part < len(part_starts) - 1 or part_starts[part] + place >= part_starts[part + 1]:
+            return False
         numbers[i] = part_starts[part] + place
-        known &= numbers[i] < part_starts[part + 1]
-    return known
+    return True
 
 
 @_compiled(inline='always')
