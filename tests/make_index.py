@@ -34,7 +34,7 @@ from pipelines.assemble import (
 )
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
-from pipelines.index.code_tables import codes_to_arrow, images_schema
+from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.index.manifest import DataFile
 from pipelines.records import MISSING_ID, Record, Reject, Source
 from pipelines.shards import InputFile
@@ -153,7 +153,7 @@ def write_part(number, codes, config, rejected=0):
     name, rejects_name = versions.images_path(number), versions.rejects_path(number)
     images = images_table(records, codes, sizes)
     rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
-    written = DataFile(name, len(images), files.write_table(config.path(name), images))
+    written = DataFile(name, len(images), files.write_table(config.path(name), images, **IMAGES_OPTIONS))
     rejects_file = None
     if rejected:
         size = files.write_table(config.path(rejects_name), rejects_table(rejects))
@@ -208,7 +208,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
         columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
         path = versions.images_path(number)
-        size = files.write_table(config.path(path), pa.table(columns, schema=schema))
+        size = files.write_table(config.path(path), pa.table(columns, schema=schema), **IMAGES_OPTIONS)
         made_parts.append(Part(number, DataFile(path, len(codes), size), None, len(codes), {}))
         first += len(codes)
     assemble(config, made_parts)

@@ -9,10 +9,11 @@ import pytest
 from make_index import SPEC, build_by_hand, config_for, cut_all, skewed_codes, write_part
 
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble
+from pipelines import assemble, blocks
 from pipelines.assemble import (
     Part,
     add_counters,
+    gather_blocks,
     groups_of,
     keep_sample,
     publish_version,
@@ -92,19 +93,19 @@ def test_the_manifest_tells_what_was_built(tmp_path):
 def test_a_repeated_bundle_writes_the_same_bytes(tmp_path):
     config = config_for(tmp_path, 1)
     parts = [write_part(0, skewed_codes(300), config)]
-    made, blocks = cut_all(parts, config)
-    for group, found in blocks.items():
+    made, cut = cut_all(parts, config)
+    for group, found in cut.items():
         first, again = (write_partition((group, b), config, made) for b in (found, found[::-1]))
         assert first == again
     again = cut_all(parts, config)[1]
-    assert {group: sorted(b) for group, b in again.items()} == {group: sorted(b) for group, b in blocks.items()}
+    assert again == cut
 
 
 def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
     codes = np.tile(skewed_codes(1), (1000, 1))
     config = config_for(tmp_path, 1, partition_rows=100)
-    made, blocks = cut_all([write_part(0, codes, config)], config)
-    sizes = {group: sum(len(b) // 17 for b in found) for group, found in blocks.items()}  # 8 bytes of row, 9 of code
+    made, cut = cut_all([write_part(0, codes, config)], config)
+    sizes = {group: len(gather_blocks(found, SPEC)[1]) for group, found in cut.items()}
     for table in range(len(made.substrings)):
         assert made.part_counts[table].max() == 10
         of_table = [n for group, n in sizes.items() if group[0] == table]
@@ -115,8 +116,8 @@ def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
 def test_a_table_that_lost_rows_is_not_published(tmp_path):
     config = config_for(tmp_path, 1)
     part = write_part(0, skewed_codes(200), config)
-    made, blocks = cut_all([part], config)
-    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    made, cut = cut_all([part], config)
+    partitions = [write_partition(element, config, made) for element in cut.items()]
     sample = sample_part(part, config)
     lost = next(p for p in partitions if p[0] == 2)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
@@ -160,13 +161,31 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
 
 
 def test_groups_are_those_of_a_dict():
-    values = np.random.default_rng(0).integers(-3, 9, 200)
+    values = np.random.default_rng(0).choice([0, 3, 70_000, 2**40], 200)
     expected = collections.defaultdict(list)
     for place, value in enumerate(values.tolist()):
         expected[value].append(place)
     found = [(value, places.tolist()) for value, places in groups_of(values)]
     assert found == sorted(expected.items())
     assert list(groups_of(np.zeros(0, np.int64))) == []
+
+
+@pytest.mark.parametrize('inline', [0, 1 << 18])
+def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline):
+    monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
+    codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
+    config = config_for(tmp_path, 3)
+    made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
+    assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
+    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (0 if inline else 3 * len(made.substrings))
+    for table in range(len(made.substrings)):
+        gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]
+        assert all(rows.tolist() == sorted(rows.tolist()) for _, rows in gathered)
+        rows = np.concatenate([rows for _, rows in gathered])
+        assert sorted(rows.tolist()) == [(part << 32) + i for part, c in enumerate(codes) for i in range(len(c))]
+        for part, of_part in enumerate(codes):
+            found = np.concatenate([c for c, _ in gathered])[rows >> 32 == part]
+            np.testing.assert_array_equal(found, of_part[rows[rows >> 32 == part] & 0xFFFFFFFF])
 
 
 def test_a_sample_of_samples_is_the_sample_of_all(monkeypatch):
