@@ -202,16 +202,18 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
     """
     listed = write_inputs(versions.version_folder(str(index), version), [])
     config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
-    made_parts, first = [], 0
-    for number, codes in enumerate(parts):
-        schema = images_schema(spec.num_bytes)
-        known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
-        columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
-        path = versions.images_path(number)
-        size = files.write_table(config.path(path), pa.table(columns, schema=schema), **IMAGES_OPTIONS)
-        made_parts.append(Part(number, DataFile(path, len(codes), size), None, len(codes), {}))
-        first += len(codes)
-    assemble(config, made_parts)
+    firsts = np.cumsum([0, *map(len, parts)]).tolist()
+    assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
+
+
+def write_codes_part(number, codes, config, first=0):
+    """The images part of bare codes with the ids `first`, `first + 1`, ..."""
+    schema = images_schema(config.spec.num_bytes)
+    known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
+    columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
+    path = versions.images_path(number)
+    size = files.write_table(config.path(path), pa.table(columns, schema=schema), **IMAGES_OPTIONS)
+    return Part(number, DataFile(path, len(codes), size), None, len(codes), {})
 
 
 def read_partitions(index):

@@ -6,8 +6,19 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from make_index import SPEC, build_by_hand, config_for, cut_all, skewed_codes, write_part
+from make_index import (
+    KINDS,
+    SPEC,
+    build_by_hand,
+    config_for,
+    cut_all,
+    make_codes,
+    skewed_codes,
+    write_codes_part,
+    write_part,
+)
 
+from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines import assemble, blocks
 from pipelines.assemble import (
@@ -111,6 +122,28 @@ def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
         of_table = [n for group, n in sizes.items() if group[0] == table]
         assert (len(of_table), sum(of_table)) == (10, 1000)
         assert max(of_table) <= 200
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_partitions_are_near_the_target(tmp_path, kind):
+    """200,000 codes, 5,000 wanted in a file; of `identical` ones half have one value, the worst case."""
+    spec, rows, target = CodeSpec.parse('code=64'), 200_000, 5000
+    config = config_for(tmp_path, 2, spec, target)
+    parts = [write_codes_part(i, half, config) for i, half in enumerate(np.split(make_codes(kind, rows, spec), 2))]
+    made, cut = cut_all(parts, config)
+    assert len(made.substrings) == 4
+    for table in range(4):
+        sizes = {key: len(gather_blocks(found, spec)[1]) for key, found in cut.items() if key[0] == table}
+        files_of_leaf = collections.Counter(leaf for _, leaf, _ in sizes)
+        several = [leaf for leaf, files_ in files_of_leaf.items() if files_ > 1]
+        assert sum(sizes.values()) == rows
+        assert max(sizes.values()) <= (1.1 if several else 1) * target  # far from twice
+        # Small are only those beside a value that no cut makes smaller: one at each of 16 cuts.
+        small = [key for key, size in sizes.items() if size < target / 4]
+        assert len(small) <= layout.HISTOGRAM_BITS * len(several)
+        assert len(several) == (kind == 'identical')
+        assert target / 2 <= np.median(list(sizes.values())) <= target
+        assert len(sizes) - len(small) <= 3 * rows / target
 
 
 def test_a_table_that_lost_rows_is_not_published(tmp_path):

@@ -224,11 +224,27 @@ def test_partitions_are_row_groups_of_65_536_with_statistics_on_key(tmp_path):
     last = -1
     for i in range(2):
         key = footer.row_group(i).column(0)
-        assert key.path_in_schema == 'key'
+        assert (key.path_in_schema, key.compression, key.has_dictionary_page) == ('key', 'UNCOMPRESSED', False)
         assert last <= key.statistics.min <= key.statistics.max
         last = key.statistics.max
     assert last < 1 << 15
     assert manifest.tables[0].partitions[1].files == ()
+
+
+def test_images_are_row_groups_of_16_384_that_are_read_alone(tmp_path):
+    codes = make_codes('uniform', 40_000, CodeSpec.parse('code=16'))
+    build(tmp_path / 'index', write_codes(tmp_path / 'c.parquet', [f'id-{i}' for i in range(40_000)], codes))
+    file = pq.ParquetFile(served_folder(tmp_path / 'index') / 'images' / 'part-00000.parquet')
+    groups = [file.metadata.row_group(i) for i in range(3)]
+    assert [group.num_rows for group in groups] == [16_384, 16_384, 40_000 - 2 * 16_384]
+    columns = {c.path_in_schema: c for c in (groups[1].column(i) for i in range(groups[1].num_columns))}
+    assert [name for name, c in columns.items() if c.has_dictionary_page] == [
+        *('source.shard', 'labels.key_value.key', 'labels.key_value.value.list.element', 'caption')
+    ]
+    assert (columns['code'].compression, columns['image_id'].compression) == ('UNCOMPRESSED', 'ZSTD')
+    group = file.read_row_group(1)
+    assert group['image_id'].to_pylist() == [f'id-{i}' for i in range(16_384, 32_768)]
+    np.testing.assert_array_equal(code_tables.codes_from_arrow(group['code']), codes[16_384:32_768])
 
 
 # Duplicates and other rejects
