@@ -184,7 +184,7 @@ def partition_places(
 
 def write_partition(
     element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: TableLayout
-) -> tuple[int, str, DataFile]:
+) -> Iterator[tuple[int, str, DataFile]]:
     """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
     (table, leaf, number), blocks = element
     substring, prefix = tables.substrings[table], tables.prefixes[table][leaf]
@@ -194,7 +194,7 @@ def write_partition(
     content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
     written = files.write_table(config.path(name), content, **code_tables.PARTITION_OPTIONS)
-    return table, prefix, DataFile(name, len(content), written)
+    yield table, prefix, DataFile(name, len(content), written)
 
 
 def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -43,7 +43,7 @@ from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.run import count
+from pipelines.run import InThreads, count, list_values
 from pipelines.shards import WorkUnit, read_unit
 
 ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
@@ -78,7 +78,8 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     duplicates = (
         encoded.ids
         | 'GroupIds' >> beam.GroupByKey()
-        | 'FindDuplicates' >> beam.FlatMap(bucket_duplicates).with_output_types(tuple[int, bytes])
+        | 'ListIds' >> beam.Map(list_values)
+        | 'FindDuplicates' >> beam.ParDo(InThreads(bucket_duplicates)).with_output_types(tuple[int, bytes])
     )
     parts = (
         {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': duplicates}
@@ -97,9 +98,10 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     partitions = (
         parts
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'CutCodes' >> beam.FlatMap(cut_codes, config, index_layout).with_output_types(CUT)
+        | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
         | 'GroupPartitions' >> beam.GroupByKey()
-        | 'WritePartition' >> beam.Map(write_partition, config, index_layout)
+        | 'ListBlocks' >> beam.Map(list_values)
+        | 'WritePartition' >> beam.ParDo(InThreads(write_partition), config, index_layout)
     )
     sample = parts | 'SamplePart' >> beam.Map(sample_part, config) | 'Sample' >> beam.CombineGlobally(Sample())
     return (

@@ -15,34 +15,38 @@ from numpy.typing import NDArray
 from pipelines.assemble import groups_of
 from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS
-from pipelines.index.kernels import _compiled as compiled
 from pipelines.records import DUPLICATE_ID
 
 IDS = pa.schema([('place', pa.uint32()), ('image_id', pa.string())])
+
+AT_ONCE = 16_384  # ids that are hashed at once, in the processor's cache
+MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # of a word, its first bytes
 
 
 def id_hashes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
     """A fixed hash of each text: uint64 [N], of which any bits may be used. Others than equal texts may share one."""
     chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
-    found = [_chunk_hashes(chunk) for chunk in chunks if len(chunk)]
-    return layout.mix(np.concatenate([np.zeros(0, np.uint64), *found]))
+    pieces = [chunk.slice(at, AT_ONCE) for chunk in chunks for at in range(0, len(chunk), AT_ONCE)]
+    found = [_piece_hashes(piece) for piece in pieces]
+    return np.concatenate([np.zeros(0, np.uint64), *found])
 
 
-def _chunk_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
+def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
+    """Of each text its length, then every 8 bytes of it, mixed in one after the other.
+
+    In numpy: while numba compiles or loads a function, it swallows the interrupt that ought to stop a build.
+    """
     _, offsets, data = ids.buffers()
-    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
-    return _fnv1a(ends, np.frombuffer(data or b'', np.uint8))
-
-
-@compiled()
-def _fnv1a(ends: NDArray[np.int32], data: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """FNV-1a of data[ends[i] : ends[i + 1]] for each i."""
-    hashes = np.empty(len(ends) - 1, np.uint64)
-    for i in range(len(hashes)):
-        h = np.uint64(0xCBF29CE484222325)
-        for j in range(ends[i], ends[i + 1]):
-            h = (h ^ np.uint64(data[j])) * np.uint64(0x100000001B3)
-        hashes[i] = h
+    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    text = b''.join([memoryview(data or b'')[ends[0] : ends[-1]], bytes(8)])
+    words = np.ndarray(len(text) - 7, '<u8', text, strides=(1,))  # those that start at every byte
+    starts, lengths = ends[:-1] - ends[0], np.diff(ends)
+    hashes = layout.mix(lengths)
+    longer = np.arange(len(ids))
+    for at in range(0, int(lengths.max()), 8):
+        longer = longer[lengths[longer] > at]
+        inside = MASKS[np.minimum(lengths[longer] - at, 8)]
+        hashes[longer] = layout.mix(hashes[longer] ^ words[starts[longer] + at] & inside)
     return hashes
 
 

@@ -184,7 +184,7 @@ def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=
 def assemble(config, parts):
     """Tables, sample and manifest of finished parts: the functions of `pipelines.assemble` one after the other."""
     made, blocks = cut_all(parts, config)
-    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    partitions = [found for element in blocks.items() for found in write_partition(element, config, made)]
     samples = [sample_part(part, config) for part in parts]
     sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
     publish_version(None, config, made, parts[::-1], partitions[::-1], sample)

@@ -76,16 +76,25 @@ def test_a_unit_is_split_into_its_ids_and_their_places():
 
 
 @given(st.lists(st.text(), max_size=10), st.integers(0, 10))
-def test_hashes_are_fnv_1a_mixed(ids, skipped):
+def test_hashes_mix_the_length_and_every_8_bytes(ids, skipped):
+    def mixed(h):
+        return int(layout.mix(np.array([h], np.uint64))[0])
+
     expected = []
     for image_id in ids[skipped:]:
-        h = 0xCBF29CE484222325
-        for byte in image_id.encode():
-            h = (h ^ byte) * 0x100000001B3 % 2**64
-        expected.append(int(layout.mix(np.array([h], np.uint64))[0]))
+        data = image_id.encode()
+        h = mixed(len(data))
+        for at in range(0, len(data), 8):
+            h = mixed(h ^ int.from_bytes(data[at : at + 8], 'little'))
+        expected.append(h)
     whole = pa.array(ids, pa.string())
     assert id_hashes(whole.slice(min(skipped, len(ids)))).tolist() == expected
     assert id_hashes(pa.chunked_array([whole, whole])).tolist() == [*id_hashes(whole), *id_hashes(whole)]
+
+
+def test_hashes_know_no_pieces():
+    ids = [f'id {i}' for i in range(40_000)]
+    assert id_hashes(pa.array(ids)).tolist() == np.concatenate([id_hashes(pa.array([i])) for i in ids]).tolist()
 
 
 def test_hashes_of_like_ids_are_spread_over_all_bits():
