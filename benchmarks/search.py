@@ -5,8 +5,8 @@
     python -m benchmarks.search --costs
 
 Codes are clustered (centres with 6 % flipped bits, 200 per centre), queries are more codes of the same clusters;
-`--far` takes uniform codes and queries instead, where nothing is near and a scan is the best that can be done. Every answer's
-distance is compared with FAISS's, so recall is 1.0 or the run fails. Rounds are paired: each method once per round,
+`--far` takes uniform codes and queries instead, where nothing is near and a scan is the best that can be done. All
+distances are compared with FAISS's, so recall is 1.0 or the run fails. Rounds are paired: each method once per round,
 medians over the rounds; FAISS's scan asks fewer queries, as it takes as long for each. Results go to
 DIR/search.json, with a plot of time per query against the number of codes in DIR/search.png.
 

@@ -3,8 +3,10 @@
     grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
 
     units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the rest
-    partition files -> Reshuffle -> FirstLook (radius 0) -> Tighten the bounds
+    partition files -> Reshuffle -> FirstLook (where the queries' own keys are) -> Tighten the bounds
                                  -> Search -> ByPart -> GroupByKey -> Describe -> WriteAnswers
+
+Of a partition only the row groups are read whose keys lie near enough to some query's, of images those with answers.
 
 The answers equal an exhaustive search's, ranked by (distance, row); see `pipelines/index/layout.py` for why.
 """
@@ -26,9 +28,11 @@ from hashing_model.errors import InputError
 from pipelines.answers import answers_schema, rejects_path, write_rows
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
+from pipelines.explain import plan_counts
 from pipelines.index import code_tables, files
-from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.on_demand import bounded
+from pipelines.index.partition_reader import Amount, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import count
@@ -52,6 +56,7 @@ class QueryConfig:
         radius: largest weighted distance of an answer.
         profile: weight per segment.
         threads: per worker process; None for one per core.
+        explain: whether to count how many queries probe each table how far.
     """
 
     folder: str
@@ -64,6 +69,7 @@ class QueryConfig:
     radius: int | None = None
     profile: dict[str, int] | None = None
     threads: int | None = None
+    explain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +107,9 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
     else:
         home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
         seen = partitions | 'FirstLook' >> Search(config, home)
-        plans = planned | 'Tighten' >> beam.Map(tighten, beam.pvalue.AsList(seen))
+        plans = planned | 'Tighten' >> beam.Map(tighten, config, beam.pvalue.AsList(seen))
+    if config.explain:
+        plans = plans | 'CountRadii' >> beam.Map(count_plan)
     described = (
         partitions
         | 'Search' >> Search(config, plans)
@@ -200,12 +208,11 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
             for line, image_id in enumerate(read_ids(config.ids))
             if image_id.strip() and line not in found
         ]
-    sample = code_tables.read_file(config.folder, manifest.sample, ['code'])['code']
     plan = plan_search(
         manifest.spec,
         manifest.tables,
         manifest.rows,
-        code_tables.codes_from_arrow(sample),
+        codes[:0],  # the first look tells more than a sample
         codes,
         config.k,
         config.radius,
@@ -220,20 +227,37 @@ def search_partition(
 ) -> Iterator[tuple[int, Matches]]:
     """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
     table, prefix, file = partition
-    if not len(plan.queries_for(table, prefix)):
+    which = plan.queries_for(table, prefix)
+    if not len(which):
         return
-    rows = CodeRows.from_table(code_tables.read_file(config.folder, file))
-    count(partitions_read=1, rows_read=len(rows.rows))
-    matches = Matches.merged([plan.search(table, prefix, rows)], config.k)
-    blocks = matches.queries // QUERIES_PER_BLOCK
+    rows, amount = read_near(
+        config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
+    )
+    count_read(amount)
+    blocks = which // QUERIES_PER_BLOCK
     for block in np.unique(blocks).tolist():
-        yield block, matches.take(blocks == block)
+        matches = plan.search(table, prefix, rows, which[blocks == block])
+        if len(matches.queries):
+            yield block, matches
 
 
-def tighten(planned: Planned, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
-    """The plan, with bounds from the answers of a first look."""
+def count_read(amount: Amount) -> None:
+    """Count how much was read of the index."""
+    count(
+        bytes_read=amount.bytes, row_groups_read=amount.row_groups, rows_read=amount.rows, partitions_read=amount.files
+    )
+
+
+def tighten(planned: Planned, config: QueryConfig, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
+    """The plan, with bounds from the answers of a first look, and from the sample where these are loose."""
     found = Matches.merged((matches for _, matches in seen), planned.plan.k)
-    return planned.plan.tightened(found)
+    return bounded(config.folder, config.manifest, planned.plan.tightened(found))
+
+
+def count_plan(plan: SearchPlan) -> SearchPlan:
+    """The plan as it came; counts what `explain.print_plan` tells."""
+    count(**plan_counts(plan))
+    return plan
 
 
 class KeepNearest(beam.CombineFn):
@@ -274,7 +298,8 @@ def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, 
     spec = config.manifest.spec
     queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
     columns = ['image_id', 'labels', 'caption', 'source', 'code']
-    images = code_tables.read_file(config.folder, config.manifest.images[part], columns).take(rows & 0xFFFFFFFF)
+    images, amount = read_rows(config.folder, config.manifest.images[part], rows & 0xFFFFFFFF, columns)
+    count(bytes_read=amount.bytes, image_row_groups_read=amount.row_groups)
     by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
     answers = {
         'query': pa.array(queries),

@@ -5,13 +5,16 @@ Local or in a bucket, without Beam. `query_index.py` makes the same looks as a B
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.partition_reader import Amount, read_near
 from pipelines.index.plan import Matches, SearchPlan
 
 
-def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> Matches:
+def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, NDArray[np.int64]]:
     """The exact answers of a plan: after a first look for near answers, a second one that certifies them.
 
     At most the needed rows of one file are in memory at once, beside the answers.
@@ -22,15 +25,17 @@ def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> Match
         plan: from `plan_search`; with no sample given to it, this reads the sample if that pays.
 
     Returns:
-        Ordered by (query, distance, row), at most k per query.
+        Ordered by (query, distance, row), at most k per query; and how many rows were read, for each query.
 
     Raises:
         OSError: a file is missing or damaged; the message names it.
     """
+    read = Amount()
     if plan.k is not None:
-        found, _ = look(folder, manifest, plan.at_home())
+        found, read = look(folder, manifest, plan.at_home())
         plan = bounded(folder, manifest, plan.tightened(found))
-    return look(folder, manifest, plan)[0]
+    matches, more = look(folder, manifest, plan)
+    return matches, np.full(len(plan.codes), (read + more).rows)
 
 
 def look(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, Amount]:
