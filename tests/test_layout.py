@@ -14,6 +14,8 @@ from hashing_model.codes import pack_bits, unpack_bits
 from pipelines.index.layout import (
     HISTOGRAM_BITS,
     MAX_SUBSTRING_BITS,
+    PROBE_COST,
+    READ_COST,
     NOT_PROBED,
     Substring,
     choose_radii,
@@ -28,6 +30,7 @@ from pipelines.index.layout import (
     prefix_rows,
     prefix_starts,
     probe_costs,
+    reading_costs,
     substring_keys,
     table_weights,
 )
@@ -198,8 +201,17 @@ def test_costs_count_probes_and_candidates(bits, rows):
     probes = 0
     for radius in range(bits + 1):
         probes += math.comb(bits, radius)
-        search = min(probes * (2 + math.log2(rows + 1)), rows / 5)
+        search = min(probes * PROBE_COST, rows)
         assert costs[radius] == pytest.approx(search + shares[radius] * rows)
+
+
+@given(st.integers(1, 32), st.integers(1, 10**9), st.integers(1, 10**6))
+def test_reading_costs_rise_to_the_whole_table_or_count_only_what_is_read_beyond_the_own_keys(bits, rows, queries):
+    costs = reading_costs(bits, rows, 65_536, queries) * queries / READ_COST / rows
+    assert (np.diff(costs) >= -1e-9).all()
+    assert costs[0] == 0 or costs[-1] == pytest.approx(1)
+    if rows > 65_536 * 4 and queries == 1 and bits > 16:
+        assert 0 < costs[0] <= 0.5
 
 
 TABLES = st.lists(

@@ -24,8 +24,9 @@ ROWS_PER_KEY = 3  # of uniform codes; more tables of shorter substrings would be
 HISTOGRAM_BITS = 16  # prefixes are cut no deeper than this
 NOT_PROBED = -1
 INTERVAL_QUERIES = 1024  # compared with all intervals at once
+PROBE_COST = 10.0  # of looking where the rows under some value are, in row visits
 HOME_SHARE = 1 / 1024  # of a scan's row visits, that a first look may cost in each table
-READ_COST = 30.0  # reading a row from Parquet, in row visits of a search
+READ_COST = 15.0  # reading a row from Parquet, in row visits of a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +240,7 @@ def table_weights(substrings: Sequence[Substring], weights: Sequence[int]) -> tu
 def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[np.float64]:
     """Cost of searching one table to radius 0, 1, ..., in row visits: probes and expected candidates.
 
-    The kernels scan a partition where enumerating its keys would cost more, so probing never costs more than
-    comparing every key, which is about a fifth of visiting a candidate.
+    The kernels scan a partition where probing it would cost more.
 
     Args:
         selectivity: share of code pairs whose substrings differ by at most 0, 1, ..., bits.
@@ -248,15 +248,16 @@ def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[n
         rows: rows of the table.
     """
     probes = np.cumsum([math.comb(bits, r) for r in range(bits + 1)], dtype=np.float64)
-    search = np.minimum(probes * (2 + math.log2(rows + 1)), rows * 0.2)
+    search = np.minimum(probes * PROBE_COST, rows)
     return search + np.asarray(selectivity) * rows
 
 
 def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDArray[np.float64]:
     """Each query's share of the cost of reading one table for radius 0, 1, ..., in row visits.
 
-    A row group holds the keys under about log2(rows / group_rows) leading bits. Many queries read all of them, once
-    for all; for a few queries reading is what costs, and a scan of one table may read less than probes of several.
+    A row group holds the keys under about log2(rows / group_rows) leading bits. For a few queries reading is what costs,
+    and a scan of one table may read less than probes of several. Where most row groups are read for the queries' own
+    keys alone, only what is read beyond these counts: one query's plan spares nothing that another's reads.
 
     Args:
         bits: bits of the substring.
@@ -270,7 +271,8 @@ def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDAr
     depth = min(math.ceil(math.log2(max(rows / group_rows, 1))), bits)
     groups = np.cumsum([math.comb(depth, radius) for radius in range(bits + 1)], dtype=np.float64)
     by_any = 1 - (1 - groups / 2**depth) ** max(queries, 1)
-    return READ_COST * rows * by_any / max(queries, 1)
+    anyway = by_any[0] if by_any[0] > 0.5 else 0.0
+    return READ_COST * rows * (by_any - anyway) / max(queries, 1)
 
 
 def home_reach(bits: int, rows: int) -> int:
@@ -279,7 +281,7 @@ def home_reach(bits: int, rows: int) -> int:
     >>> home_reach(22, 10_000_000)
     2
     """
-    limit = rows * HOME_SHARE / (2 + math.log2(rows + 1))
+    limit = rows * HOME_SHARE / PROBE_COST
     probes = np.cumsum([math.comb(bits, r) for r in range(bits + 1)], dtype=np.float64)
     return max(int(np.searchsorted(probes, limit, side='right')) - 1, 0)
 
