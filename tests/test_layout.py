@@ -149,12 +149,13 @@ def test_starts_are_the_least_keys_of_the_prefixes(histogram, target, more_bits)
         assert f'{key:0{bits}b}'.startswith(prefixes[leaf])
 
 
-@given(st.integers(1, MAX_SUBSTRING_BITS), st.data())
-def test_keys_are_put_in_the_order_of_a_stable_sort(bits, data):
-    top = (1 << bits) - 1
-    values = st.integers(0, top) | st.sampled_from([0, 1, top // 2, top, min(1 << 16, top), min((1 << 16) - 1, top)])
-    keys = np.array(data.draw(st.lists(values, max_size=40)), np.int64)
-    assert key_order(keys, bits).tolist() == sorted(range(len(keys)), key=lambda i: int(keys[i]))
+@pytest.mark.parametrize('bits', range(1, MAX_SUBSTRING_BITS + 1))
+def test_keys_are_put_in_the_order_of_a_stable_sort(bits):
+    keys = np.random.default_rng(bits).integers(0, 1 << bits, 200).repeat(2)
+    for count in (0, 1, 400):
+        assert key_order(keys[:count], bits).tolist() == sorted(range(count), key=lambda i: int(keys[i]))
+    shuffled = np.random.default_rng(bits).permutation(keys)
+    assert key_order(shuffled, bits).tolist() == sorted(range(400), key=lambda i: int(shuffled[i]))
 
 
 @given(st.integers(1, 7), st.data())
