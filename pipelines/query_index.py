@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -32,10 +33,10 @@ from pipelines.explain import plan_counts
 from pipelines.index import code_tables, files
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
-from pipelines.index.partition_reader import Amount, read_near, read_rows
+from pipelines.index.partition_reader import read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
-from pipelines.run import count
+from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 QUERIES_PER_BLOCK = 4096
@@ -115,7 +116,9 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
         | 'Search' >> Search(config, plans)
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
         | 'GroupParts' >> beam.GroupByKey()
-        | 'Describe' >> beam.Map(describe_answers, config, beam.pvalue.AsSingleton(plans))
+        | 'ListAnswers' >> beam.Map(list_values)
+        | 'Describe' >> beam.ParDo(InThreads(describe_answers), config, beam.pvalue.AsSingleton(plans))
+        | 'CountImages' >> beam.FlatMap(count_read)
     )
     return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsList(described))
 
@@ -131,7 +134,8 @@ class Search(beam.PTransform):
         """(table, prefix, file) to (block of queries, matches)."""
         return (
             partitions
-            | 'Open' >> beam.FlatMap(search_partition, self.config, self.plan).with_output_types(tuple[int, Matches])
+            | 'Open' >> beam.ParDo(InThreads(search_partition), self.config, self.plan)
+            | 'CountRead' >> beam.FlatMap(count_read).with_output_types(tuple[int, Matches])
             | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k))
         )
 
@@ -224,8 +228,8 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
 
 def search_partition(
     partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
-) -> Iterator[tuple[int, Matches]]:
-    """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
+) -> Iterator[tuple[dict[str, int], list[tuple[int, Matches]]]]:
+    """What was read of one partition file (table, prefix, file), if it was needed, and its answers by query block."""
     table, prefix, file = partition
     which = plan.queries_for(table, prefix)
     if not len(which):
@@ -233,19 +237,24 @@ def search_partition(
     rows, amount = read_near(
         config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
     )
-    count_read(amount)
     blocks = which // QUERIES_PER_BLOCK
-    for block in np.unique(blocks).tolist():
-        matches = plan.search(table, prefix, rows, which[blocks == block])
-        if len(matches.queries):
-            yield block, matches
-
-
-def count_read(amount: Amount) -> None:
-    """Count how much was read of the index."""
-    count(
-        bytes_read=amount.bytes, row_groups_read=amount.row_groups, rows_read=amount.rows, partitions_read=amount.files
+    found = [(b, plan.search(table, prefix, rows, which[blocks == b])) for b in np.unique(blocks).tolist()]
+    yield (
+        {
+            'bytes_read': amount.bytes,
+            'row_groups_read': amount.row_groups,
+            'rows_read': amount.rows,
+            'partitions_read': amount.files,
+        },
+        [(block, matches) for block, matches in found if len(matches.queries)],
     )
+
+
+def count_read(element: tuple[dict[str, int], list[Any]]) -> list[Any]:
+    """Count what was read for some results; the results."""
+    counts, results = element
+    count(**counts)
+    return results
 
 
 def tighten(planned: Planned, config: QueryConfig, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
@@ -292,14 +301,15 @@ def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
         yield part, ranked[parts == part].astype('<i8').tobytes()
 
 
-def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan) -> bytes:
+def describe_answers(
+    element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan
+) -> Iterator[tuple[dict[str, int], list[bytes]]]:
     """Answers of one images part with what is known of them, as an Arrow stream with the query's number as id."""
     part, blocks = element
     spec = config.manifest.spec
     queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
     columns = ['image_id', 'labels', 'caption', 'source', 'code']
     images, amount = read_rows(config.folder, config.manifest.images[part], rows & 0xFFFFFFFF, columns)
-    count(bytes_read=amount.bytes, image_row_groups_read=amount.row_groups)
     by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
     answers = {
         'query': pa.array(queries),
@@ -312,7 +322,8 @@ def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, 
     table = pa.table(answers)
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return sink.getvalue().to_pybytes()
+    counts = {'bytes_read': amount.bytes, 'image_row_groups_read': amount.row_groups}
+    yield counts, [sink.getvalue().to_pybytes()]
 
 
 def write_answers(planned: Planned, config: QueryConfig, described: Sequence[bytes]) -> int:

@@ -14,9 +14,9 @@ from hashing_model.codes import pack_bits, unpack_bits
 from pipelines.index.layout import (
     HISTOGRAM_BITS,
     MAX_SUBSTRING_BITS,
+    NOT_PROBED,
     PROBE_COST,
     READ_COST,
-    NOT_PROBED,
     Substring,
     choose_radii,
     cut_prefixes,

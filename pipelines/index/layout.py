@@ -255,9 +255,9 @@ def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[n
 def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDArray[np.float64]:
     """Each query's share of the cost of reading one table for radius 0, 1, ..., in row visits.
 
-    A row group holds the keys under about log2(rows / group_rows) leading bits. For a few queries reading is what costs,
-    and a scan of one table may read less than probes of several. Where most row groups are read for the queries' own
-    keys alone, only what is read beyond these counts: one query's plan spares nothing that another's reads.
+    A row group holds the keys under about log2(rows / group_rows) leading bits. For a few queries reading is what
+    costs, and a scan of one table may read less than probes of several. Where most row groups are read for the queries'
+    own keys alone, only what is read beyond these counts: one query's plan spares nothing that another's reads.
 
     Args:
         bits: bits of the substring.
