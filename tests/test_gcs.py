@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from make_index import (
     catalogue_pictures,
     distances_to,
+    flip_bits,
     hand_model,
     make_codes,
     nearest,
@@ -24,6 +26,7 @@ from make_index import (
 )
 
 from hashing_model.code_spec import CodeSpec
+from pipelines.index import LocalIndex
 
 pytest.importorskip('gcp_storage_emulator')
 pytest.importorskip('cryptography')
@@ -157,6 +160,27 @@ def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path)
     expected = nearest(distances_to(codes, codes[:5], spec), 7)
     assert found == [(d, f'codes-{i}') for answers in expected for d, i in answers]
     assert current in succeed('inspect', f'{BUCKET}/index').stdout
+
+
+def test_a_few_queries_read_a_small_part_of_an_index_in_a_bucket(bucket, tmp_path):
+    spec = CodeSpec.parse('code=64')
+    codes = make_codes('clustered', 400_000, spec)
+    write_code_files(tmp_path, codes, 1)
+    built = ('--codes', tmp_path / 'codes-0.parquet', '--partition-rows', 100_000)
+    assert start('build', *built, '--index', tmp_path / 'index').returncode == 0
+    upload(bucket, tmp_path / 'index', 'large')  # the emulator is slow to take large files from Arrow
+    near = flip_bits(codes[:2], spec, 0.02)
+    asked = ('--codes', write_code_files(tmp_path / 'ask', near, 1, 'query'))
+    done = succeed('query', '--index', f'{BUCKET}/large', *asked, '--k', 3, '--output', f'{BUCKET}/out/few.jsonl')
+    expected = nearest(distances_to(codes, near, spec), 3)
+    answers = read_answers(bucket, 'out/few.jsonl')
+    assert [row['image_id'] for row in answers] == [f'codes-{i}' for found in expected for _, i in found]
+    read, whole = map(float, re.search(r'read ([\d.]+) MB of ([\d.]+) MB', done.stderr).groups())
+    assert whole > 15
+    assert 0 < read < whole / 2
+    on_demand = LocalIndex.open(f'{BUCKET}/large', in_memory=False).search(near, k=3)
+    assert on_demand.image_ids.ravel().tolist() == [row['image_id'] for row in answers]
+    assert (on_demand.visited < 400_000).all()
 
 
 def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):
