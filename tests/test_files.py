@@ -150,8 +150,7 @@ def test_a_file_in_pieces_takes_its_place_only_when_whole(tmp_path):
         assert not path.exists()
         file.write(b'two')
     assert path.read_bytes() == b'one two'
-    with pytest.raises(ValueError, match='half'), files.written_in_pieces(str(path)) as file:
-        file.write(b'other')
-        raise ValueError('half')
+    with pytest.raises(TypeError), files.written_in_pieces(str(path)) as file:
+        file.writelines([b'other', 'not bytes'])
     assert path.read_bytes() == b'one two'
     assert [p.name for p in path.parent.iterdir()] == ['a.bin']
