@@ -151,3 +151,16 @@ def test_a_place_is_tried_without_a_trace(tmp_path):
     with pytest.raises(InputError, match=r'cannot write .*: File name too long'):
         files.check_writable(str(tmp_path / ('n' * 300)))
     assert everything(tmp_path) == {'file': b'keep'}
+
+
+def test_a_file_in_pieces_takes_its_place_only_when_whole(tmp_path):
+    path = tmp_path / 'new' / 'a.bin'
+    with files.written_in_pieces(str(path)) as file:
+        file.write(b'one ')
+        assert not path.exists()
+        file.write(b'two')
+    assert path.read_bytes() == b'one two'
+    with pytest.raises(TypeError), files.written_in_pieces(str(path)) as file:
+        file.writelines([b'other', 'not bytes'])
+    assert path.read_bytes() == b'one two'
+    assert [p.name for p in path.parent.iterdir()] == ['a.bin']
