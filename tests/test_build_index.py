@@ -213,14 +213,14 @@ def test_duckdb_joins_a_table_with_the_images(plain_index):
     assert rejects == [(records.DUPLICATE_ID, '11'), (records.MISSING_ID, '7'), (records.MISSING_ID, '9')]
 
 
-def test_partitions_are_row_groups_of_65_536_with_statistics_on_key(tmp_path):
+def test_partitions_are_row_groups_of_16_384_with_statistics_on_key(tmp_path):
     codes = make_codes('uniform', 70_000, CodeSpec.parse('code=16'))
     codes[:, 0] &= 0x7F
     manifest = build(tmp_path / 'index', write_codes(tmp_path / 'c.parquet', [str(i) for i in range(70_000)], codes))
     folder = served_folder(tmp_path / 'index')
     (file,) = manifest.tables[0].partitions[0].files
     footer = pq.read_metadata(folder / file.path)
-    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [65_536, 70_000 - 65_536]
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [16_384] * 4 + [70_000 - 4 * 16_384]
     last = -1
     for i in range(2):
         key = footer.row_group(i).column(0)
