@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
+from pipelines.blocks import Block, get_blocks, put_blocks
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import INPUTS, CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
@@ -28,6 +29,8 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
+
+PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +106,20 @@ def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
 
 
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each distinct value with the indices where it stands, ascending."""
-    order = np.argsort(values, kind='stable')
-    distinct, starts = np.unique(values[order], return_index=True)
-    yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=False)
+    """Each distinct value, none below 0, with the indices where it stands, ascending."""
+    small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
+    order = np.argsort(small, kind='stable')
+    ordered = small[order]
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for places in np.split(order, starts) if len(order) else ():
+        yield int(values[places[0]]), places
 
 
 def keep_sample(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The SAMPLE_ROWS rows with the least `layout.mix`, in that order, so that any beginning is a sample too."""
-    order = np.argsort(layout.mix(rows), kind='stable')[:SAMPLE_ROWS]
+    mixed = layout.mix(rows)
+    least = np.argpartition(mixed, SAMPLE_ROWS)[:SAMPLE_ROWS] if len(rows) > SAMPLE_ROWS else np.arange(len(rows))
+    order = least[np.argsort(mixed[least])]  # no two rows mix to the same
     return codes[order], rows[order]
 
 
@@ -140,35 +148,62 @@ def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: 
     return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
 
 
-def cut_codes(part: Part, config: BuildConfig, tables: TableLayout) -> Iterator[tuple[tuple[int, int, int], bytes]]:
-    """Blocks of one part's codes by (table, prefix number, file number): row numbers, then codes, as bytes."""
+def cut_codes(part: Part, config: BuildConfig, tables: TableLayout) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
+    """One part's codes by partition file, ((table, prefix number, file number), (part number, block))."""
     codes, rows = read_part(part, config)
-    for table, substring in enumerate(tables.substrings):
-        starts = layout.prefix_starts(tables.prefixes[table], substring.bits)
-        leaves = np.searchsorted(starts, layout.substring_keys(codes, substring), side='right') - 1
-        most = int(tables.part_counts[table].max())
-        numbers = (layout.mix(rows) % tables.part_counts[table][leaves].astype(np.uint64)).astype(np.int64)
-        for group, which in groups_of(leaves * most + numbers):
-            yield (table, *divmod(group, most)), rows[which].astype('<i8').tobytes() + codes[which].tobytes()
+    for table in range(len(tables.substrings)):
+        keys, batches = [], []
+        for key, places in partition_places(codes, rows, table, tables):
+            keys.append(key)
+            taken = [pa.array(places, pa.uint32()), code_tables.codes_to_arrow(codes.take(places, axis=0))]
+            batches.append(pa.RecordBatch.from_arrays(taken, schema=places_schema(config.spec)))
+        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{part.number:05d}-{table}.arrow')
+        for key, block in zip(keys, put_blocks(uri, batches), strict=True):
+            yield key, (part.number, block)
+
+
+def places_schema(spec: CodeSpec) -> pa.Schema:
+    """Codes on the way from an images part to a partition: `place` is the row in the part."""
+    return pa.schema([('place', pa.uint32()), ('code', pa.binary(spec.num_bytes))])
+
+
+def partition_places(
+    codes: NDArray[np.uint8], rows: NDArray[np.int64], table: int, tables: TableLayout
+) -> Iterator[tuple[PartitionKey, NDArray[np.int64]]]:
+    """The partition files of one table that get some of N codes, and which, as ascending indices."""
+    substring, prefixes, counts = tables.substrings[table], tables.prefixes[table], tables.part_counts[table]
+    leaves = layout.prefix_numbers(layout.substring_keys(codes, substring), substring.bits, prefixes)
+    numbers = np.zeros(len(rows), np.int64)
+    shared = np.flatnonzero(counts[leaves] > 1)
+    numbers[shared] = layout.mix(rows[shared]) % counts[leaves[shared]].astype(np.uint64)
+    firsts = np.cumsum(counts) - counts  # files of all leaves numbered through
+    for file, places in groups_of(firsts[leaves] + numbers):
+        leaf = int(np.searchsorted(firsts, file, side='right')) - 1
+        yield (table, leaf, file - int(firsts[leaf])), places
 
 
 def write_partition(
-    element: tuple[tuple[int, int, int], Iterable[bytes]], config: BuildConfig, tables: TableLayout
-) -> tuple[int, str, DataFile]:
+    element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: TableLayout
+) -> Iterator[tuple[int, str, DataFile]]:
     """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
     (table, leaf, number), blocks = element
-    prefix = tables.prefixes[table][leaf]
-    width = config.spec.num_bytes
-    rows, codes = [], []
-    for block in blocks:
-        n = len(block) // (8 + width)
-        rows.append(np.frombuffer(block, '<i8', n))
-        codes.append(np.frombuffer(block, np.uint8, offset=8 * n).reshape(n, width))
-    all_codes = np.concatenate(codes)
-    keys = layout.substring_keys(all_codes, tables.substrings[table])
-    content = CodeRows.sorted(keys, all_codes, np.concatenate(rows)).to_table()
+    substring, prefix = tables.substrings[table], tables.prefixes[table][leaf]
+    codes, rows = gather_blocks(blocks, config.spec)
+    keys = layout.substring_keys(codes, substring)
+    order = layout.key_order(keys, substring.bits)  # rows are ascending: equal keys stay so
+    content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
-    return table, prefix, DataFile(name, len(content), files.write_table(config.path(name), content))
+    written = files.write_table(config.path(name), content, **code_tables.PARTITION_OPTIONS)
+    yield table, prefix, DataFile(name, len(content), written)
+
+
+def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of (part number, block of `cut_codes`)."""
+    numbers, found = zip(*sorted(blocks, key=lambda block: block[0]), strict=True)
+    batches = get_blocks(found, places_schema(spec))
+    codes = np.concatenate([code_tables.codes_from_arrow(batch['code']) for batch in batches])
+    rows = [(np.int64(n) << 32) + batch['place'].to_numpy() for n, batch in zip(numbers, batches, strict=True)]
+    return codes, np.concatenate(rows)
 
 
 def publish_version(

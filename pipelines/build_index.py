@@ -2,18 +2,17 @@
 
     grainhash build --images PATTERN... --model DIR --index DIR
 
-    units -> Reshuffle -> Encode            staged images part and rejects of each unit; hashes of its ids
+    units -> Reshuffle -> Encode            staged images part and rejects of each unit; its ids
           -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> CountRows -> Histograms -> Layout (side inputs)
           -> CutCodes -> GroupByKey -> WritePartition     codes/table=T/prefix=P/part-N.parquet
           -> Publish                        everything checked, manifest.json, then CURRENT
 
-Elements are file numbers and blocks of bytes; a repeated bundle writes the same names with the same content.
+Elements are file numbers and `blocks`; a repeated bundle writes the same names with the same content.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import logging
@@ -28,8 +27,8 @@ from numpy.typing import NDArray
 from pipelines.assemble import (
     BuildConfig,
     Part,
+    PartitionKey,
     cut_codes,
-    groups_of,
     keep_sample,
     make_layout,
     part_histograms,
@@ -37,23 +36,18 @@ from pipelines.assemble import (
     sample_part,
     write_partition,
 )
+from pipelines.blocks import Block, get_blocks, put_blocks
 from pipelines.code_files import read_codes
-from pipelines.encode import (
-    EncodedUnit,
-    encode_unit,
-    find_duplicates,
-    id_hashes,
-    load_model,
-    rejects_table,
-    without_duplicates,
-)
+from pipelines.duplicates import IDS, duplicate_places, split_ids, without_duplicates
+from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
+from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.run import count
+from pipelines.run import InThreads, count, list_values
 from pipelines.shards import WorkUnit, read_unit
 
-ID_BUCKETS = 16, 512  # at least and at most, a bucket a unit between: ids of one bucket are sorted in memory
-PARTITION_BLOCK = tuple[tuple[int, int, int], bytes]  # (table, prefix number, file number) -> rows and codes
+ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
+CUT = tuple[PartitionKey, tuple[int, Block]]
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +56,13 @@ log = logging.getLogger(__name__)
 class Staged:
     """A unit that was encoded: where its rows and rejects wait for the duplicate search, how many records it gave.
 
-    The names carry a digest of the content. Should a unit be encoded twice with other results (on another kind of
-    processor, say), the attempt that counts is the one whose names arrive.
+    `rows` are those of the images. The names carry a digest of the content. Should a unit be encoded twice with other
+    results (on another kind of processor, say), the attempt that counts is the one whose names arrive.
     """
 
     part: int
     images: str
+    rows: int
     rejects: str
     records_read: int
 
@@ -83,7 +78,8 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     duplicates = (
         encoded.ids
         | 'GroupIds' >> beam.GroupByKey()
-        | 'FindDuplicates' >> beam.FlatMap(duplicate_places).with_output_types(tuple[int, bytes])
+        | 'ListIds' >> beam.Map(list_values)
+        | 'FindDuplicates' >> beam.ParDo(InThreads(bucket_duplicates)).with_output_types(tuple[int, bytes])
     )
     parts = (
         {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': duplicates}
@@ -102,9 +98,10 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     partitions = (
         parts
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'CutCodes' >> beam.FlatMap(cut_codes, config, index_layout).with_output_types(PARTITION_BLOCK)
+        | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
         | 'GroupPartitions' >> beam.GroupByKey()
-        | 'WritePartition' >> beam.Map(write_partition, config, index_layout)
+        | 'ListBlocks' >> beam.Map(list_values)
+        | 'WritePartition' >> beam.ParDo(InThreads(write_partition), config, index_layout)
     )
     sample = parts | 'SamplePart' >> beam.Map(sample_part, config) | 'Sample' >> beam.CombineGlobally(Sample())
     return (
@@ -123,14 +120,14 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
 
 
 class EncodeUnit(beam.DoFn):
-    """Read, decode and encode one unit; stage its image rows and rejects; emit the hashes of its ids."""
+    """Read, decode and encode one unit; stage its image rows and rejects; emit its ids."""
 
     def __init__(self, config: BuildConfig):
         self.config = config
-        self.buckets = min(max(config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
+        self.buckets = min(max(16 * config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
 
     def process(self, unit: WorkUnit) -> Iterator[Any]:
-        """One `Staged`, and ('ids', (bucket, bytes)) for the duplicate search."""
+        """One `Staged`, and ('ids', (bucket, (unit number, block))) for the duplicate search."""
         encoded = self._encode(unit)
         log.info(
             'unit %d of %d, %s: %d records, %d rejected',
@@ -140,15 +137,14 @@ class EncodeUnit(beam.DoFn):
             encoded.records_read,
             len(encoded.rejects),
         )
-        images = self._stage(f'images-{unit.number:05d}', encoded.images)
-        rejects = self._stage(f'rejects-{unit.number:05d}', rejects_table(encoded.rejects))
+        images = self._stage('images', unit.number, files.table_bytes(encoded.images, **IMAGES_OPTIONS))
+        rejects = self._stage('rejects', unit.number, files.table_bytes(rejects_table(encoded.rejects)))
         count(records_read=encoded.records_read, rejected=len(encoded.rejects), encoded=len(encoded.images))
-        yield Staged(unit.number, images, rejects, encoded.records_read)
-        hashes = id_hashes(encoded.images['image_id'].to_pylist())
-        for bucket, places in groups_of((hashes[:, 0] % np.uint64(self.buckets)).astype(np.int64)):
-            numbers = np.full(len(places), unit.number, np.uint64)
-            block = np.column_stack([hashes[places], numbers, places.astype(np.uint64)])  # no int64: that makes floats
-            yield beam.pvalue.TaggedOutput('ids', (bucket, block.astype('<u8', casting='equiv').tobytes()))
+        yield Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read)
+        split = list(split_ids(encoded.images['image_id'], self.buckets))
+        uri = self.config.path(images.replace('images-', 'ids-'))
+        for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
+            yield beam.pvalue.TaggedOutput('ids', (bucket, (unit.number, block)))
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
         if self.config.model is None:
@@ -157,10 +153,9 @@ class EncodeUnit(beam.DoFn):
         model = load_model(self.config.model, self.config.threads, fingerprint)
         return encode_unit(read_unit(unit, self.config.options), model)
 
-    def _stage(self, name: str, table: pa.Table) -> str:
-        content = files.table_bytes(table)
+    def _stage(self, kind: str, number: int, content: pa.Buffer) -> str:
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        path = f'{versions.STAGING_FOLDER}/{name}-{digest}.parquet'
+        path = f'{versions.STAGING_FOLDER}/{kind}-{number:05d}-{digest}.parquet'
         files.write_bytes(self.config.path(path), content)
         return path
 
@@ -175,22 +170,29 @@ class FinishPart(beam.DoFn):
         """(part number, its `Staged` and the places of its duplicates) to one `Part`."""
         number, joined = element
         (staged,) = joined['staged']
-        duplicates = np.frombuffer(b''.join(joined['duplicates']), '<i8')
-        images = files.read_table(self.config.path(staged.images))
+        places = np.frombuffer(b''.join(joined['duplicates']), '<u4')
         rejects = files.read_table(self.config.path(staged.rejects))
-        images, dropped = without_duplicates(images, duplicates)
-        rejects = pa.concat_tables([rejects, rejects_table(dropped)])
-        count(duplicates=len(dropped), indexed=len(images))
+        if len(places):
+            duplicates = np.zeros(staged.rows, bool)
+            duplicates[places] = True
+            images, dropped = without_duplicates(files.read_table(self.config.path(staged.images)), duplicates)
+            rejects = pa.concat_tables([rejects, dropped])
+            content = files.table_bytes(images, **IMAGES_OPTIONS)
+        else:
+            content = files.read_bytes(self.config.path(staged.images))
+        rows = staged.rows - len(places)
+        count(duplicates=len(places), indexed=rows)
+        of_rejects = len(rejects), files.table_bytes(rejects)
         yield Part(
             number,
-            self._write(versions.images_path(number), images),
-            self._write(versions.rejects_path(number), rejects) if len(rejects) else None,
+            self._write(versions.images_path(number), rows, content),
+            self._write(versions.rejects_path(number), *of_rejects) if len(rejects) else None,
             staged.records_read,
-            dict(collections.Counter(rejects['reason'].to_pylist())),
+            {row['values']: row['counts'] for row in rejects['reason'].value_counts().to_pylist()},
         )
 
-    def _write(self, name: str, table: pa.Table) -> DataFile:
-        return DataFile(name, len(table), files.write_table(self.config.path(name), table))
+    def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
+        return DataFile(name, rows, files.write_bytes(self.config.path(name), content))
 
 
 class AddHistograms(beam.CombineFn):
@@ -241,10 +243,8 @@ class Sample(beam.CombineFn):
         return kept
 
 
-def duplicate_places(element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Blocks of (hash, hash, part, place) of one bucket to (part, places of ids that were seen before)."""
-    blocks = np.frombuffer(b''.join(element[1]), '<u8').reshape(-1, 4)
-    parts, places = blocks[:, 2].astype(np.int64), blocks[:, 3].astype(np.int64)
-    found = find_duplicates(blocks[:, :2], parts, places)
-    for part, which in groups_of(parts[found]):
-        yield part, places[found][which].astype('<i8').tobytes()
+def bucket_duplicates(element: tuple[int, Iterable[tuple[int, Block]]]) -> Iterator[tuple[int, bytes]]:
+    """Ids of one bucket, (unit number, block), to (unit number, places of ids that were seen before)."""
+    numbers, blocks = zip(*element[1], strict=True)
+    for number, places in duplicate_places(zip(numbers, get_blocks(blocks, IDS), strict=True)):
+        yield number, places.astype('<u4').tobytes()

@@ -20,12 +20,14 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
-from pipelines.encode import BATCH_SIZE, decoded_batches, id_hashes, load_model, sort_batch
+from pipelines.duplicates import id_hashes
+from pipelines.encode import BATCH_SIZE, decoded_batches, load_model, sort_batch
 from pipelines.index import files, versions
 from pipelines.records import Record, Reject
 from pipelines.run import count
@@ -198,7 +200,7 @@ def sum_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int
         if records:
             groups = model.extractor.features(np.stack([d.pixels for d in decoded]))
             activations = model.activations({name: x.astype(np.float64) for name, x in groups.items()})
-            hashes = id_hashes(record.image_id for record in records)[:, 0]
+            hashes = id_hashes(pa.array([record.image_id for record in records], pa.string()))
             totals = totals.plus(Totals.of(np.concatenate(list(activations.values()), axis=1), hashes))
     return dataclasses.replace(totals, records_read=records_read, reasons=collections.Counter(rejects), units=1)
 

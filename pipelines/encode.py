@@ -26,7 +26,7 @@ from hashing_model.images import Decoded, ImageError, Resizing, decode
 from hashing_model.model import HashModel
 from pipelines.index import files
 from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
-from pipelines.records import DUPLICATE_ID, Record, Reject, Source
+from pipelines.records import Record, Reject
 
 BATCH_SIZE = 32
 DECODING_THREADS = 2
@@ -149,41 +149,3 @@ def images_table(records: Sequence[Record], codes: NDArray[np.uint8], decoded: S
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
     """Rejects as rows of `code_tables.REJECTS`."""
     return pa.Table.from_pylist([dataclasses.asdict(r) for r in rejects], schema=REJECTS)
-
-
-def without_duplicates(images: pa.Table, duplicates: NDArray[np.int64]) -> tuple[pa.Table, list[Reject]]:
-    """The rows that stay, and a reject for each row whose id was seen before.
-
-    Args:
-        images: rows of one unit.
-        duplicates: indices of the rows to take out.
-    """
-    if not len(duplicates):
-        return images, []
-    dropped = images.take(np.sort(duplicates)).select(['source', 'image_id']).to_pylist()
-    rejects = [
-        Reject(Source(**row['source']), DUPLICATE_ID, 'an earlier record has this id', row['image_id'])
-        for row in dropped
-    ]
-    keep = np.ones(len(images), bool)
-    keep[duplicates] = False
-    return images.filter(pa.array(keep)), rejects
-
-
-def id_hashes(image_ids: Iterable[str]) -> NDArray[np.uint64]:
-    """BLAKE2b-128 of each id as two integers: uint64 [N, 2]. Long enough that equal hashes mean equal ids."""
-    digests = b''.join(hashlib.blake2b(i.encode(), digest_size=16).digest() for i in image_ids)
-    return np.frombuffer(digests, '<u8').reshape(-1, 2)
-
-
-def find_duplicates(hashes: NDArray[np.uint64], parts: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray:
-    """Which of N rows have an id that an earlier row has: a mask bool [N]; earlier by (part, place).
-
-    >>> find_duplicates(np.array([[7, 7], [5, 5], [7, 7]], np.uint64), np.array([1, 0, 0]), np.array([0, 0, 4]))
-    array([ True, False, False])
-    """
-    order = np.lexsort((places, parts, hashes[:, 1], hashes[:, 0]))
-    ordered = hashes[order]
-    mask = np.zeros(len(hashes), bool)
-    mask[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
-    return mask

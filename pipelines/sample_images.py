@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.model import HashModel
-from pipelines.encode import encode_unit, find_duplicates, id_hashes, without_duplicates
-from pipelines.records import Record, Reject
+from pipelines.duplicates import find_duplicates, without_duplicates
+from pipelines.encode import encode_unit
+from pipelines.records import Record, Reject, Source
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 ENOUGH = 3  # units are looked at in random order until they hold so many times the records wanted
@@ -80,10 +81,8 @@ class ShardImages:
 
     def _encode(self, items: Items) -> pa.Table:
         unit = encode_unit(items, self.model)
-        places = np.arange(len(unit.images))
-        hashes = id_hashes(unit.images['image_id'].to_pylist())
-        duplicates = find_duplicates(hashes, np.zeros(len(places), np.int64), places)
-        images, rejects = without_duplicates(unit.images, np.flatnonzero(duplicates))
+        images, dropped = without_duplicates(unit.images, find_duplicates(unit.images['image_id']))
+        rejects = [Reject(**{**row, 'source': Source(**row['source'])}) for row in dropped.to_pylist()]
         self.rejects.extend([*unit.rejects, *rejects])
         return images
 

@@ -34,7 +34,7 @@ from pipelines.assemble import (
 )
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
-from pipelines.index.code_tables import codes_to_arrow, images_schema
+from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.index.manifest import DataFile
 from pipelines.records import MISSING_ID, Record, Reject, Source
 from pipelines.shards import InputFile
@@ -153,7 +153,7 @@ def write_part(number, codes, config, rejected=0):
     name, rejects_name = versions.images_path(number), versions.rejects_path(number)
     images = images_table(records, codes, sizes)
     rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
-    written = DataFile(name, len(images), files.write_table(config.path(name), images))
+    written = DataFile(name, len(images), files.write_table(config.path(name), images, **IMAGES_OPTIONS))
     rejects_file = None
     if rejected:
         size = files.write_table(config.path(rejects_name), rejects_table(rejects))
@@ -184,7 +184,7 @@ def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=
 def assemble(config, parts):
     """Tables, sample and manifest of finished parts: the functions of `pipelines.assemble` one after the other."""
     made, blocks = cut_all(parts, config)
-    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    partitions = [found for element in blocks.items() for found in write_partition(element, config, made)]
     samples = [sample_part(part, config) for part in parts]
     sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
     publish_version(None, config, made, parts[::-1], partitions[::-1], sample)
@@ -202,16 +202,18 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
     """
     listed = write_inputs(versions.version_folder(str(index), version), [])
     config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
-    made_parts, first = [], 0
-    for number, codes in enumerate(parts):
-        schema = images_schema(spec.num_bytes)
-        known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
-        columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
-        path = versions.images_path(number)
-        size = files.write_table(config.path(path), pa.table(columns, schema=schema))
-        made_parts.append(Part(number, DataFile(path, len(codes), size), None, len(codes), {}))
-        first += len(codes)
-    assemble(config, made_parts)
+    firsts = np.cumsum([0, *map(len, parts)]).tolist()
+    assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
+
+
+def write_codes_part(number, codes, config, first=0):
+    """The images part of bare codes with the ids `first`, `first + 1`, ..."""
+    schema = images_schema(config.spec.num_bytes)
+    known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
+    columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
+    path = versions.images_path(number)
+    size = files.write_table(config.path(path), pa.table(columns, schema=schema), **IMAGES_OPTIONS)
+    return Part(number, DataFile(path, len(codes), size), None, len(codes), {})
 
 
 def read_partitions(index):

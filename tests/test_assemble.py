@@ -6,13 +6,25 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from make_index import SPEC, build_by_hand, config_for, cut_all, skewed_codes, write_part
+from make_index import (
+    KINDS,
+    SPEC,
+    build_by_hand,
+    config_for,
+    cut_all,
+    make_codes,
+    skewed_codes,
+    write_codes_part,
+    write_part,
+)
 
+from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble
+from pipelines import assemble, blocks
 from pipelines.assemble import (
     Part,
     add_counters,
+    gather_blocks,
     groups_of,
     keep_sample,
     publish_version,
@@ -92,19 +104,19 @@ def test_the_manifest_tells_what_was_built(tmp_path):
 def test_a_repeated_bundle_writes_the_same_bytes(tmp_path):
     config = config_for(tmp_path, 1)
     parts = [write_part(0, skewed_codes(300), config)]
-    made, blocks = cut_all(parts, config)
-    for group, found in blocks.items():
-        first, again = (write_partition((group, b), config, made) for b in (found, found[::-1]))
+    made, cut = cut_all(parts, config)
+    for group, found in cut.items():
+        first, again = (list(write_partition((group, b), config, made)) for b in (found, found[::-1]))
         assert first == again
     again = cut_all(parts, config)[1]
-    assert {group: sorted(b) for group, b in again.items()} == {group: sorted(b) for group, b in blocks.items()}
+    assert again == cut
 
 
 def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
     codes = np.tile(skewed_codes(1), (1000, 1))
     config = config_for(tmp_path, 1, partition_rows=100)
-    made, blocks = cut_all([write_part(0, codes, config)], config)
-    sizes = {group: sum(len(b) // 17 for b in found) for group, found in blocks.items()}  # 8 bytes of row, 9 of code
+    made, cut = cut_all([write_part(0, codes, config)], config)
+    sizes = {group: len(gather_blocks(found, SPEC)[1]) for group, found in cut.items()}
     for table in range(len(made.substrings)):
         assert made.part_counts[table].max() == 10
         of_table = [n for group, n in sizes.items() if group[0] == table]
@@ -112,11 +124,33 @@ def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
         assert max(of_table) <= 200
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_partitions_are_near_the_target(tmp_path, kind):
+    """200,000 codes, 5,000 wanted in a file; of `identical` ones half have one value, the worst case."""
+    spec, rows, target = CodeSpec.parse('code=64'), 200_000, 5000
+    config = config_for(tmp_path, 2, spec, target)
+    parts = [write_codes_part(i, half, config) for i, half in enumerate(np.split(make_codes(kind, rows, spec), 2))]
+    made, cut = cut_all(parts, config)
+    assert len(made.substrings) == 4
+    for table in range(4):
+        sizes = {key: len(gather_blocks(found, spec)[1]) for key, found in cut.items() if key[0] == table}
+        files_of_leaf = collections.Counter(leaf for _, leaf, _ in sizes)
+        several = [leaf for leaf, files_ in files_of_leaf.items() if files_ > 1]
+        assert sum(sizes.values()) == rows
+        assert max(sizes.values()) <= (1.1 if several else 1) * target  # far from twice
+        # Small are only those beside a value that no cut makes smaller: one at each of 16 cuts.
+        small = [key for key, size in sizes.items() if size < target / 4]
+        assert len(small) <= layout.HISTOGRAM_BITS * len(several)
+        assert len(several) == (kind == 'identical')
+        assert target / 2 <= np.median(list(sizes.values())) <= target
+        assert len(sizes) - len(small) <= 3 * rows / target
+
+
 def test_a_table_that_lost_rows_is_not_published(tmp_path):
     config = config_for(tmp_path, 1)
     part = write_part(0, skewed_codes(200), config)
-    made, blocks = cut_all([part], config)
-    partitions = [write_partition(element, config, made) for element in blocks.items()]
+    made, cut = cut_all([part], config)
+    partitions = [found for element in cut.items() for found in write_partition(element, config, made)]
     sample = sample_part(part, config)
     lost = next(p for p in partitions if p[0] == 2)
     with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
@@ -160,13 +194,31 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
 
 
 def test_groups_are_those_of_a_dict():
-    values = np.random.default_rng(0).integers(-3, 9, 200)
+    values = np.random.default_rng(0).choice([0, 3, 70_000, 2**40], 200)
     expected = collections.defaultdict(list)
     for place, value in enumerate(values.tolist()):
         expected[value].append(place)
     found = [(value, places.tolist()) for value, places in groups_of(values)]
     assert found == sorted(expected.items())
     assert list(groups_of(np.zeros(0, np.int64))) == []
+
+
+@pytest.mark.parametrize('inline', [0, 1 << 18])
+def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline):
+    monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
+    codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
+    config = config_for(tmp_path, 3)
+    made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
+    assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
+    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (0 if inline else 3 * len(made.substrings))
+    for table in range(len(made.substrings)):
+        gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]
+        assert all(rows.tolist() == sorted(rows.tolist()) for _, rows in gathered)
+        rows = np.concatenate([rows for _, rows in gathered])
+        assert sorted(rows.tolist()) == [(part << 32) + i for part, c in enumerate(codes) for i in range(len(c))]
+        for part, of_part in enumerate(codes):
+            found = np.concatenate([c for c, _ in gathered])[rows >> 32 == part]
+            np.testing.assert_array_equal(found, of_part[rows[rows >> 32 == part] & 0xFFFFFFFF])
 
 
 def test_a_sample_of_samples_is_the_sample_of_all(monkeypatch):

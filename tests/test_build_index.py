@@ -46,10 +46,9 @@ from PIL import Image
 
 from hashing_model import images
 from hashing_model.code_spec import CodeSpec
-from pipelines import assemble, build_index, records
+from pipelines import assemble, blocks, build_index, records
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
-from pipelines.encode import id_hashes
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.run import pipeline_options, run_pipeline
 
@@ -214,7 +213,7 @@ def test_duckdb_joins_a_table_with_the_images(plain_index):
     assert rejects == [(records.DUPLICATE_ID, '11'), (records.MISSING_ID, '7'), (records.MISSING_ID, '9')]
 
 
-def test_files_are_zstd_in_row_groups_of_65_536_with_statistics_on_key(tmp_path):
+def test_partitions_are_row_groups_of_65_536_with_statistics_on_key(tmp_path):
     codes = make_codes('uniform', 70_000, CodeSpec.parse('code=16'))
     codes[:, 0] &= 0x7F
     manifest = build(tmp_path / 'index', write_codes(tmp_path / 'c.parquet', [str(i) for i in range(70_000)], codes))
@@ -225,11 +224,27 @@ def test_files_are_zstd_in_row_groups_of_65_536_with_statistics_on_key(tmp_path)
     last = -1
     for i in range(2):
         key = footer.row_group(i).column(0)
-        assert (key.path_in_schema, key.compression) == ('key', 'ZSTD')
+        assert (key.path_in_schema, key.compression, key.has_dictionary_page) == ('key', 'UNCOMPRESSED', False)
         assert last <= key.statistics.min <= key.statistics.max
         last = key.statistics.max
     assert last < 1 << 15
     assert manifest.tables[0].partitions[1].files == ()
+
+
+def test_images_are_row_groups_of_16_384_that_are_read_alone(tmp_path):
+    codes = make_codes('uniform', 40_000, CodeSpec.parse('code=16'))
+    build(tmp_path / 'index', write_codes(tmp_path / 'c.parquet', [f'id-{i}' for i in range(40_000)], codes))
+    file = pq.ParquetFile(served_folder(tmp_path / 'index') / 'images' / 'part-00000.parquet')
+    groups = [file.metadata.row_group(i) for i in range(3)]
+    assert [group.num_rows for group in groups] == [16_384, 16_384, 40_000 - 2 * 16_384]
+    columns = {c.path_in_schema: c for c in (groups[1].column(i) for i in range(groups[1].num_columns))}
+    assert [name for name, c in columns.items() if c.has_dictionary_page] == [
+        *('source.shard', 'labels.key_value.key', 'labels.key_value.value.list.element', 'caption')
+    ]
+    assert (columns['code'].compression, columns['image_id'].compression) == ('UNCOMPRESSED', 'ZSTD')
+    group = file.read_row_group(1)
+    assert group['image_id'].to_pylist() == [f'id-{i}' for i in range(16_384, 32_768)]
+    np.testing.assert_array_equal(code_tables.codes_from_arrow(group['code']), codes[16_384:32_768])
 
 
 # Duplicates and other rejects
@@ -493,17 +508,20 @@ def test_repeated_bundles_do_run_twice():
 
 def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     written = collections.Counter()
-    write = files.write_table
+    write = files.write_bytes
 
-    def write_and_count(uri, table):
+    def write_and_count(uri, content):
         written[os.path.relpath(uri, tmp_path)] += 1
-        return write(uri, table)
+        return write(uri, content)
 
-    monkeypatch.setattr(files, 'write_table', write_and_count)
+    monkeypatch.setattr(files, 'write_bytes', write_and_count)
+    monkeypatch.setattr(blocks, 'INLINE_BYTES', 10_000)
     manifest = build(tmp_path / 'index', code_files / 'codes-*.parquet', '--partition-rows', 200, REPEATED)
     assert data_bytes(tmp_path / 'index') == data_bytes(code_files / 'index')
     assert manifest.counters == read_served(code_files / 'index').counters
-    assert {times for path, times in written.items() if not path.endswith('inputs.parquet')} == {2}
+    once = ('inputs.parquet', '.probe')  # written before the pipeline runs
+    assert {times for path, times in written.items() if not path.endswith(once)} == {2}
+    assert {path.rpartition('.')[2] for path in written} >= {'parquet', 'arrow'}
     assert len(written) > 100
 
 
@@ -595,16 +613,15 @@ def test_a_row_lost_before_encoding_fails_the_build(served, capsys, monkeypatch)
 
 
 def test_a_row_lost_on_the_way_to_its_partition_fails_the_build(served, capsys, monkeypatch):
-    def lose_one(part, config, made):
-        for place, block in cut_codes(part, config, made):
-            rows = len(block) // (8 + config.spec.num_bytes)
-            yield place, block if place[0] or part.number else block[8 : 8 * rows] + block[8 * rows + 8 :]
+    def lose_one(codes, rows, table, tables):
+        for key, places in partition_places(codes, rows, table, tables):
+            yield key, places if table else places[1:]
 
-    cut_codes = build_index.cut_codes
-    monkeypatch.setattr(build_index, 'cut_codes', lose_one)
+    partition_places = assemble.partition_places
+    monkeypatch.setattr(assemble, 'partition_places', lose_one)
     before = state(served / 'index')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
-    assert error_line(capsys) == 'grainhash: error: table 0 holds 998 rows; 1000 images were indexed'
+    assert error_line(capsys) == 'grainhash: error: table 0 holds 996 rows; 1000 images were indexed'
     assert state(served / 'index') == before
 
 
@@ -707,27 +724,6 @@ def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     read = code_tables.read_file(str(served_folder(index)), read_served(index).inputs)
     assert read['path'].to_pylist() == [i.path for i in inputs]
     assert json.loads((tmp_path / 'index/versions/v1/manifest.json').read_text())['counters']['indexed'] == 300
-
-
-def test_duplicates_are_found_by_whole_hashes():
-    """Hashes that differ in their last bits only, too large for a float."""
-    hashes = np.array([[2**63 + 1, 2**64 - 1], [2**63, 2**64 - 1], [2**63 + 1, 2**64 - 1]], np.uint64)
-    numbers, places = np.array([0, 1, 2], np.uint64), np.zeros(3, np.uint64)
-    blocks = [np.column_stack([hashes, numbers, places])[i : i + 1].astype('<u8').tobytes() for i in range(3)]
-    found = [(part, np.frombuffer(p, '<i8').tolist()) for part, p in build_index.duplicate_places((0, blocks))]
-    assert found == [(2, [0])]
-
-
-def test_hashes_travel_whole(code_files):
-    codes = code_files / 'codes-0.parquet'
-    (unit,), _ = list_code_units([str(codes)])
-    config = assemble.BuildConfig(str(code_files / 'scratch'), 'v', read_served(code_files / 'index').spec, 1, None)
-    staged, *tagged = build_index.EncodeUnit(config).process(unit)
-    blocks = np.frombuffer(b''.join(output.value[1] for output in tagged), '<u8').reshape(-1, 4)
-    ids = pq.read_table(codes)['image_id'].to_pylist()
-    assert staged.records_read == len(ids) == len(blocks)
-    expected = {(*h, 0, i) for i, h in enumerate(id_hashes(ids).tolist())}
-    assert set(map(tuple, blocks.tolist())) == expected
 
 
 def test_a_late_attempt_of_a_unit_changes_nothing(tmp_path):

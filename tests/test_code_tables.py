@@ -52,7 +52,7 @@ def test_rows_survive_parquet(tmp_path):
     path = str(tmp_path / 'part-0.parquet')
     for count in (0, 70_000):
         whole = CodeRows(np.arange(count) * 3, some_codes(count), np.arange(count)[::-1] + (5 << 32))
-        files.write_table(path, whole.to_table())
+        files.write_table(path, whole.to_table(), **code_tables.PARTITION_OPTIONS)
         table = files.read_table(path)
         assert table.schema.equals(code_tables.partition_schema(5))
         back = CodeRows.from_table(table)

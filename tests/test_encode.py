@@ -1,11 +1,9 @@
-"""One work unit: records in, rows and rejects out, and the search for duplicate ids."""
+"""One work unit: records in, rows and rejects out, and models."""
 
 import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.errors import InputError
@@ -14,16 +12,12 @@ from pipelines.encode import (
     BATCH_SIZE,
     decoded_batches,
     encode_unit,
-    find_duplicates,
-    id_hashes,
-    images_table,
     load_model,
     local_model,
     rejects_table,
-    without_duplicates,
 )
 from pipelines.index.code_tables import REJECTS, codes_from_arrow, images_schema
-from pipelines.records import DUPLICATE_ID, MISSING_ID, Record, Reject, Source
+from pipelines.records import MISSING_ID, Record, Reject, Source
 
 
 @pytest.fixture(scope='module')
@@ -151,46 +145,3 @@ def test_a_model_is_loaded_from_its_folder(model, tmp_path):
     assert load_model(str(tmp_path / 'model')) is loaded
     with pytest.raises(InputError, match='is not a model'):
         load_model(str(tmp_path))
-
-
-# Duplicates
-
-IDS = st.lists(st.sampled_from('abcdefgh'), max_size=25)
-
-
-@given(IDS, st.randoms(use_true_random=False))
-def test_duplicates_are_what_a_dict_has_seen(ids, random):
-    places = [(random.randrange(3), i) for i in range(len(ids))]  # (part, place), each once
-    found = find_duplicates(id_hashes(ids), *np.array(places, np.int64).reshape(-1, 2).T)
-    first = {}
-    for where, image_id in sorted(zip(places, ids, strict=True)):
-        first.setdefault(image_id, where)
-    assert found.tolist() == [first[i] != where for i, where in zip(ids, places, strict=True)]
-
-
-def test_half_a_hash_in_common_is_no_duplicate():
-    hashes = np.array([[1, 2], [1, 3], [4, 2], [1, 2]], np.uint64)
-    assert find_duplicates(hashes, np.zeros(4, np.int64), np.arange(4)).tolist() == [False, False, False, True]
-
-
-def test_hashes_are_blake2b_of_the_utf_8():
-    ids = ['', 'a', 'Schuh/größe 42', 'a' * 1000]
-    digests = [hashlib.blake2b(i.encode(), digest_size=16).digest() for i in ids]
-    expected = [[int.from_bytes(d[:8], 'little'), int.from_bytes(d[8:], 'little')] for d in digests]
-    assert id_hashes(iter(ids)).tolist() == expected
-    assert id_hashes([]).shape == (0, 2)
-
-
-@given(st.sets(st.integers(0, 6)))
-def test_rows_without_duplicates_keep_their_order(duplicates):
-    records = [Record(f'id {i}', b'', Source('a.tar', f'{i}.jpg')) for i in range(7)]
-    codes = np.arange(14, dtype=np.uint8).reshape(7, 2)
-    decoded = [type('Size', (), {'width': 1, 'height': 2})] * 7
-    images, rejects = without_duplicates(
-        images_table(records, codes, decoded), np.array(sorted(duplicates, reverse=True), np.int64)
-    )
-    kept = [i for i in range(7) if i not in duplicates]
-    assert images['image_id'].to_pylist() == [f'id {i}' for i in kept]
-    np.testing.assert_array_equal(codes_from_arrow(images['code']), codes[kept])
-    assert [(r.image_id, r.source.member) for r in rejects] == [(f'id {i}', f'{i}.jpg') for i in sorted(duplicates)]
-    assert {r.reason for r in rejects} <= {DUPLICATE_ID}

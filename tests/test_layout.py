@@ -20,9 +20,11 @@ from pipelines.index.layout import (
     cut_prefixes,
     cut_substrings,
     key_histogram,
+    key_order,
     mix,
     part_counts,
     prefix_distances,
+    prefix_numbers,
     prefix_rows,
     prefix_starts,
     probe_costs,
@@ -139,9 +141,17 @@ def test_starts_are_the_least_keys_of_the_prefixes(histogram, target, more_bits)
     starts = prefix_starts(prefixes, bits)
     assert starts.tolist() == [int(p.ljust(bits, '0'), 2) for p in prefixes]
     keys = np.unique(np.linspace(0, (1 << bits) - 1, 50).astype(np.int64))
-    leaves = np.searchsorted(starts, keys, side='right') - 1
+    leaves = prefix_numbers(keys, bits, prefixes)
     for key, leaf in zip(keys.tolist(), leaves.tolist(), strict=True):
         assert f'{key:0{bits}b}'.startswith(prefixes[leaf])
+
+
+@given(st.integers(1, MAX_SUBSTRING_BITS), st.data())
+def test_keys_are_put_in_the_order_of_a_stable_sort(bits, data):
+    top = (1 << bits) - 1
+    values = st.integers(0, top) | st.sampled_from([0, 1, top // 2, top, min(1 << 16, top), min((1 << 16) - 1, top)])
+    keys = np.array(data.draw(st.lists(values, max_size=40)), np.int64)
+    assert key_order(keys, bits).tolist() == sorted(range(len(keys)), key=lambda i: int(keys[i]))
 
 
 @given(st.integers(1, 7), st.data())

@@ -20,6 +20,29 @@ SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
 INPUTS = pa.schema([('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64())])
 REJECTS = pa.schema([('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 
+IMAGES_ROW_GROUP_ROWS = 16_384  # describing an answer reads one row group
+
+# How the tables are written; the figures are of 2 million rows of 64-bit codes in clusters, on one core.
+# Ids, members and codes differ from row to row: a dictionary of them doubled the time and made the file larger
+# (0.50 s and 28.7 MB, 0.24 s and 18.5 MB without). Codes shrink little and are read most: they are not compressed.
+REPEATING = ('source.shard', 'labels.key_value.key', 'labels.key_value.value.list.element', 'caption')
+IMAGES_OPTIONS = {
+    'row_group_size': IMAGES_ROW_GROUP_ROWS,
+    'use_dictionary': [*REPEATING],
+    'compression': {
+        **dict.fromkeys([*REPEATING, 'image_id', 'source.member', 'digest', 'width', 'height'], 'zstd'),
+        'code': 'none',
+    },
+    'write_statistics': ['image_id'],
+}
+# 0.05 s, 26.0 MB, read in 0.012 s; with zstd 0.10 s, 21.7 MB, 0.035 s; all by default 0.36 s, 33.3 MB, 0.048 s.
+PARTITION_OPTIONS = {
+    'use_dictionary': False,
+    'column_encoding': {'key': 'DELTA_BINARY_PACKED', 'row': 'DELTA_BINARY_PACKED'},
+    'compression': 'none',
+    'write_statistics': ['key'],
+}
+
 
 def images_schema(num_bytes: int) -> pa.Schema:
     """A row per indexed image; `digest` is the BLAKE2b-128 of its encoded bytes, null for indexes built from codes."""

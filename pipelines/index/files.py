@@ -13,6 +13,7 @@ import posixpath
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,6 +67,20 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
+def read_range(uri: str, offset: int, length: int) -> bytes:
+    """Some bytes of a file.
+
+    Raises:
+        OSError: the file is missing or ends before; the message names it.
+    """
+    filesys, path = filesystem(uri)
+    with filesys.open_input_file(path) as file:
+        content = file.read_at(length, offset)
+    if len(content) != length:
+        raise OSError(f'{uri} ends before byte {offset + length}')
+    return content
+
+
 def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
     """Write a whole file at once, making its folders; returns its size in bytes."""
     filesys, path = filesystem(uri)
@@ -112,16 +127,22 @@ def delete_folder(uri: str) -> None:
         filesys.delete_dir(path)
 
 
-def table_bytes(table: pa.Table) -> pa.Buffer:
-    """A table as zstd Parquet in row groups of 65,536 rows; equal tables give equal bytes."""
+def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:
+    """A table as Parquet; equal tables give equal bytes.
+
+    Args:
+        table: what to write.
+        options: of `pyarrow.parquet.write_table`, where zstd and row groups of 65,536 rows do not do.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression='zstd', row_group_size=ROW_GROUP_ROWS, store_schema=False)
+    defaults = {'compression': 'zstd', 'row_group_size': ROW_GROUP_ROWS, 'store_schema': False}
+    pq.write_table(table, sink, **{**defaults, **options})
     return sink.getvalue()
 
 
-def write_table(uri: str, table: pa.Table) -> int:
-    """Write a table as Parquet; returns the file's size in bytes."""
-    return write_bytes(uri, table_bytes(table))
+def write_table(uri: str, table: pa.Table, **options: Any) -> int:
+    """Write a table as Parquet (options as in `table_bytes`); returns the file's size in bytes."""
+    return write_bytes(uri, table_bytes(table, **options))
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -65,9 +65,11 @@ def substring_keys(codes: NDArray[np.uint8], substring: Substring) -> NDArray[np
     first, last = substring.start // 8, (substring.start + substring.bits - 1) // 8
     value = np.zeros(len(codes), np.uint64)
     for byte in range(first, last + 1):  # at most 5 bytes: 32 bits that start anywhere
-        value = value << np.uint64(8) | codes[:, byte].astype(np.uint64)
-    spare = (last + 1) * 8 - (substring.start + substring.bits)
-    return (value >> np.uint64(spare) & np.uint64((1 << substring.bits) - 1)).astype(np.int64)
+        value <<= np.uint64(8)
+        value |= codes[:, byte]
+    value >>= np.uint64((last + 1) * 8 - (substring.start + substring.bits))
+    value &= np.uint64((1 << substring.bits) - 1)
+    return value.view(np.int64)
 
 
 def key_histogram(keys: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
@@ -107,6 +109,28 @@ def cut_prefixes(histogram: NDArray[np.int64], target: int) -> tuple[str, ...]:
 def prefix_starts(prefixes: Sequence[str], bits: int) -> NDArray[np.int64]:
     """The smallest key of each prefix, for keys of `bits` bits: int64 [P], ascending."""
     return np.array([int(p, 2) << (bits - len(p)) for p in prefixes], np.int64)
+
+
+def prefix_numbers(keys: NDArray[np.int64], bits: int, prefixes: Sequence[str]) -> NDArray[np.int64]:
+    """The place in `prefixes` of each key's own: int64 [N], for keys of `bits` bits.
+
+    >>> prefix_numbers(np.array([0b0111, 0b1000, 0b1100]), 4, ('0', '10', '11')).tolist()
+    [0, 1, 2]
+    """
+    depth = min(bits, HISTOGRAM_BITS)
+    ends = np.append(prefix_starts(prefixes, depth), 1 << depth)
+    return np.repeat(np.arange(len(prefixes)), np.diff(ends))[keys >> (bits - depth)]
+
+
+def key_order(keys: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Indices that sort keys of `bits` bits, equal keys in the order they stand: int64 [N].
+
+    By 16 bits at a time, from the last, because numpy sorts these by counting: a fifth of the time.
+    """
+    order = np.argsort(keys.astype(np.uint16), kind='stable')  # the cast keeps the last 16 bits
+    for shift in range(16, bits, 16):
+        order = order[np.argsort((keys >> shift).astype(np.uint16)[order], kind='stable')]
+    return order
 
 
 def prefix_rows(histogram: NDArray[np.int64], prefixes: Sequence[str]) -> NDArray[np.int64]:

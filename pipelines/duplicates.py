@@ -1,0 +1,112 @@
+"""Which records have an id that an earlier record has: found in buckets of ids, compared letter by letter.
+
+A hash only chooses the bucket of an id, so that no collision can drop a record. Pure functions over Arrow arrays;
+`build_index.py` wraps them in Beam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.assemble import groups_of
+from pipelines.index import layout
+from pipelines.index.code_tables import REJECTS
+from pipelines.records import DUPLICATE_ID
+
+IDS = pa.schema([('place', pa.uint32()), ('image_id', pa.string())])
+
+AT_ONCE = 16_384  # ids that are hashed at once, in the processor's cache
+MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # of a word, its first bytes
+
+
+def id_hashes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A fixed hash of each text: uint64 [N], of which any bits may be used. Others than equal texts may share one."""
+    chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+    pieces = [chunk.slice(at, AT_ONCE) for chunk in chunks for at in range(0, len(chunk), AT_ONCE)]
+    found = [_piece_hashes(piece) for piece in pieces]
+    return np.concatenate([np.zeros(0, np.uint64), *found])
+
+
+def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
+    """Of each text its length, then every 8 bytes of it, mixed in one after the other.
+
+    In numpy: while numba compiles or loads a function, it swallows the interrupt that ought to stop a build.
+    """
+    _, offsets, data = ids.buffers()
+    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    text = b''.join([memoryview(data or b'')[ends[0] : ends[-1]], bytes(8)])
+    words = np.ndarray(len(text) - 7, '<u8', text, strides=(1,))  # those that start at every byte
+    starts, lengths = ends[:-1] - ends[0], np.diff(ends)
+    hashes = layout.mix(lengths)
+    longer = np.arange(len(ids))
+    for at in range(0, int(lengths.max()), 8):
+        longer = longer[lengths[longer] > at]
+        inside = MASKS[np.minimum(lengths[longer] - at, 8)]
+        hashes[longer] = layout.mix(hashes[longer] ^ words[starts[longer] + at] & inside)
+    return hashes
+
+
+def split_ids(ids: pa.ChunkedArray, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`)."""
+    for bucket, places in groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
+        taken = ids.take(pa.array(places))
+        text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
+        yield bucket, pa.RecordBatch.from_arrays([pa.array(places, pa.uint32()), text], schema=IDS)
+
+
+def find_duplicates(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Which of N ids stand at an earlier place, too: a mask bool [N].
+
+    >>> find_duplicates(pa.array(['b', 'a', 'b', 'c'])).tolist()
+    [False, False, True, False]
+    """
+    mask = np.zeros(len(ids), bool)
+    hashes = id_hashes(ids)
+    ordered = np.sort(hashes)
+    shared = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(shared):  # equal ids are among those that share a hash
+        places = np.flatnonzero(np.isin(hashes, shared))
+        mask[places] = _seen_before(ids.take(pa.array(places)))
+    return mask
+
+
+def _seen_before(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Which ids stand at an earlier place, too, by comparing them."""
+    text = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    numbers = text.dictionary_encode().indices.to_numpy()  # in the order of first appearance:
+    return np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0  # an id is new if and only if its number is
+
+
+def duplicate_places(parts: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Of the ids of one bucket, (unit number, rows of `IDS`), those seen before: (unit number, their places).
+
+    Earlier is what stands in a unit of a lower number, or before in the same unit.
+    """
+    ordered = sorted(parts, key=lambda part: part[0])
+    mask = find_duplicates(pa.chunked_array([batch['image_id'] for _, batch in ordered], pa.string()))
+    first = 0
+    for number, batch in ordered:
+        own = mask[first : first + len(batch)]
+        first += len(batch)
+        if own.any():
+            yield number, batch['place'].to_numpy()[own]
+
+
+def without_duplicates(images: pa.Table, duplicates: NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:
+    """The rows that stay, and a row of `code_tables.REJECTS` for each that does not.
+
+    Args:
+        images: N rows of one unit.
+        duplicates: bool [N], which to take out.
+    """
+    dropped = images.filter(pa.array(duplicates)).select(['source', 'image_id'])
+    why = {'reason': DUPLICATE_ID, 'detail': 'an earlier record has this id'}
+    columns = {
+        **{name: dropped[name] for name in dropped.column_names},
+        **{name: pa.repeat(pa.scalar(text), len(dropped)) for name, text in why.items()},
+    }
+    return images.filter(pa.array(~duplicates)), pa.table(columns).select(REJECTS.names).cast(REJECTS)
