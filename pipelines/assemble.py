@@ -22,6 +22,7 @@ from hashing_model.errors import BuildError, InputError
 from pipelines.blocks import Block, get_blocks, put_blocks
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import INPUTS, CodeRows
+from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
 from pipelines.records import DUPLICATE_ID
@@ -48,6 +49,7 @@ class BuildConfig:
         options: which column or key holds what.
         partition_rows: rows a partition file should not exceed.
         threads: per worker process, for TensorFlow and the features; None for one per core.
+        believed: what `CURRENT` was when the build began; see `versions.publish`.
     """
 
     index: str
@@ -60,6 +62,7 @@ class BuildConfig:
     options: ReadOptions = ReadOptions()
     partition_rows: int = PARTITION_ROWS
     threads: int | None = None
+    believed: Current | None = None
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
@@ -214,7 +217,13 @@ def publish_version(
     partitions: Sequence[tuple[int, str, DataFile]],
     sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
 ) -> int:
-    """Write the sample, check everything, write the manifest, publish the version; returns its rows."""
+    """Write the sample, check everything, write the manifest, publish the version; returns its rows.
+
+    Done again, as runners may, it writes the same and leaves `CURRENT` alone.
+
+    Raises:
+        BuildError: something is missing, or another version was published since the build began.
+    """
     written = files.write_table(config.path(versions.SAMPLE_PATH), code_tables.sample_table(*sample))
     parts = sorted(parts, key=lambda p: p.number)
     manifest = Manifest(
@@ -232,8 +241,8 @@ def publish_version(
     )
     check_version(manifest, config.folder)
     files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    versions.publish(config.index, config.version)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
+    versions.publish(config.index, config.version, config.believed)
     return manifest.rows
 
 

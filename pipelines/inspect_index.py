@@ -1,4 +1,4 @@
-"""What a version of an index holds, in numbers: for `grainhash inspect INDEX`.
+"""What a version of an index holds, in numbers, and which versions there are: `grainhash inspect` and `versions`.
 
 The manifest alone answers; no data file is opened.
 """
@@ -6,6 +6,7 @@ The manifest alone answers; no data file is opened.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.index.manifest import Manifest
+from pipelines.index.versions import Found
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
@@ -79,6 +81,32 @@ def print_summary(summary: dict[str, Any]) -> None:
         bits = f'{t["first_bit"]}-{t["first_bit"] + t["bits"] - 1}'
         counts = (f'{t[name]:,}' for name in ('partitions', 'files', 'rows'))
         table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, _size(t['bytes']))
+    console.print(table)
+
+
+def summarize_versions(found: Sequence[Found], served: str | None) -> list[dict[str, Any]]:
+    """Id, time, rows, bytes and state of each version, as plain JSON values; null where no manifest tells."""
+    return [
+        {
+            'version': f.version,
+            'created': f.manifest.created if f.manifest else None,
+            'rows': f.manifest.rows if f.manifest else None,
+            'bytes': sum(file.bytes for file in f.manifest.data_files) if f.manifest else None,
+            'state': 'served' if f.version == served and f.manifest else f.state,
+        }
+        for f in found
+    ]
+
+
+def print_versions(rows: Sequence[dict[str, Any]]) -> None:
+    """The versions for people, on standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ('version', 'created', 'rows', 'size', 'state'):
+        table.add_column(name, justify='right' if name in ('rows', 'size') else 'left')
+    for row in rows:
+        numbers = (f'{row["rows"]:,}', _size(row['bytes'])) if row['created'] else ('', '')
+        table.add_row(row['version'], row['created'], *numbers, row['state'])
     console.print(table)
 
 
