@@ -26,7 +26,7 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 """
 PROGRESS_SECONDS = 15
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
-VERSION_COMMANDS = ('versions', 'promote', 'rollback')
+VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         'versions': _versions,
         'promote': _promote,
         'rollback': _rollback,
+        'prune': _prune,
         'demo': _demo,
     }
     for name, add in added.items():
@@ -74,6 +75,10 @@ HELP = {
     'versions': ('List the versions of an index: which is served, which are not finished.', None),
     'promote': ('Make a finished version of an index the served one.', None),
     'rollback': ('Serve the version of an index that is next older than the served one.', None),
+    'prune': (
+        'Remove old versions of an index, and what builds that died have left.',
+        'A reader that is at work on a removed version fails: keep as many as may be in use.',
+    ),
     'demo': ('Fit, build and query on the embedded catalogue of emoji, and write a gallery.', None),
 }
 INDEX_HELP = 'folder of the index; local or gs://'
@@ -251,6 +256,24 @@ def _promote(parser: argparse.ArgumentParser) -> None:
 
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+
+
+def _prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument(
+        '--keep',
+        type=int,
+        required=True,
+        metavar='N',
+        help='keep the N newest finished versions, and the served one in any case',
+    )
+    parser.add_argument(
+        '--older-than',
+        type=float,
+        default=24,
+        metavar='HOURS',
+        help='an unfinished build that wrote its last file before that is dead (default: 24)',
+    )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:

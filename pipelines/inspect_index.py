@@ -66,7 +66,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     console.print(f'segments  {segments} bits')
     console.print(
         f'images    {summary["images"]:,} in {summary["image_parts"]:,} parts, from {summary["input_files"]:,} files; '
-        f'the index has {_size(summary["bytes"])}'
+        f'the index has {describe_size(summary["bytes"])}'
     )
     records = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in summary['counters'].items())
     console.print(f'records   {records}')
@@ -80,7 +80,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         sizes = (f'{t[name]:,}' for name in ('smallest_partition', 'median_partition', 'largest_partition'))
         bits = f'{t["first_bit"]}-{t["first_bit"] + t["bits"] - 1}'
         counts = (f'{t[name]:,}' for name in ('partitions', 'files', 'rows'))
-        table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, _size(t['bytes']))
+        table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, describe_size(t['bytes']))
     console.print(table)
 
 
@@ -105,15 +105,15 @@ def print_versions(rows: Sequence[dict[str, Any]]) -> None:
     for name in ('version', 'created', 'rows', 'size', 'state'):
         table.add_column(name, justify='right' if name in ('rows', 'size') else 'left')
     for row in rows:
-        numbers = (f'{row["rows"]:,}', _size(row['bytes'])) if row['created'] else ('', '')
+        numbers = (f'{row["rows"]:,}', describe_size(row['bytes'])) if row['created'] else ('', '')
         table.add_row(row['version'], row['created'], *numbers, row['state'])
     console.print(table)
 
 
-def _size(count: float) -> str:
+def describe_size(count: float) -> str:
     """Bytes with a unit.
 
-    >>> _size(2_500_000)
+    >>> describe_size(2_500_000)
     '2.5 MB'
     """
     for unit in ('B', 'kB', 'MB', 'GB'):

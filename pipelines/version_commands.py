@@ -1,4 +1,4 @@
-"""What the commands about versions do: list, promote, roll back. No job runs, so neither Beam nor TensorFlow loads.
+"""What the commands about versions do: list, promote, roll back, prune. They load neither Beam nor TensorFlow.
 
 As in `commands.py`, each function takes the parsed arguments, and nothing here computes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 
 from hashing_model.errors import InputError
@@ -45,6 +46,23 @@ def rollback(args: argparse.Namespace, _: Sequence[str]) -> None:
     if version is None:
         raise InputError(f'{args.index} has no finished version older than {served}, which is served')
     _serve(args.index, index, version, believed)
+
+
+def prune(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Remove old versions and left-overs of dead builds."""
+    from pipelines.inspect_index import describe_size
+    from pipelines.prune_index import prune
+
+    if args.older_than < 0:
+        raise InputError(f'--older-than is {args.older_than:g}; 0 or more hours are possible')
+    removed = prune(files.absolute(args.index), args.keep, time.time() - args.older_than * 3600)
+    for kind, names in (('version', removed.finished), ('dead build', removed.dead), ('left-over', removed.files)):
+        for name in names:
+            print(f'removed {kind} {name}')
+    tell(
+        f'{args.index}: {len(removed.finished)} old versions, {len(removed.dead)} dead builds and '
+        f'{len(removed.files)} other left-over files removed, {describe_size(removed.bytes)}'
+    )
 
 
 def _serve(name: str, index: str, version: str, believed: index_versions.Current) -> None:

@@ -7,6 +7,7 @@ memory first, because an object store shows whatever a closed stream has receive
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import posixpath
@@ -100,11 +101,30 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
     return len(content)
 
 
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """Size of a file in bytes, and when it was written, in seconds since 1970."""
+
+    size: int
+    time: float
+
+
+def infos_below(uri: str, recursive: bool = True) -> dict[str, FileInfo]:
+    """Path below a folder -> size and time, of all files at any depth, or of those directly in it."""
+    filesys, path = filesystem(uri)
+    infos = (i for i in _infos(filesys, path, recursive) if i.type == arrow_fs.FileType.File)
+    return {i.path[len(path) + 1 :]: FileInfo(i.size, i.mtime_ns / 1e9) for i in infos}
+
+
 def sizes_below(uri: str) -> dict[str, int]:
     """Path below a folder -> size in bytes, of all files at any depth."""
+    return {path: info.size for path, info in infos_below(uri).items()}
+
+
+def time_of(uri: str) -> float:
+    """When a file or folder was changed, in seconds since 1970; 0 if nobody knows, as of a folder in a bucket."""
     filesys, path = filesystem(uri)
-    infos = _infos(filesys, path, recursive=True)
-    return {i.path[len(path) + 1 :]: i.size for i in infos if i.type == arrow_fs.FileType.File}
+    return (filesys.get_file_info(path).mtime_ns or 0) / 1e9
 
 
 def _infos(filesys: arrow_fs.FileSystem, path: str, recursive: bool) -> list[arrow_fs.FileInfo]:
@@ -125,6 +145,12 @@ def delete_folder(uri: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):  # in a bucket also after the files are gone: a prefix is no object
         filesys.delete_dir(path)
+
+
+def delete_empty_folder(uri: str) -> None:
+    """Remove a folder if nothing is in it, not even an empty folder."""
+    if not names_in(uri):
+        delete_folder(uri)
 
 
 def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:

@@ -122,6 +122,20 @@ def publish(index: str, version: str, believed: Current | None = None) -> None:
             ) from e
 
 
+def retire(index: str, version: str, finished: bool = True) -> bool:
+    """Take a version out of use before its files are removed: it loses its manifest, so that nobody reads or serves it.
+
+    Returns:
+        False, and nothing happened, if it is served, or was finished though it should not have been.
+    """
+    with current.locked(files.join(index, CURRENT)):
+        path = files.join(version_folder(index, version), MANIFEST_PATH)
+        if look(index).text == version or (not finished and files.exists(path)):
+            return False
+        files.delete_file(path)
+        return True
+
+
 def read_manifest(index: str, version: str | None = None) -> Manifest:
     """The manifest of a version; of the served one by default.
 
@@ -157,7 +171,7 @@ def list_versions(index: str) -> list[Found]:
         InputError: no index there.
     """
     names = files.names_in(files.join(index, 'versions'))
-    if not names and not files.exists(files.join(index, CURRENT)):
+    if not names and not files.exists(files.join(index, 'versions')):
         raise InputError(f'{index} is not an index: there is no {files.join(index, "versions")}')
     return sorted((_find(index, name) for name in names), key=_age)
 
