@@ -26,7 +26,7 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 """
 PROGRESS_SECONDS = 15
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
-VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune')
+VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         'promote': _promote,
         'rollback': _rollback,
         'prune': _prune,
+        'verify': _verify,
         'demo': _demo,
     }
     for name, add in added.items():
@@ -78,6 +79,10 @@ HELP = {
     'prune': (
         'Remove old versions of an index, and what builds that died have left.',
         'A reader that is at work on a removed version fails: keep as many as may be in use.',
+    ),
+    'verify': (
+        'Check every file of a version against its manifest.',
+        'Prints a line for everything that is wrong. Exit code 0 if nothing is, 1 if something is.',
     ),
     'demo': ('Fit, build and query on the embedded catalogue of emoji, and write a gallery.', None),
 }
@@ -274,6 +279,11 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         metavar='HOURS',
         help='an unfinished build that wrote its last file before that is dead (default: 24)',
     )
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument('--version', metavar='ID', help='check this version, not the served one')
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
         'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
-        'bytes': sum(f.bytes for f in manifest.data_files),
+        'bytes': sum(f.bytes for f in manifest.all_files),
         'libraries': dict(manifest.libraries),
     }
 
@@ -91,7 +91,7 @@ def summarize_versions(found: Sequence[Found], served: str | None) -> list[dict[
             'version': f.version,
             'created': f.manifest.created if f.manifest else None,
             'rows': f.manifest.rows if f.manifest else None,
-            'bytes': sum(file.bytes for file in f.manifest.data_files) if f.manifest else None,
+            'bytes': sum(file.bytes for file in f.manifest.all_files) if f.manifest else None,
             'state': 'served' if f.version == served and f.manifest else f.state,
         }
         for f in found

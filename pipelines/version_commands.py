@@ -1,4 +1,4 @@
-"""What the commands about versions do: list, promote, roll back, prune. They load neither Beam nor TensorFlow.
+"""What the commands about versions do: list, promote, roll back, prune, verify. They load neither Beam nor TensorFlow.
 
 As in `commands.py`, each function takes the parsed arguments, and nothing here computes.
 """
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 
-from hashing_model.errors import InputError
+from hashing_model.errors import BuildError, InputError
 from pipelines.commands import tell
 from pipelines.index import files
 from pipelines.index import versions as index_versions
@@ -63,6 +63,37 @@ def prune(args: argparse.Namespace, _: Sequence[str]) -> None:
         f'{args.index}: {len(removed.finished)} old versions, {len(removed.dead)} dead builds and '
         f'{len(removed.files)} other left-over files removed, {describe_size(removed.bytes)}'
     )
+
+
+def verify(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Compare a version with its manifest; a line on standard output for everything that is wrong."""
+    from pipelines.inspect_index import describe_size
+    from pipelines.verify_index import verify
+
+    started, index = time.monotonic(), files.absolute(args.index)
+    version = index_versions.current_version(index) if args.version is None else args.version
+    folder = index_versions.version_folder(index, version)
+    try:
+        manifest = index_versions.read_manifest(index, version)
+        lines = verify(folder, manifest)
+    except InputError as e:
+        if not files.exists(files.join(folder, index_versions.MANIFEST_PATH)):
+            raise
+        lines = iter([str(e)])
+    problems = 0
+    for line in lines:
+        print(line, flush=True)
+        problems += 1
+    if problems:
+        raise BuildError(f'{args.index}: version {version} is not as it was built: {problems} problems')
+    listed = manifest.all_files
+    tell(
+        f'{args.index}: version {version} is whole: {manifest.rows:,} images, {len(listed):,} files, '
+        f'{describe_size(sum(file.bytes for file in listed))}, {time.monotonic() - started:.0f} s'
+    )
+    unsigned = sum(file.digest is None for file in listed)
+    if unsigned:
+        tell(f'{unsigned:,} files have no digest in this older manifest: sizes and codes were checked, not every byte')
 
 
 def _serve(name: str, index: str, version: str, believed: index_versions.Current) -> None:

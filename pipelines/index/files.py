@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import os
 import posixpath
 import uuid
@@ -99,6 +100,11 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
             os.unlink(target)
         raise
     return len(content)
+
+
+def digest(content: bytes | pa.Buffer) -> str:
+    """BLAKE2b-128 of some bytes, in hex."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,12 @@ import re
 import uuid
 from typing import Literal
 
+import pyarrow as pa
+
 from hashing_model.errors import BuildError, InputError
 from pipelines.index import current, files
 from pipelines.index.current import Current
-from pipelines.index.manifest import Manifest
+from pipelines.index.manifest import DataFile, Manifest
 
 CURRENT = 'CURRENT'
 _VERSION = re.compile(r'\w[\w.-]*', re.ASCII)
@@ -51,6 +53,11 @@ INPUTS_PATH = 'inputs.parquet'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
+
+
+def write_data_file(folder: str, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
+    """Write a file of a version; returns how the manifest lists it."""
+    return DataFile(name, rows, files.write_bytes(files.join(folder, name), content), files.digest(content))
 
 
 def check_index_folder(index: str) -> None:
