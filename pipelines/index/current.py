@@ -104,8 +104,9 @@ def _read_blob(blob: Any) -> Current:
     found = blob.bucket.get_blob(blob.name)
     if found is None:
         return Current(None, 0)
+    generation = found.generation  # a download sets it to what the answer's headers say, perhaps nothing
     try:
-        return Current(_text(found.download_as_bytes(if_generation_match=found.generation)), found.generation)
+        return Current(_text(found.download_as_bytes(if_generation_match=generation)), generation)
     except (exceptions.PreconditionFailed, exceptions.NotFound):  # moved between the two requests
         return _read_blob(blob)
 
