@@ -22,7 +22,7 @@ def versions(args: argparse.Namespace, _: Sequence[str]) -> None:
 
     index = files.absolute(args.index)
     found = index_versions.list_versions(index)
-    rows = summarize_versions(found, index_versions.look(index).text)
+    rows = summarize_versions(found, _served(index))
     if args.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -94,6 +94,14 @@ def verify(args: argparse.Namespace, _: Sequence[str]) -> None:
     unsigned = sum(file.digest is None for file in listed)
     if unsigned:
         tell(f'{unsigned:,} files have no digest in this older manifest: sizes and codes were checked, not every byte')
+
+
+def _served(index: str) -> str | None:
+    """The served version, None if none is; as readers read it, who may not be allowed to write."""
+    try:
+        return index_versions.current_version(index)
+    except InputError:
+        return None
 
 
 def _serve(name: str, index: str, version: str, believed: index_versions.Current) -> None:

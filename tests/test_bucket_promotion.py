@@ -25,6 +25,9 @@ class OneBucket(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urlsplit(self.path)
+        if self.server.forbidden:
+            self.answer(403, b'{"error": {"code": 403, "message": "not yours"}}')
+            return
         name = unquote(url.path.rpartition('/o/')[2])
         media = parse_qs(url.query).get('alt') == ['media']
         with self.server.lock:
@@ -84,7 +87,7 @@ def server(monkeypatch):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), OneBucket)
     server.daemon_threads = True
     server.lock, server.objects, server.generation, server.lose_answers = threading.Lock(), {}, 100, 0
-    server.before_look = lambda: None
+    server.before_look, server.forbidden = (lambda: None), False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{server.server_port}')
     yield server
@@ -166,3 +169,11 @@ def test_a_write_whose_answer_is_lost_counts(server):
     assert server.objects['index/CURRENT'] == (101, b'v1\n')
     move(URI, 'v1', believed)  # the whole step again
     assert server.objects['index/CURRENT'] == (101, b'v1\n')
+
+
+def test_a_bucket_that_cannot_be_asked_is_told_as_a_file(server):
+    server.objects['index/CURRENT'] = 100, b'v1\n'
+    server.forbidden = True
+    for attempt in (lambda: read(URI), lambda: move(URI, 'v2', Current('v1', 100))):
+        with pytest.raises(OSError, match=r'^gs://anonymous@shop/index/CURRENT: Forbidden: .*not yours'):
+            attempt()

@@ -40,10 +40,11 @@ class MovedError(Exception):
 
 
 def read(uri: str) -> Current:
-    """What the file is now."""
-    blob = _blob(uri)
-    if blob is not None:
-        return _read_blob(blob)
+    """What the file is now; OSError if that cannot be found out."""
+    with _google_errors(uri):
+        blob = _blob(uri)
+        if blob is not None:
+            return _read_blob(blob)
     try:
         return Current(_text(files.read_bytes(uri)))
     except (FileNotFoundError, NotADirectoryError):
@@ -70,6 +71,7 @@ def move(uri: str, text: str, believed: Current) -> None:
 
     Raises:
         MovedError: it is neither.
+        OSError: it cannot be written.
     """
     found = read(uri)
     if found.text == text:
@@ -80,11 +82,27 @@ def move(uri: str, text: str, believed: Current) -> None:
     if blob is None:
         files.write_bytes(uri, f'{text}\n'.encode())
     else:
-        _move_blob(blob, text, found)
+        with _google_errors(uri):
+            _move_blob(blob, text, found)
 
 
 def _text(content: bytes) -> str:
     return content.decode(errors='replace').strip()
+
+
+@contextlib.contextmanager
+def _google_errors(uri: str) -> Iterator[None]:
+    """Tell errors of Google's client as those of files."""
+    if '://' not in uri:
+        yield
+        return
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        yield
+    except (GoogleAPIError, GoogleAuthError) as e:
+        raise OSError(f'{uri}: {type(e).__name__}: {e}') from e
 
 
 def _blob(uri: str) -> Any | None:

@@ -59,7 +59,10 @@ def exists(uri: str) -> bool:
 
 def names_in(uri: str) -> list[str]:
     """Names of the files and folders directly in a folder, sorted; none if there is no such folder."""
-    return sorted(info.base_name for info in _infos(*filesystem(uri), recursive=False))
+    filesys, path = filesystem(uri)
+    # In a bucket a folder is there through what is below it, and Arrow does not list it by itself.
+    infos = _infos(filesys, path, recursive=not isinstance(filesys, arrow_fs.LocalFileSystem))
+    return sorted({info.path[len(path) :].strip('/').partition('/')[0] for info in infos} - {''})
 
 
 def read_bytes(uri: str) -> bytes:
