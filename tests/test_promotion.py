@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -86,6 +87,14 @@ def test_a_mover_waits_for_the_lock(tmp_path):
                 moved.result(timeout=0.3)
             assert current_version(index) == 'v2'
         moved.result(timeout=10)
+    assert current_version(index) == 'v3'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_lock_file_of_another_user_does_as_well(tmp_path):
+    index = three_versions(tmp_path)
+    (tmp_path / 'CURRENT.lock').chmod(0o444)
+    publish(index, 'v3')
     assert current_version(index) == 'v3'
 
 

@@ -58,12 +58,19 @@ def locked(uri: str) -> Iterator[None]:
     if not isinstance(filesys, arrow_fs.LocalFileSystem):
         yield
         return
-    handle = os.open(f'{path}.lock', os.O_RDWR | os.O_CREAT, 0o666)  # the kernel unlocks it if this process dies
+    handle = _open_lock(f'{path}.lock')
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel unlocks it if this process dies
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user made it: reading it is enough to lock it, but on NFS
+        return os.open(path, os.O_RDONLY)
 
 
 def move(uri: str, text: str, believed: Current) -> None:
