@@ -4,9 +4,9 @@
     python -m benchmarks.search --codes codes.npy --work DIR
     python -m benchmarks.search --costs
 
-Codes are clustered (centres with 6 % flipped bits, 200 per centre), queries are more codes of the same clusters; `--far`
-takes uniform codes and queries instead, where nothing is near and a scan is the best that can be done. Every answer's
-distance is compared with FAISS's, so recall is 1.0 or the run fails. Rounds are paired: each method once per round,
+Codes are clustered (centres with 6 % flipped bits, 200 per centre), queries are more codes of the same clusters;
+`--far` takes uniform codes and queries instead, where nothing is near and a scan is the best that can be done. All
+distances are compared with FAISS's, so recall is 1.0 or the run fails. Rounds are paired: each method once per round,
 medians over the rounds; FAISS's scan asks fewer queries, as it takes as long for each. Results go to
 DIR/search.json, with a plot of time per query against the number of codes in DIR/search.png.
 
@@ -177,6 +177,14 @@ def within(codes: NDArray, queries: NDArray, rounds: int) -> Iterator[dict[str, 
         }
 
 
+def probed(tables: MemoryTables, queries: NDArray, radius: int) -> tuple[float, int, float]:
+    """Seconds, probes and visits per query of a search of all tables to one radius."""
+    limit = len(tables.substrings) * (radius + 1) - 1
+    taken = statistics.median(seconds(lambda: tables.search(queries, None, limit)) for _ in range(5))
+    probes = sum(1 + radius * int(bits) for bits in tables.value_bits)
+    return taken / len(queries), probes, float(tables.search(queries, None, limit).visited.mean())
+
+
 def costs(rows: int = 4_000_000) -> Iterator[dict[str, Any]]:
     """Nanoseconds of a scanned code, a probe and a visited candidate, for codes of 1, 2 and 4 words."""
     for words in (1, 2, 4):
@@ -186,13 +194,7 @@ def costs(rows: int = 4_000_000) -> Iterator[dict[str, Any]]:
         tables.costs = 1e-9, 1e-9  # never scan
         few = queries[:FEW]
         scanned = statistics.median(scan_seconds(tables, few, np.full(len(few), 2)) for _ in range(5)) / rows
-        points = []
-        for radius in (len(tables.substrings) * r - 1 for r in (1, 2)):  # all tables to radius 0, to radius 1
-            taken = statistics.median(seconds(lambda r=radius: tables.search(queries, None, r)) for _ in range(5))
-            found = tables.search(queries, None, radius)
-            probes = sum(1 + (int(b) if radius >= len(tables.substrings) else 0) for b in tables.value_bits)
-            points.append((taken / len(queries), probes, found.visited.mean()))
-        (t0, p0, v0), (t1, p1, v1) = points
+        (t0, p0, v0), (t1, p1, v1) = (probed(tables, queries, radius) for radius in (0, 1))
         yield {
             'words': words,
             'scan_ns': scanned * 1e9,

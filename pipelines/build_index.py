@@ -47,7 +47,7 @@ from pipelines.run import InThreads, count, list_values
 from pipelines.shards import WorkUnit, read_unit
 
 ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
-CUT = tuple[PartitionKey, tuple[int, Block]]
+CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of an images part, by the part's number
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class EncodeUnit(beam.DoFn):
         count(records_read=encoded.records_read, rejected=len(encoded.rejects), encoded=len(encoded.images))
         yield Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read)
         split = list(split_ids(encoded.images['image_id'], self.buckets))
-        uri = self.config.path(images.replace('images-', 'ids-'))
+        uri = self.config.path(f'{images}.ids')
         for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
             yield beam.pvalue.TaggedOutput('ids', (bucket, (unit.number, block)))
 

@@ -1,7 +1,7 @@
 """Which records have an id that an earlier record has: found in buckets of ids, compared letter by letter.
 
-A hash only chooses the bucket of an id, so that no collision can drop a record. Pure functions over Arrow arrays;
-`build_index.py` wraps them in Beam.
+Hashes only choose an id's bucket and whom it is compared with, so no collision can drop a record. Pure functions over
+Arrow arrays; `build_index.py` wraps them in Beam.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
     grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
 
     units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the rest
-    partition files -> Reshuffle -> FirstLook (radius 0) -> Tighten the bounds
+    partition files -> Reshuffle -> FirstLook (where the queries' own keys are) -> Tighten the bounds
                                  -> Search -> ByPart -> GroupByKey -> Describe -> WriteAnswers
+
+Of a partition only the row groups are read whose keys lie near enough to some query's, of images those with answers.
 
 The answers equal an exhaustive search's, ranked by (distance, row); see `pipelines/index/layout.py` for why.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,12 +29,14 @@ from hashing_model.errors import InputError
 from pipelines.answers import answers_schema, rejects_path, write_rows
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
+from pipelines.explain import plan_counts
 from pipelines.index import code_tables, files
-from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.on_demand import bounded
+from pipelines.index.partition_reader import read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
-from pipelines.run import count
+from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 QUERIES_PER_BLOCK = 4096
@@ -52,6 +57,7 @@ class QueryConfig:
         radius: largest weighted distance of an answer.
         profile: weight per segment.
         threads: per worker process; None for one per core.
+        explain: whether to count how many queries probe each table how far.
     """
 
     folder: str
@@ -64,6 +70,7 @@ class QueryConfig:
     radius: int | None = None
     profile: dict[str, int] | None = None
     threads: int | None = None
+    explain: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +108,17 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
     else:
         home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
         seen = partitions | 'FirstLook' >> Search(config, home)
-        plans = planned | 'Tighten' >> beam.Map(tighten, beam.pvalue.AsList(seen))
+        plans = planned | 'Tighten' >> beam.Map(tighten, config, beam.pvalue.AsList(seen))
+    if config.explain:
+        plans = plans | 'CountRadii' >> beam.Map(count_plan)
     described = (
         partitions
         | 'Search' >> Search(config, plans)
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
         | 'GroupParts' >> beam.GroupByKey()
-        | 'Describe' >> beam.Map(describe_answers, config, beam.pvalue.AsSingleton(plans))
+        | 'ListAnswers' >> beam.Map(list_values)
+        | 'Describe' >> beam.ParDo(InThreads(describe_answers), config, beam.pvalue.AsSingleton(plans))
+        | 'CountImages' >> beam.FlatMap(count_read)
     )
     return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsList(described))
 
@@ -123,7 +134,8 @@ class Search(beam.PTransform):
         """(table, prefix, file) to (block of queries, matches)."""
         return (
             partitions
-            | 'Open' >> beam.FlatMap(search_partition, self.config, self.plan).with_output_types(tuple[int, Matches])
+            | 'Open' >> beam.ParDo(InThreads(search_partition), self.config, self.plan)
+            | 'CountRead' >> beam.FlatMap(count_read).with_output_types(tuple[int, Matches])
             | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k))
         )
 
@@ -200,12 +212,11 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
             for line, image_id in enumerate(read_ids(config.ids))
             if image_id.strip() and line not in found
         ]
-    sample = code_tables.read_file(config.folder, manifest.sample, ['code'])['code']
     plan = plan_search(
         manifest.spec,
         manifest.tables,
         manifest.rows,
-        code_tables.codes_from_arrow(sample),
+        codes[:0],  # the first look tells more than a sample
         codes,
         config.k,
         config.radius,
@@ -217,23 +228,45 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
 
 def search_partition(
     partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
-) -> Iterator[tuple[int, Matches]]:
-    """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
+) -> Iterator[tuple[dict[str, int], list[tuple[int, Matches]]]]:
+    """What was read of one partition file (table, prefix, file), if it was needed, and its answers by query block."""
     table, prefix, file = partition
-    if not len(plan.queries_for(table, prefix)):
+    which = plan.queries_for(table, prefix)
+    if not len(which):
         return
-    rows = CodeRows.from_table(code_tables.read_file(config.folder, file))
-    count(partitions_read=1, rows_read=len(rows.rows))
-    matches = Matches.merged([plan.search(table, prefix, rows)], config.k)
-    blocks = matches.queries // QUERIES_PER_BLOCK
-    for block in np.unique(blocks).tolist():
-        yield block, matches.take(blocks == block)
+    rows, amount = read_near(
+        config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
+    )
+    blocks = which // QUERIES_PER_BLOCK
+    found = [(b, plan.search(table, prefix, rows, which[blocks == b])) for b in np.unique(blocks).tolist()]
+    yield (
+        {
+            'bytes_read': amount.bytes,
+            'row_groups_read': amount.row_groups,
+            'rows_read': amount.rows,
+            'partitions_read': amount.files,
+        },
+        [(block, matches) for block, matches in found if len(matches.queries)],
+    )
 
 
-def tighten(planned: Planned, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
-    """The plan, with bounds from the answers of a first look."""
+def count_read(element: tuple[dict[str, int], list[Any]]) -> list[Any]:
+    """Count what was read for some results; the results."""
+    counts, results = element
+    count(**counts)
+    return results
+
+
+def tighten(planned: Planned, config: QueryConfig, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
+    """The plan, with bounds from the answers of a first look, and from the sample where these are loose."""
     found = Matches.merged((matches for _, matches in seen), planned.plan.k)
-    return planned.plan.tightened(found)
+    return bounded(config.folder, config.manifest, planned.plan.tightened(found))
+
+
+def count_plan(plan: SearchPlan) -> SearchPlan:
+    """The plan as it came; counts what `explain.print_plan` tells."""
+    count(**plan_counts(plan))
+    return plan
 
 
 class KeepNearest(beam.CombineFn):
@@ -268,13 +301,15 @@ def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
         yield part, ranked[parts == part].astype('<i8').tobytes()
 
 
-def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan) -> bytes:
+def describe_answers(
+    element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan
+) -> Iterator[tuple[dict[str, int], list[bytes]]]:
     """Answers of one images part with what is known of them, as an Arrow stream with the query's number as id."""
     part, blocks = element
     spec = config.manifest.spec
     queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
     columns = ['image_id', 'labels', 'caption', 'source', 'code']
-    images = code_tables.read_file(config.folder, config.manifest.images[part], columns).take(rows & 0xFFFFFFFF)
+    images, amount = read_rows(config.folder, config.manifest.images[part], rows & 0xFFFFFFFF, columns)
     by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
     answers = {
         'query': pa.array(queries),
@@ -287,7 +322,8 @@ def describe_answers(element: tuple[int, Iterable[bytes]], config: QueryConfig, 
     table = pa.table(answers)
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return sink.getvalue().to_pybytes()
+    counts = {'bytes_read': amount.bytes, 'image_row_groups_read': amount.row_groups}
+    yield counts, [sink.getvalue().to_pybytes()]
 
 
 def write_answers(planned: Planned, config: QueryConfig, described: Sequence[bytes]) -> int:

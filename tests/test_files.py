@@ -43,6 +43,16 @@ def test_bytes_are_written_with_their_folders_and_read_back(tmp_path):
         files.read_bytes(f'{tmp_path}/none')
 
 
+def test_a_range_is_read_whole_or_not_at_all(tmp_path):
+    path = str(tmp_path / 'a.bin')
+    files.write_bytes(path, b'0123456789')
+    assert [files.read_range(path, *where) for where in ((0, 10), (3, 4), (10, 0))] == [b'0123456789', b'3456', b'']
+    with pytest.raises(OSError, match=r'a\.bin ends before byte 11'):
+        files.read_range(path, 8, 3)
+    with pytest.raises(OSError, match='none'):
+        files.read_range(f'{tmp_path}/none', 0, 1)
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = str(tmp_path / 'a.bin')
     files.write_bytes(path, b'old')

@@ -15,6 +15,8 @@ from pipelines.index.layout import (
     HISTOGRAM_BITS,
     MAX_SUBSTRING_BITS,
     NOT_PROBED,
+    PROBE_COST,
+    READ_COST,
     Substring,
     choose_radii,
     cut_prefixes,
@@ -28,6 +30,7 @@ from pipelines.index.layout import (
     prefix_rows,
     prefix_starts,
     probe_costs,
+    reading_costs,
     substring_keys,
     table_weights,
 )
@@ -146,12 +149,13 @@ def test_starts_are_the_least_keys_of_the_prefixes(histogram, target, more_bits)
         assert f'{key:0{bits}b}'.startswith(prefixes[leaf])
 
 
-@given(st.integers(1, MAX_SUBSTRING_BITS), st.data())
-def test_keys_are_put_in_the_order_of_a_stable_sort(bits, data):
-    top = (1 << bits) - 1
-    values = st.integers(0, top) | st.sampled_from([0, 1, top // 2, top, min(1 << 16, top), min((1 << 16) - 1, top)])
-    keys = np.array(data.draw(st.lists(values, max_size=40)), np.int64)
-    assert key_order(keys, bits).tolist() == sorted(range(len(keys)), key=lambda i: int(keys[i]))
+@pytest.mark.parametrize('bits', range(1, MAX_SUBSTRING_BITS + 1))
+def test_keys_are_put_in_the_order_of_a_stable_sort(bits):
+    keys = np.random.default_rng(bits).integers(0, 1 << bits, 200).repeat(2)
+    for count in (0, 1, 400):
+        assert key_order(keys[:count], bits).tolist() == sorted(range(count), key=lambda i: int(keys[i]))
+    shuffled = np.random.default_rng(bits).permutation(keys)
+    assert key_order(shuffled, bits).tolist() == sorted(range(400), key=lambda i: int(shuffled[i]))
 
 
 @given(st.integers(1, 7), st.data())
@@ -198,8 +202,17 @@ def test_costs_count_probes_and_candidates(bits, rows):
     probes = 0
     for radius in range(bits + 1):
         probes += math.comb(bits, radius)
-        search = min(probes * (2 + math.log2(rows + 1)), rows / 5)
+        search = min(probes * PROBE_COST, rows)
         assert costs[radius] == pytest.approx(search + shares[radius] * rows)
+
+
+@given(st.integers(1, 32), st.integers(1, 10**9), st.integers(1, 10**6))
+def test_reading_costs_rise_to_the_whole_table_or_count_only_what_is_read_beyond_the_own_keys(bits, rows, queries):
+    costs = reading_costs(bits, rows, 65_536, queries) * queries / READ_COST / rows
+    assert (np.diff(costs) >= -1e-9).all()
+    assert costs[0] == 0 or costs[-1] == pytest.approx(1)
+    if rows > 65_536 * 4 and queries == 1 and bits > 16:
+        assert 0 < costs[0] <= 0.5
 
 
 TABLES = st.lists(

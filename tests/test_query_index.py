@@ -41,6 +41,7 @@ from pipelines import records
 from pipelines.__main__ import main
 from pipelines.answers import answers_schema
 from pipelines.index import LocalIndex
+from pipelines.index.on_demand import bounded, look
 from pipelines.index.plan import plan_search
 
 SEGMENTS = 'coarse=32,fine=32,look=64'
@@ -225,8 +226,9 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     """All others are spoiled first."""
     case, limits = cases['clustered'], (10, None, None)
     shutil.copytree(case.index, tmp_path / 'index')
-    plan, spoiled = LocalIndex.open(case.index).plan(case.queries, *limits), 0
-    looks = plan.at_home(), plan
+    manifest, folder, spoiled = read_served(case.index), str(served_folder(case.index)), 0
+    home = plan_search(SPEC, manifest.tables, ROWS, case.queries[:0], case.queries, *limits).at_home()
+    looks = home, bounded(folder, manifest, home.tightened(look(folder, manifest, home)[0]))
     for number, table in enumerate(read_served(case.index).tables):
         for partition in table.partitions:
             if not any(len(look.queries_for(number, partition.prefix)) for look in looks):

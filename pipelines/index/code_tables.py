@@ -6,12 +6,14 @@ Paths come from `versions.py`, bytes go through `files.py`; here are the schemas
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hashing_model.codes import to_words
 from pipelines.index import files
 from pipelines.index.manifest import DataFile
 
@@ -111,6 +113,11 @@ class CodeRows:
     keys: NDArray[np.int64]
     codes: NDArray[np.uint8]
     rows: NDArray[np.int64]
+
+    @functools.cached_property
+    def words(self) -> NDArray[np.uint64]:
+        """The codes as words for the kernels: uint64 [N, W]."""
+        return to_words(self.codes)
 
     def to_table(self) -> pa.Table:
         """As a table of `partition_schema`."""

@@ -15,7 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-PROBE_COST = 2.0  # a step of the binary search for a key, in row visits of a scan
+from pipelines.index.layout import PROBE_COST
+
+PROBES_AT_ONCE = 256  # read before the first of their codes is visited
+AHEAD = 8  # buckets that are prefetched before they are visited
 
 
 def _compiled(**options: Any) -> Any:
@@ -38,6 +41,25 @@ def _popcount(typing_context: Any, x: Any) -> Any:
         return builder.ctpop(args[0])
 
     return types.uint64(types.uint64), generate
+
+
+@intrinsic
+def _prefetch(typing_context: Any, array: Any, at: Any) -> Any:
+    """Ask for the cache line where array[at] begins, without waiting for it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        start = builder.ptrtoint(view.data, ir.IntType(64))
+        offset = builder.mul(args[1], builder.extract_value(view.strides, 0))
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        name = 'llvm.prefetch.p0'
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        # arguments: for reading, to be kept in all caches, data
+        builder.call(function, [builder.inttoptr(builder.add(start, offset), byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @_compiled(inline='always')
@@ -93,18 +115,6 @@ def _grown(array):
 
 
 @_compiled()
-def _lower_bound(keys, key, low, high):
-    """The first place in keys[low:high], ascending, that is not below `key`."""
-    while low < high:
-        middle = (low + high) // 2
-        if keys[middle] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@_compiled()
 def _probes(free_bits, radius, limit):
     """How many keys differ in at most `radius` of `free_bits` bits, counted no further than `limit`."""
     total, combinations = 1.0, 1.0
@@ -149,22 +159,12 @@ def distance_histogram(a, b, mask, bits):
     return counts
 
 
-@_compiled()
-def _next_flips(flips, free_bits, radius):
-    """The mask after `flips`, going through all masks of 0, 1, ..., radius set bits; -1 after the last.
-
-    Masks of one size come in ascending order (Gosper's hack).
-    """
-    size = np.int64(_popcount(np.uint64(flips)))
-    if flips:
-        lowest = flips & -flips
-        ripple = flips + lowest
-        following = (((ripple ^ flips) >> 2) // lowest) | ripple
-        if following < np.int64(1) << free_bits:
-            return following
-    if size + 1 > min(radius, free_bits):
-        return np.int64(-1)
-    return (np.int64(1) << (size + 1)) - 1
+@_compiled(inline='always')
+def _next_ring_member(flips):
+    """The next larger integer with as many set bits (Gosper's hack)."""
+    lowest = flips & -flips
+    ripple = flips + lowest
+    return (((ripple ^ flips) >> 2) >> np.int64(_popcount(np.uint64(lowest - 1)))) | ripple
 
 
 @_compiled(inline='always')
@@ -177,26 +177,42 @@ def _owned(query, code, table, radii, table_masks):
 
 
 @_compiled()
-def _visit(start, stop, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
-    """Offer rows start .. stop - 1 to the answers `found` = (distances, rows, size) of one query; returns them."""
+def _offsets_of(keys, shift, bits):
+    """Where keys [N], ascending, with each value of their `bits` bits above the lowest `shift` begin: [2^bits + 1]."""
+    offsets = np.zeros((1 << bits) + 1, np.int64)
+    for i in range(len(keys)):
+        offsets[((keys[i] >> shift) & ((1 << bits) - 1)) + 1] += 1
+    for value in range(1 << bits):
+        offsets[value + 1] += offsets[value]
+    return offsets
+
+
+@_compiled()
+def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
+    """Offer the rows of some runs [start, stop) to the answers `found` = (distances, rows, size) of one query."""
     distances, answers, size = found
-    for i in range(start, stop):
-        d = _masked_distance(query, codes[i], masks, weights)
-        full = size == k
-        if d > bound or (full and not _later(distances[0], answers[0], d, rows[i])):
-            continue
-        if not _owned(query, codes[i], table, radii, table_masks):
-            continue
-        if full:
-            _sift_down(distances[:size], answers[:size], 0, d, rows[i])
-            continue
-        if size == len(distances):
-            distances, answers = _grown(distances), _grown(answers)
-        distances[size], answers[size] = d, rows[i]
-        size += 1
-        if size == k:
-            for at in range(k // 2 - 1, -1, -1):
-                _sift_down(distances[:size], answers[:size], at, distances[at], answers[at])
+    for run in range(min(AHEAD, runs)):
+        _prefetch(codes, starts[run])
+    for run in range(runs):
+        if run + AHEAD < runs:
+            _prefetch(codes, starts[run + AHEAD])
+        for i in range(starts[run], stops[run]):
+            d = _masked_distance(query, codes[i], masks, weights)
+            full = size == k
+            if d > bound or (full and not _later(distances[0], answers[0], d, rows[i])):
+                continue
+            if not _owned(query, codes[i], table, radii, table_masks):
+                continue
+            if full:
+                _sift_down(distances[:size], answers[:size], 0, d, rows[i])
+                continue
+            if size == len(distances):
+                distances, answers = _grown(distances), _grown(answers)
+            distances[size], answers[size] = d, rows[i]
+            size += 1
+            if size == k:
+                for at in range(k // 2 - 1, -1, -1):
+                    _sift_down(distances[:size], answers[:size], at, distances[at], answers[at])
     return distances, answers, size
 
 
@@ -207,7 +223,8 @@ def search_partition(
     """Exact answers of one partition: rows within each query's bound that this table owns.
 
     A row is owned by the first table in which its substring lies within the query's radius, so that the tables'
-    answers are disjoint. Keys are probed one by one where that visits less than a scan of the partition.
+    answers are disjoint. The rows are looked up by the leading bits of what the prefix leaves free, one value after the
+    other, where that visits less than a scan of the partition.
 
     Args:
         keys: int64 [N] ascending, the substring's value of each row.
@@ -226,6 +243,10 @@ def search_partition(
         Query numbers, distances and rows, int64 [M] each, ordered by query; unordered within one.
     """
     n, keep = len(keys), (k if k > 0 else -1)
+    bits = min(free_bits, np.int64(np.log2(max(n, 1))))
+    shift = free_bits - bits
+    offsets = _offsets_of(keys, shift, bits)
+    starts, stops = np.zeros(PROBES_AT_ONCE, np.int64), np.full(PROBES_AT_ONCE, n, np.int64)
     total = 0
     out_query, out_distance, out_row = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     found = np.empty(64, np.int64), np.empty(64, np.int64), 0
@@ -235,19 +256,23 @@ def search_partition(
             continue
         found = found[0], found[1], 0
         arguments = codes, rows, queries[q], table, radii[q], table_masks, masks, weights, bounds[q], keep
-        if _probes(free_bits, radius, n) * PROBE_COST * np.log2(n + 1.0) > n:
-            found = _visit(0, n, *arguments, found)
+        if _probes(bits, radius, n) * PROBE_COST > n:
+            starts[0], stops[0] = 0, n
+            found = _visit(starts, stops, 1, *arguments, found)
         else:
-            base = (prefix << free_bits) | (query_keys[q] & ((np.int64(1) << free_bits) - 1))
-            flips = np.int64(0)
-            while flips >= 0:
-                start = _lower_bound(keys, base ^ flips, 0, n)
-                stop = start
-                while stop < n and keys[stop] == base ^ flips:
-                    stop += 1
-                if stop > start:
-                    found = _visit(start, stop, *arguments, found)
-                flips = _next_flips(flips, free_bits, radius)
+            value = (query_keys[q] >> shift) & ((np.int64(1) << bits) - 1)
+            flips, size, runs = np.int64(0), 0, 0
+            while size <= min(radius, bits):
+                at = value ^ flips
+                starts[runs], stops[runs] = offsets[at], offsets[at + 1]
+                runs += int(starts[runs] < stops[runs])
+                flips = _next_ring_member(flips) if flips else np.int64(1) << bits
+                if flips >> bits:
+                    size += 1
+                    flips = (np.int64(1) << size) - 1
+                if runs == PROBES_AT_ONCE or size > min(radius, bits):
+                    found = _visit(starts, stops, runs, *arguments, found)
+                    runs = 0
         distances, answers, size = found
         while total + size > len(out_query):
             out_query, out_distance, out_row = _grown(out_query), _grown(out_distance), _grown(out_row)

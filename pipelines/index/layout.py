@@ -23,6 +23,10 @@ MIN_SUBSTRING_BITS = 16  # below 2^16 rows a scan is cheap, and more tables woul
 ROWS_PER_KEY = 3  # of uniform codes; more tables of shorter substrings would be larger, fewer slower
 HISTOGRAM_BITS = 16  # prefixes are cut no deeper than this
 NOT_PROBED = -1
+INTERVAL_QUERIES = 1024  # compared with all intervals at once
+PROBE_COST = 10.0  # of looking where the rows under some value are, in row visits
+HOME_SHARE = 1 / 1024  # of a scan's row visits, that a first look may cost in each table
+READ_COST = 15.0  # reading a row from Parquet, in row visits of a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +158,72 @@ def prefix_distances(query_keys: NDArray[np.int64], bits: int, prefix: str) -> N
     return np.bitwise_count(leading ^ np.uint64(int(prefix, 2))).astype(np.int64)
 
 
+def interval_distances(
+    query_keys: NDArray[np.int64], lows: NDArray[np.int64], highs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Least Hamming distance between each query's key and any integer of each interval: int64 [Q, G].
+
+    The integers of [low, high] agree in some leading bits, which every one of them must match. After these comes the
+    bit that parts low from high: below it, values are at least low's rest if it is 0, at most high's rest if it is 1.
+
+    Args:
+        query_keys: [Q], not negative.
+        lows, highs: [G], the intervals' ends, both inside; 0 <= low <= high < 2^52.
+
+    >>> interval_distances(np.array([0b0000]), np.array([0b0110]), np.array([0b1011])).tolist()
+    [[1]]
+    """
+    keys = query_keys.astype(np.uint64)[:, None]
+    low, high = lows.astype(np.uint64), highs.astype(np.uint64)
+    free = _bit_length(low ^ high)
+    shared = np.bitwise_count((keys ^ low) >> free).astype(np.int64)
+    below = free - (free > 0).astype(np.uint64)
+    rest = (np.uint64(1) << below) - np.uint64(1)
+    is_one = (keys >> below & np.uint64(1)).astype(np.int64)
+    if_zero = is_one + _least_flips(keys & rest, low & rest, below)
+    if_one = 1 - is_one + _least_flips(~keys & rest, ~high & rest, below)  # all bits turned, at most is at least
+    return shared + np.where(free > 0, np.minimum(if_zero, if_one), 0)
+
+
+def _least_flips(keys: NDArray[np.uint64], floor: NDArray[np.uint64], bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many of a key's lowest `bits` bits must be flipped so that it is at least `floor`.
+
+    The leading ones of the floor must all be there. Its first zero is next: what is still too small gets a one there.
+    """
+    everything = (np.uint64(1) << bits) - np.uint64(1)
+    free = _bit_length(~floor & everything)
+    rest = (np.uint64(1) << free) - np.uint64(1)
+    missing_ones = np.bitwise_count((~keys & everything) >> free).astype(np.int64)
+    return missing_ones + ((keys & rest) < (floor & rest))
+
+
+def _bit_length(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Bits of each value up to its highest one; exact below 2^52."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.uint64)
+
+
+def intervals_near(
+    query_keys: NDArray[np.int64], radii: NDArray[np.int64], lows: NDArray[np.int64], highs: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which intervals hold an integer that is within its radius of some query's key: bool [G].
+
+    Goes through the queries in blocks, and compares each only with intervals that no query before has needed.
+
+    Args:
+        query_keys, radii: int64 [Q]; a negative radius reaches nothing.
+        lows, highs: int64 [G]; see `interval_distances`.
+    """
+    needed = np.zeros(len(lows), bool)
+    for start in range(0, len(query_keys), INTERVAL_QUERIES):
+        left = np.flatnonzero(~needed)
+        if not len(left):
+            break
+        block = slice(start, start + INTERVAL_QUERIES)
+        distances = interval_distances(query_keys[block], lows[left], highs[left])
+        needed[left] = (distances <= radii[block, None]).any(axis=0)
+    return needed
+
+
 def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A fixed pseudo-random uint64 for each integer (SplitMix64, Steele et al. 2014), for samples and part numbers."""
     z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
@@ -170,8 +240,7 @@ def table_weights(substrings: Sequence[Substring], weights: Sequence[int]) -> tu
 def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[np.float64]:
     """Cost of searching one table to radius 0, 1, ..., in row visits: probes and expected candidates.
 
-    The kernels scan a partition where enumerating its keys would cost more, so probing never costs more than
-    comparing every key, which is about a fifth of visiting a candidate.
+    The kernels scan a partition where probing it would cost more.
 
     Args:
         selectivity: share of code pairs whose substrings differ by at most 0, 1, ..., bits.
@@ -179,24 +248,57 @@ def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[n
         rows: rows of the table.
     """
     probes = np.cumsum([math.comb(bits, r) for r in range(bits + 1)], dtype=np.float64)
-    search = np.minimum(probes * (2 + math.log2(rows + 1)), rows * 0.2)
+    search = np.minimum(probes * PROBE_COST, rows)
     return search + np.asarray(selectivity) * rows
 
 
-def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], bound: int, rows: int) -> list[int]:
-    """Radii for which sum_k w_k (r_k + 1) > bound, at a low total cost; NOT_PROBED where a table is not needed.
+def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDArray[np.float64]:
+    """Each query's share of the cost of reading one table for radius 0, 1, ..., in row visits.
 
-    Raises the radius that costs least per unit of weight until the sum suffices. Where that costs more than one
-    pass over all rows, the first weighted table is searched to its full length: a scan, as exact.
+    A row group holds the keys under about log2(rows / group_rows) leading bits. For a few queries reading is what
+    costs, and a scan of one table may read less than probes of several. Where most row groups are read for the queries'
+    own keys alone, only what is read beyond these counts: one query's plan spares nothing that another's reads.
 
     Args:
-        costs: per table, the cost at radius 0, 1, ..., bits (`probe_costs`).
+        bits: bits of the substring.
+        rows: rows of the table.
+        group_rows: rows of a row group.
+        queries: how many ask at once.
+
+    >>> (reading_costs(8, 400, 100, 1) / READ_COST).tolist()
+    [100.0, 300.0, 400.0, 400.0, 400.0, 400.0, 400.0, 400.0, 400.0]
+    """
+    depth = min(math.ceil(math.log2(max(rows / group_rows, 1))), bits)
+    groups = np.cumsum([math.comb(depth, radius) for radius in range(bits + 1)], dtype=np.float64)
+    by_any = 1 - (1 - groups / 2**depth) ** max(queries, 1)
+    anyway = by_any[0] if by_any[0] > 0.5 else 0.0
+    return READ_COST * rows * (by_any - anyway) / max(queries, 1)
+
+
+def home_reach(bits: int, rows: int) -> int:
+    """The radius to which a first look probes a table in what it has read: a small part of a scan's cost.
+
+    >>> home_reach(22, 10_000_000)
+    2
+    """
+    limit = rows * HOME_SHARE / PROBE_COST
+    probes = np.cumsum([math.comb(bits, r) for r in range(bits + 1)], dtype=np.float64)
+    return max(int(np.searchsorted(probes, limit, side='right')) - 1, 0)
+
+
+def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], bound: int, scan: float) -> list[int]:
+    """Radii for which sum_k w_k (r_k + 1) > bound, at a low total cost; NOT_PROBED where a table is not needed.
+
+    Raises the radius that costs least per unit of weight until the sum suffices. Where that costs more than a scan,
+    the first weighted table is searched to its full length, as exact.
+
+    Args:
+        costs: per table, the cost at radius 0, 1, ..., bits (`probe_costs`, `reading_costs`).
         weights: per table; tables of weight 0 are never probed.
         bound: the largest weighted distance that must not be missed.
-        rows: rows of the index.
+        scan: what a scan of that table costs.
     """
     radii = [NOT_PROBED] * len(costs)
-    scan = next(t for t, w in enumerate(weights) if w)
     missing, spent = bound + 1, 0.0
     steps = [(float(costs[t][0]) / w, t) for t, w in enumerate(weights) if w]
     heapq.heapify(steps)
@@ -209,9 +311,10 @@ def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], b
         if following < len(costs[table]):
             rise = float(costs[table][following] - costs[table][following - 1])
             heapq.heappush(steps, (rise / weights[table], table))
-    if missing > 0 or spent >= rows:
+    if missing > 0 or spent >= scan:
         radii = [NOT_PROBED] * len(costs)
-        radii[scan] = len(costs[scan]) - 1
+        first = scanned_table(weights)
+        radii[first] = len(costs[first]) - 1
     return radii
 
 
@@ -244,3 +347,13 @@ def order_rings(
         if radius + 1 < len(costs[table]):
             heapq.heappush(waiting, (float(costs[table][radius + 1]) / weights[table], table, radius + 1))
     return np.array(rings, np.int64).reshape(-1, 2), np.array(levels, np.int64), np.array(totals)
+
+
+def scanned_table(weights: Sequence[int]) -> int:
+    """The table that is searched to its full length where a search is a scan: the first of any weight."""
+    return next(t for t, w in enumerate(weights) if w)
+
+
+def radii_cost(costs: Sequence[NDArray[np.float64]], radii: Sequence[int]) -> float:
+    """What a search of each table to its radius costs in all."""
+    return float(sum(c[r] for c, r in zip(costs, radii, strict=True) if r != NOT_PROBED))

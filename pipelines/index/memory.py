@@ -97,7 +97,10 @@ class MemoryTables:
         self.first_offsets = np.concatenate([[0], np.cumsum((1 << self.value_bits) + 1)[:-1]])
         self.offsets = np.zeros(int(((1 << self.value_bits) + 1).sum()), number_type)
         scan = SCAN_NS + SCAN_WORD_NS * words
-        self.costs = (PROBE_NS + PROBE_WORD_NS * words) / scan, VISIT_NS / scan  # of a probe and a visit, in scanned codes
+        self.costs = (
+            (PROBE_NS + PROBE_WORD_NS * words) / scan,
+            VISIT_NS / scan,
+        )  # of a probe and a visit, in scanned codes
         self._filled: set[int] = set()
         self._rings: dict[tuple[int, ...], Rings] = {}
 

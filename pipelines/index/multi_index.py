@@ -22,35 +22,14 @@ from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
-from pipelines.index.kernels import _compiled, _later, _popcount
+from pipelines.index.kernels import AHEAD, PROBES_AT_ONCE, _compiled, _later, _next_ring_member, _popcount, _prefetch
 
-PROBES_AT_ONCE = 256  # of a ring, read before the first of their codes is visited
-AHEAD = 8  # buckets that are prefetched before they are visited
 TILE = 2048  # words of codes that stay in the first-level cache while all queries pass over them
 STRIP = 256  # codes compared before looking whether one of them is near
 EXPLORED = 0.05  # of a scan's cost may be spent before an estimate decides
 AFFORDED = 0.8  # of a scan's cost may then be expected
 LONG_BUCKET = 64  # from here on a bucket is visited strip by strip
 NO_LIMIT = np.int64(1) << 62
-
-
-@intrinsic
-def _prefetch(typing_context: Any, array: Any, at: Any) -> Any:
-    """Ask for the cache line of array[at], array one-dimensional, without waiting for it."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, args[0])
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        start = builder.ptrtoint(view.data, ir.IntType(64))
-        offset = builder.mul(args[1], builder.extract_value(view.strides, 0))
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        name = 'llvm.prefetch.p0'
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        # arguments: for reading, to be kept in all caches, data
-        builder.call(function, [builder.inttoptr(builder.add(start, offset), byte), word(0), word(3), word(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
 
 
 @intrinsic
@@ -94,14 +73,6 @@ def _masked_bits(query, codes, at, stride, mask):
     for w in range(len(query)):
         bits += _popcount((query[w] ^ codes[at + w * stride]) & mask[w])
     return np.int64(bits)
-
-
-@_compiled(inline='always')
-def _next_ring_member(flips):
-    """The next larger integer with as many set bits (Gosper's hack)."""
-    lowest = flips & -flips
-    ripple = flips + lowest
-    return (((ripple ^ flips) >> 2) >> np.int64(_popcount(np.uint64(lowest - 1)))) | ripple
 
 
 @_compiled()

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import bit_mask, check_codes, to_words
 from hashing_model.errors import InputError
-from pipelines.index import kernels
+from pipelines.index import files, kernels
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     NOT_PROBED,
     Substring,
     choose_radii,
+    home_reach,
     prefix_distances,
     probe_costs,
+    radii_cost,
+    reading_costs,
+    scanned_table,
     substring_keys,
     table_weights,
 )
@@ -65,16 +69,21 @@ class Matches:
 
     @classmethod
     def merged(cls, parts: Iterable[Matches], k: int | None) -> Matches:
-        """Disjoint answers as one, ordered by (query, distance, row); the first k of each query, or all."""
+        """All answers once, ordered by (query, distance, row); the first k of each query, or all."""
         several = list(parts)
         queries, distances, rows = (
             np.concatenate([getattr(m, name) for m in several] or [np.zeros(0, np.int64)])
             for name in ('queries', 'distances', 'rows')
         )
         order = np.lexsort((rows, distances, queries))
+        order = order[_differs(queries[order], rows[order])]
         if k is not None:
             order = order[_ranks(queries[order]) < k]
         return cls(queries[order], distances[order], rows[order])
+
+    def kth(self, k: int | None) -> Matches:
+        """The k-th answer of each query that has so many; the answers must be ordered by (query, distance)."""
+        return self.take(self.ranks + 1 == k)
 
     @property
     def ranks(self) -> NDArray[np.int64]:
@@ -84,6 +93,13 @@ class Matches:
     def take(self, which: NDArray) -> Matches:
         """A selection of the answers by index or mask."""
         return Matches(self.queries[which], self.distances[which], self.rows[which])
+
+
+def _differs(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which places differ from the place before in some column."""
+    different = np.ones(len(columns[0]), bool)
+    different[1:] = np.any([c[1:] != c[:-1] for c in columns], axis=0)
+    return different
 
 
 def _ranks(queries: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -99,36 +115,45 @@ class SearchPlan:
     Args:
         codes: uint8 [Q, B].
         bounds: int64 [Q], distances that no answer exceeds.
-        radii: int64 [Q, T], how far each table is probed; negative where it is not.
+        radii: int8 [Q, T], how far each table is probed; negative where it is not.
         substrings: one per table.
         metric: the distance.
         k: answers per query, None for all within the bound.
         weights: of the tables.
-        costs: per table, of probing it to radius 0, 1, ... (`layout.probe_costs`).
+        costs: per table, of reading it and probing it to radius 0, 1, ... (`layout.probe_costs`, `reading_costs`).
         rows: of the index.
+        reach: per table, to which radius a first look probes what it has read; None where the radii say that too.
     """
 
     codes: NDArray[np.uint8]
     bounds: NDArray[np.int64]
-    radii: NDArray[np.int64]
+    radii: NDArray[np.int8]
     substrings: tuple[Substring, ...]
     metric: Metric
     k: int | None
     weights: tuple[int, ...]
     costs: tuple[NDArray[np.float64], ...]
     rows: int
+    reach: tuple[int, ...] | None = None
 
     def within(self, bounds: NDArray[np.int64]) -> SearchPlan:
         """The same search with other bounds, int64 [Q], and the radii that they need."""
         distinct, inverse = np.unique(bounds, return_inverse=True)
-        radii = [choose_radii(self.costs, self.weights, int(bound), self.rows) for bound in distinct]
-        chosen = np.array(radii, np.int64).reshape(-1, len(self.substrings))[inverse]
+        radii = [self._radii_within(int(bound)) for bound in distinct]
+        chosen = np.array(radii, np.int8).reshape(-1, len(self.substrings))[inverse]
         return dataclasses.replace(self, bounds=bounds, radii=chosen)
 
+    def _radii_within(self, bound: int) -> list[int]:
+        return choose_radii(self.costs, self.weights, bound, float(self.costs[scanned_table(self.weights)][-1]))
+
     def at_home(self) -> SearchPlan:
-        """A first look: every weighted table at radius 0. It finds near answers, not all of them."""
-        home = np.where(np.array(self.weights) > 0, 0, NOT_PROBED)
-        return dataclasses.replace(self, radii=np.tile(home, (len(self.codes), 1)))
+        """A first look: reads where every weighted table has the queries' own keys, and probes farther in what it read.
+
+        It finds near answers, not all of them, and some in several tables.
+        """
+        home = np.where(np.array(self.weights) > 0, 0, NOT_PROBED).astype(np.int8)
+        reach = tuple(home_reach(s.bits, self.rows) for s in self.substrings)
+        return dataclasses.replace(self, radii=np.tile(home, (len(self.codes), 1)), reach=reach)
 
     def tightened(self, found: Matches) -> SearchPlan:
         """The same search, knowing some answers: none of the k nearest is farther than the k-th of those found.
@@ -136,10 +161,38 @@ class SearchPlan:
         Args:
             found: ordered by (query, distance), at most k per query.
         """
+        last = found.kth(self.k)
+        return self.nearer(last.queries, last.distances)
+
+    def nearer(self, queries: NDArray[np.int64], distances: NDArray[np.int64]) -> SearchPlan:
+        """The same search, with bounds that no longer exceed these distances of these queries, int64 [M] each."""
         bounds = self.bounds.copy()
-        last = found.take(found.ranks + 1 == self.k)
-        bounds[last.queries] = np.minimum(bounds[last.queries], last.distances)
+        bounds[queries] = np.minimum(bounds[queries], distances)
         return self.within(bounds)
+
+    @property
+    def search_costs(self) -> NDArray[np.float64]:
+        """What the search of each query costs, in row visits: float64 [Q]."""
+        chosen = (np.where(r >= 0, c[r], 0) for c, r in zip(self.costs, self.radii.T, strict=True))
+        return np.sum(list(chosen), axis=0, dtype=np.float64)
+
+    def worth_sampling(self, rows: int) -> NDArray[np.int64]:
+        """The queries that a lower bound could spare more than a comparison with `rows` codes costs: their numbers."""
+        least = radii_cost(self.costs, self._radii_within(0))
+        found = np.flatnonzero((self.search_costs - least > rows) & (self.bounds > 0))
+        return found if self.k is not None and self.k <= rows else found[:0]
+
+    def sampled(self, queries: NDArray[np.int64], sample: NDArray[np.uint8]) -> SearchPlan:
+        """The same search, with some queries' k-th distances within a sample of the index as bounds.
+
+        Args:
+            queries: their numbers.
+            sample: uint8 [S, B], at least k codes.
+        """
+        words, metric = to_words(sample), self.metric
+        assert self.k is not None
+        kth = kernels.kth_distances(self.words[queries], words, metric.masks, metric.weights, self.k)
+        return self.nearer(queries, kth)
 
     @functools.cached_property
     def words(self) -> NDArray[np.uint64]:
@@ -161,19 +214,30 @@ class SearchPlan:
         near = prefix_distances(self.keys(table), self.substrings[table].bits, prefix) <= radii
         return np.flatnonzero(near & (radii >= 0))
 
-    def search(self, table: int, prefix: str, rows: CodeRows) -> Matches:
-        """All answers that rows of one partition give; the prefix may be empty for a whole table."""
-        which = self.queries_for(table, prefix) if prefix else np.flatnonzero(self.radii[:, table] >= 0)
+    def search(self, table: int, prefix: str, rows: CodeRows, which: NDArray[np.int64] | None = None) -> Matches:
+        """All answers that rows of one partition give.
+
+        Args:
+            table, prefix: of the partition; the prefix may be empty for a whole table.
+            rows: all its rows that may be answers.
+            which: numbers of the queries to answer, ascending; None for all that may have an answer there.
+        """
+        if which is None:
+            which = self.queries_for(table, prefix) if prefix else np.flatnonzero(self.radii[:, table] >= 0)
+        codes, radii = self.codes[which], self.radii[which].astype(np.int64)
+        if self.reach is not None:  # tables do not own answers, as none is read in full within its reach
+            radii[:] = NOT_PROBED
+            radii[:, table] = self.reach[table]
         queries, distances, found = kernels.search_partition(
             rows.keys,
-            to_words(rows.codes),
+            rows.words,
             rows.rows,
             int(prefix or '0', 2),
             self.substrings[table].bits - len(prefix),
             table,
-            self.words[which],
-            self.keys(table)[which],
-            self.radii[which],
+            to_words(codes),
+            substring_keys(codes, self.substrings[table]),
+            radii,
             self.table_masks,
             self.metric.masks,
             self.metric.weights,
@@ -196,7 +260,8 @@ def plan_search(
     """Bounds and radii that make the answers of a batch of queries exact.
 
     The bound of a query is its k-th distance within the sample (a part of the index, so no nearer than the k-th
-    within all of it), or the radius if that is less.
+    within all of it), or the radius if that is less. Who takes a first look before may give no sample at all, and
+    `sampled` those queries that are worth it afterwards.
 
     Args:
         spec, tables, rows, sample: of the index; the sample's codes are uint8 [S, B].
@@ -217,12 +282,19 @@ def plan_search(
         kth = kernels.kth_distances(to_words(codes), to_words(sample), metric.masks, metric.weights, k)
         bounds = np.minimum(bounds, kth)
     substrings = tuple(t.substring for t in tables)
-    costs = tuple(probe_costs(t.selectivity, t.substring.bits, rows) for t in tables)
-    unplanned = np.full((len(codes), len(tables)), NOT_PROBED)
-    plan = SearchPlan(
-        codes, bounds, unplanned, substrings, metric, k, table_weights(substrings, segment_weights), costs, rows
-    )
+    unplanned = np.full((len(codes), len(tables)), NOT_PROBED, np.int8)
+    weights = table_weights(substrings, segment_weights)
+    plan = SearchPlan(codes, bounds, unplanned, substrings, metric, k, weights, _costs(tables, rows, len(codes)), rows)
     return plan.within(bounds)
+
+
+def _costs(tables: Sequence[Table], rows: int, queries: int) -> tuple[NDArray[np.float64], ...]:
+    files_ = sum(len(p.files) for t in tables for p in t.partitions)
+    group_rows = min(rows * len(tables) / max(files_, 1), files.ROW_GROUP_ROWS)
+    return tuple(
+        probe_costs(t.selectivity, t.substring.bits, rows) + reading_costs(t.substring.bits, rows, group_rows, queries)
+        for t in tables
+    )
 
 
 def check_limits(

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from hashing_model.errors import InputError
 from pipelines.index import code_tables, files, multi_index, versions
 from pipelines.index.manifest import Manifest, Partition
-from pipelines.index.memory import Found, MemoryTables
-from pipelines.index.plan import SearchPlan, plan_search
+from pipelines.index.memory import MemoryTables
+from pipelines.index.on_demand import search_on_demand
+from pipelines.index.partition_reader import read_rows
+from pipelines.index.plan import Matches, plan_search
 
 Where: TypeAlias = pc.Expression | Mapping[str, str | Sequence[str]]
 
@@ -31,7 +33,8 @@ class SearchResult:
         distances: int32 [Q, k]; -1 where there are fewer than k answers.
         rows: int64 [Q, k]; -1 where there are fewer.
         exact: bool [Q], whether the answers are certainly those of an exhaustive search.
-        visited: int64 [Q], how many codes were compared with each query.
+        visited: int64 [Q], how many codes were compared with each query; of an index that is not in memory, how many
+            rows were read for all of them together.
     """
 
     distances: NDArray[np.int32]
@@ -58,23 +61,30 @@ class LocalIndex:
         >>> index.search(codes, k=10, where={'fine': 'cat'}).image_ids  # doctest: +SKIP
     """
 
-    def __init__(self, folder: str, manifest: Manifest):
+    def __init__(self, folder: str, manifest: Manifest, in_memory: bool = True):
         self.folder = folder
         self.manifest = manifest
         self.spec = manifest.spec
-        self._images: dict[int, pa.Table] = {}
+        self.in_memory = in_memory
         self._part_starts = np.cumsum([0, *(file.rows for file in manifest.images)])
 
     @classmethod
-    def open(cls, index: str | PathLike, version: str | None = None) -> LocalIndex:
-        """Open the served version, or a named one; tables are read when a search first needs them.
+    def open(cls, index: str | PathLike, version: str | None = None, in_memory: bool = True) -> LocalIndex:
+        """Open the served version, or a named one.
+
+        Args:
+            index: path or uri of the index.
+            version: its id.
+            in_memory: True reads a table when a search first needs it, and keeps it. False keeps nothing: each search
+                reads those row groups that can hold an answer, one file at a time, for an index larger than memory or
+                a few queries to one in a bucket.
 
         Raises:
             InputError: no index there, no such version, or one that this library cannot read.
         """
         root = files.absolute(index)
         manifest = versions.read_manifest(root, version)
-        return cls(versions.version_folder(root, manifest.version), manifest)
+        return cls(versions.version_folder(root, manifest.version), manifest, in_memory)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -117,29 +127,26 @@ class LocalIndex:
             InputError: k < 1, a negative radius, an unknown segment, column or label level, codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
+        if not self.in_memory:
+            if where is not None or not exact:
+                raise InputError('where and exact=False need an index that was opened in memory')
+            plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
+            matches, visited = search_on_demand(self.folder, self.manifest, plan)
+            return self._result(matches, k, np.ones(len(codes), bool), visited)
         allowed = None if where is None else self.allowed(where)
         found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
-        return self._result(found, k)
+        matches = Matches(found.queries, found.distances, self._rows_of(found.numbers))
+        return self._result(matches, k, found.exact, found.visited)
 
-    def _result(self, found: Found, k: int | None) -> SearchResult:
-        queries = len(found.exact)
-        sizes = np.bincount(found.queries, minlength=queries)
-        width = k if k is not None else int(sizes.max(initial=0))
-        places = np.arange(len(found.queries)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        distances, rows = np.full((queries, width), -1, np.int32), np.full((queries, width), -1, np.int64)
-        distances[found.queries, places] = found.distances
-        rows[found.queries, places] = self._rows_of(found.numbers)
-        return SearchResult(distances, rows, found.exact, found.visited, self)
-
-    def plan(
-        self,
-        codes: NDArray[np.uint8],
-        k: int | None = 10,
-        radius: int | None = None,
-        profile: Mapping[str, int] | None = None,
-    ) -> SearchPlan:
-        """How the query job searches the version's files: bounds from the sample, and the radii for them."""
-        return plan_search(self.spec, self.manifest.tables, len(self), self.sample, codes, k, radius, profile)
+    def _result(
+        self, matches: Matches, k: int | None, exact: NDArray[np.bool_], visited: NDArray[np.int64]
+    ) -> SearchResult:
+        """The result of ordered matches."""
+        width = k if k is not None else int(matches.ranks.max(initial=-1)) + 1
+        distances, rows = np.full((len(exact), width), -1, np.int32), np.full((len(exact), width), -1, np.int64)
+        distances[matches.queries, matches.ranks] = matches.distances
+        rows[matches.queries, matches.ranks] = matches.rows
+        return SearchResult(distances, rows, exact, visited, self)
 
     def allowed(self, where: Where) -> NDArray[np.bool_]:
         """Which images fulfil a condition (see `search`), bool [N] in the order of the images parts.
@@ -171,19 +178,16 @@ class LocalIndex:
         """
         if len(rows) and rows.min() < 0:
             raise InputError(f'row {rows.min()} is no row: leave out the places without answer')
-        parts = np.unique(rows >> 32)
-        tables = {int(p): self._images_part(int(p)) for p in parts}
-        chosen = columns or code_tables.images_schema(self.spec.num_bytes).names
-        pieces = [tables[int(p)].select(chosen).take(rows[rows >> 32 == p] & 0xFFFFFFFF) for p in parts]
+        chosen = list(columns or code_tables.images_schema(self.spec.num_bytes).names)
+        parts = rows >> 32
+        pieces = [
+            read_rows(self.folder, self.manifest.images[part], rows[parts == part] & 0xFFFFFFFF, chosen)[0]
+            for part in np.unique(parts).tolist()
+        ]
         if not pieces:
             return code_tables.images_schema(self.spec.num_bytes).empty_table().select(chosen)
-        grouped = np.argsort(rows >> 32, kind='stable')
+        grouped = np.argsort(parts, kind='stable')
         return pa.concat_tables(pieces).take(np.argsort(grouped))
-
-    def _images_part(self, part: int) -> pa.Table:
-        if part not in self._images:
-            self._images[part] = code_tables.read_file(self.folder, self.manifest.images[part])
-        return self._images[part]
 
     def _read_table(self, number: int) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
         """The runs of a table for `MemoryTables`, a partition at a time."""

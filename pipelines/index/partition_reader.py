@@ -1,0 +1,139 @@
+"""Reading only what is needed of a version's Parquet files: some row groups, some columns; and how much that was.
+
+Row groups of code tables are chosen by their statistics of `key`, those of images by the rows that are wanted. The
+query job and the on-demand search both read through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.index import code_tables, files
+from pipelines.index.code_tables import CodeRows
+from pipelines.index.layout import Substring, intervals_near, substring_keys
+from pipelines.index.manifest import DataFile
+
+CODE_COLUMNS = ('code', 'row')  # the key is in the code: computing it takes as long as decoding it, and reads less
+FOOTER_BYTES = 65_536  # what Arrow reads at the end of a file at first
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """How much was read, or could be.
+
+    Args:
+        bytes: asked of the filesystem: footers, and the column chunks as they are stored.
+        row_groups, rows, files: those that columns were read of; of a file whose footer alone was read, none.
+    """
+
+    bytes: int = 0
+    row_groups: int = 0
+    rows: int = 0
+    files: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Amount(*(a + b for a, b in pairs))
+
+
+def read_near(
+    folder: str, file: DataFile, substring: Substring, query_keys: NDArray[np.int64], radii: NDArray[np.int64]
+) -> tuple[CodeRows, Amount]:
+    """The row groups of a file of a table in which some query may have an answer, as one run of rows.
+
+    Args:
+        folder, file: of the version, and one of its partition files.
+        substring: the table's.
+        query_keys, radii: int64 [Q], the queries' values of the substring, and how many of its bits may differ.
+
+    Raises:
+        OSError: see `opened`.
+    """
+    with opened(folder, file) as parquet:
+        lows, highs = key_ranges(parquet.metadata, substring.bits)
+        groups = np.flatnonzero(intervals_near(query_keys, radii, lows, highs)).tolist()
+        table, amount = _read_groups(parquet, file, groups, CODE_COLUMNS)
+        codes = code_tables.codes_from_arrow(table['code'])
+    return CodeRows(substring_keys(codes, substring), codes, table['row'].to_numpy()), amount
+
+
+def read_rows(folder: str, file: DataFile, rows: NDArray[np.int64], columns: Sequence[str]) -> tuple[pa.Table, Amount]:
+    """Some rows of a file, in the order asked, out of the row groups that hold any of them.
+
+    Args:
+        folder, file: of the version, and one of its files.
+        rows: int64 [R], numbers of rows in the file; they may repeat.
+        columns: names of columns.
+
+    Raises:
+        OSError: see `opened`.
+    """
+    with opened(folder, file) as parquet:
+        sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes, dtype=np.int64)
+        group_of = np.searchsorted(ends, rows, side='right')
+        groups = np.unique(group_of)
+        table, amount = _read_groups(parquet, file, groups.tolist(), columns)
+        starts = np.zeros(len(sizes), np.int64)  # of each group, in the file less where it is in the table read
+        starts[groups] = (ends - sizes)[groups] - (
+            np.cumsum(np.array(sizes, np.int64)[groups]) - np.array(sizes)[groups]
+        )
+        return table.take(rows - starts[group_of]), amount
+
+
+@contextlib.contextmanager
+def opened(folder: str, file: DataFile) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a version, open; ranges are read at once and together, which matters in a bucket.
+
+    Raises:
+        OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
+    """
+    uri = files.join(folder, file.path)
+    filesys, path = files.filesystem(uri)
+    try:
+        with filesys.open_input_file(path) as stream:
+            parquet = pq.ParquetFile(stream, pre_buffer=True)
+            if parquet.metadata.num_rows == file.rows:
+                yield parquet
+                return
+    except (pa.ArrowInvalid, OSError) as e:
+        raise OSError(f'cannot read {uri}: {e}') from e
+    raise OSError(f'{uri} has {parquet.metadata.num_rows} rows; the manifest says {file.rows}')
+
+
+def key_ranges(metadata: pq.FileMetaData, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The least and the greatest key of each row group, int64 [G]; all keys of so many bits where no one noted them."""
+    place = metadata.schema.to_arrow_schema().get_field_index('key')
+    noted = [metadata.row_group(g).column(place).statistics for g in range(metadata.num_row_groups)]
+    ranges = [(s.min, s.max) if s is not None and s.has_min_max else (0, (1 << bits) - 1) for s in noted]
+    lows, highs = np.array(ranges, np.int64).reshape(-1, 2).T
+    return lows, highs
+
+
+def _read_groups(
+    parquet: pq.ParquetFile, file: DataFile, groups: Sequence[int], columns: Sequence[str]
+) -> tuple[pa.Table, Amount]:
+    table = parquet.read_row_groups(groups, columns=list(columns))
+    footer = footer_bytes(parquet.metadata.serialized_size, file.bytes)
+    chunks = chunk_bytes(parquet.metadata, groups, columns)
+    return table, Amount(footer + chunks, len(groups), len(table), int(len(groups) > 0))
+
+
+def footer_bytes(metadata_bytes: int, file_bytes: int) -> int:
+    """What Arrow reads to know a file: its last 64 KiB, and the metadata again if they do not fit in there."""
+    first = min(FOOTER_BYTES, file_bytes)
+    return first if metadata_bytes + 8 <= first else first + metadata_bytes
+
+
+def chunk_bytes(metadata: pq.FileMetaData, groups: Iterable[int], columns: Sequence[str]) -> int:
+    """The stored bytes of some columns, with all fields in them, of some row groups."""
+    paths = [metadata.schema.column(i).path.split('.')[0] for i in range(metadata.num_columns)]
+    chosen = [i for i, name in enumerate(paths) if name in columns]
+    return sum(metadata.row_group(g).column(i).total_compressed_size for g in groups for i in chosen)
