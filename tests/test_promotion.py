@@ -129,17 +129,16 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
 
 
 def test_publishing_again_changes_nothing(tmp_path, monkeypatch):
-    calls = []
+    publish_version, rows = assemble.publish_version, []
 
-    def twice(*arguments):
-        calls.append(1)
-        assert versions_published(*arguments) == versions_published(*arguments)
+    def publish_twice(*arguments):
+        rows.extend(publish_version(*arguments) for _ in range(2))
 
-    versions_published = assemble.publish_version
-    monkeypatch.setattr('make_index.publish_version', twice)
+    monkeypatch.setattr('make_index.publish_version', publish_twice)
     config = build_by_hand(tmp_path, [skewed_codes(120)])
-    assert calls
+    assert rows == [120, 120]
     assert current_version(str(tmp_path)) == config.version
+    assert main(['verify', str(tmp_path)]) == 0
 
 
 def test_promote_serves_any_finished_version(tmp_path, capsys):

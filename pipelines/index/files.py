@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import math
 import os
 import posixpath
 import uuid
@@ -112,7 +113,7 @@ def digest(content: bytes | pa.Buffer) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """Size of a file in bytes, and when it was written, in seconds since 1970."""
+    """Size of a file in bytes, and when it was written, in seconds since 1970; infinity if the store does not tell."""
 
     size: int
     time: float
@@ -122,7 +123,7 @@ def infos_below(uri: str, recursive: bool = True) -> dict[str, FileInfo]:
     """Path below a folder -> size and time, of all files at any depth, or of those directly in it."""
     filesys, path = filesystem(uri)
     infos = (i for i in _infos(filesys, path, recursive) if i.type == arrow_fs.FileType.File)
-    return {i.path[len(path) + 1 :]: FileInfo(i.size, i.mtime_ns / 1e9) for i in infos}
+    return {i.path[len(path) + 1 :]: FileInfo(i.size, _seconds(i, math.inf)) for i in infos}
 
 
 def sizes_below(uri: str) -> dict[str, int]:
@@ -133,7 +134,11 @@ def sizes_below(uri: str) -> dict[str, int]:
 def time_of(uri: str) -> float:
     """When a file or folder was changed, in seconds since 1970; 0 if nobody knows, as of a folder in a bucket."""
     filesys, path = filesystem(uri)
-    return (filesys.get_file_info(path).mtime_ns or 0) / 1e9
+    return _seconds(filesys.get_file_info(path), 0)
+
+
+def _seconds(info: arrow_fs.FileInfo, unknown: float) -> float:
+    return unknown if info.mtime_ns is None else info.mtime_ns / 1e9
 
 
 def _infos(filesys: arrow_fs.FileSystem, path: str, recursive: bool) -> list[arrow_fs.FileInfo]:
