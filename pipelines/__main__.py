@@ -240,7 +240,7 @@ def _query(parser: argparse.ArgumentParser) -> None:
         '--profile', metavar='NAME=WEIGHT,...', help='weight per segment, 0 if left out (default: 1 each)'
     )
     parser.add_argument('--output', required=True, metavar='FILE', help='answers: .parquet or .jsonl')
-    parser.add_argument('--explain', action='store_true', help='tell how far each table was searched, too')
+    parser.add_argument('--explain', action='store_true', help='show the plan, and what was read of each table')
     _reading(parser)
 
 

@@ -6,6 +6,8 @@ What stands in it is found by `query_index.py`.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -52,14 +54,33 @@ def rejects_path(output: str) -> str:
 
 
 def write_rows(path: str, table: pa.Table) -> None:
-    """Write answers or rejects, as Parquet or as JSON lines by the path's suffix."""
+    """Write answers or rejects at once, as Parquet or as JSON lines by the path's suffix."""
+    write_blocks(path, [render_block(path, table)], table.schema)
+
+
+def render_block(path: str, table: pa.Table) -> bytes:
+    """Some rows of the file as they travel to its writer, compressed: Parquet, or the JSON lines."""
+    sink = pa.BufferOutputStream()
     if path.endswith('.parquet'):
-        sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression='zstd')
-        files.write_bytes(path, sink.getvalue())
-        return
-    lines = (json.dumps({**row, **_plain(row)}, ensure_ascii=False) for row in table.to_pylist())
-    files.write_bytes(path, ''.join(f'{line}\n' for line in lines).encode())
+    else:
+        lines = (json.dumps({**row, **_plain(row)}, ensure_ascii=False) for row in table.to_pylist())
+        with pa.CompressedOutputStream(sink, 'zstd') as stream:
+            stream.write(''.join(f'{line}\n' for line in lines).encode())
+    return sink.getvalue().to_pybytes()
+
+
+def write_blocks(path: str, blocks: Iterable[bytes], schema: pa.Schema) -> None:
+    """Write the file out of what `render_block` made, in the order given; one block is unpacked at a time."""
+    with files.written_in_pieces(path) as file:
+        if not path.endswith('.parquet'):
+            for block in blocks:
+                with pa.CompressedInputStream(pa.BufferReader(block), 'zstd') as stream:
+                    shutil.copyfileobj(stream, file)
+            return
+        with pq.ParquetWriter(file, schema, compression='zstd') as writer:
+            for block in blocks:
+                writer.write_table(pq.read_table(pa.BufferReader(block)).cast(schema))
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -292,7 +292,8 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.model import HashModel
     from pipelines.answers import check_output, rejects_path
     from pipelines.encode import local_model
-    from pipelines.explain import plan_lines, read_line
+    from pipelines.explain import bounds_line, read_line, table_lines
+    from pipelines.index.layout import table_weights
     from pipelines.index.plan import check_limits
     from pipelines.query_index import QueryConfig, check_model, define_pipeline
     from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
@@ -323,13 +324,15 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     started = time.monotonic()
     result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
     totals = counters(result)
-    for line in plan_lines(manifest, totals) if args.explain else ():
-        tell(line)
+    if args.explain:
+        weights = table_weights([t.substring for t in manifest.tables], manifest.spec.weights(profile))
+        for line in (*table_lines(totals, manifest, weights), bounds_line(totals)):
+            tell(line)
     tell(
         f'{args.output}: {totals.get("answers", 0):,} answers to {totals.get("queries", 0):,} queries '
         f'in {time.monotonic() - started:.0f} s'
     )
-    tell(read_line(manifest, totals))
+    tell(read_line(totals, manifest))
     if totals.get('rejected'):
         tell(f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}')
 

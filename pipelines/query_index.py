@@ -2,20 +2,21 @@
 
     grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
 
-    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the rest
-    partition files -> Reshuffle -> FirstLook (where the queries' own keys are) -> Tighten the bounds
-                                 -> Search -> ByPart -> GroupByKey -> Describe -> WriteAnswers
+    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the looks
+    partition files -> Reshuffle -> FirstLook, where the queries' own keys are -> Tighten the bounds
+                                 -> Search, all that the radii need, by blocks of queries
+                                 -> ByPart -> GroupByKey -> Describe, images part by images part
+                                 -> GroupByKey -> Render, block by block -> WriteAnswers, one file
 
-Of a partition only the row groups are read whose keys lie near enough to some query's, of images those with answers.
-
-The answers equal an exhaustive search's, ranked by (distance, row); see `pipelines/index/layout.py` for why.
+Files are read by row groups, and only those that can hold an answer. The answers equal an exhaustive search's, ranked
+by (distance, row); see `pipelines/index/layout.py` for why. What holds for all queries at once are ids, codes, bounds
+and radii; matches and answers go in blocks of queries.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,20 +27,23 @@ from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances
 from hashing_model.errors import InputError
-from pipelines.answers import answers_schema, rejects_path, write_rows
+from pipelines.answers import answers_schema, rejects_path, render_block, write_blocks, write_rows
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
-from pipelines.explain import plan_counts
+from pipelines.explain import count_bounds, count_radii, count_read, count_table_read
 from pipelines.index import code_tables, files
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
-from pipelines.index.partition_reader import read_near, read_rows
+from pipelines.index.partition_reader import Amount, read_all, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
-QUERIES_PER_BLOCK = 4096
+ANSWERS_PER_BLOCK = 65_536
+ALL_WITHIN_RADIUS = 64  # answers expected per query, where no k says
+ANSWER = np.dtype([('query', '<i4'), ('rank', '<i4'), ('distance', '<i4'), ('row', '<u4')])  # row: in the images part
+DESCRIBED = ('image_id', 'labels', 'caption', 'source')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ class QueryConfig:
         radius: largest weighted distance of an answer.
         profile: weight per segment.
         threads: per worker process; None for one per core.
-        explain: whether to count how many queries probe each table how far.
+        explain: keep the counters that `explain.py` shows.
     """
 
     folder: str
@@ -71,6 +75,11 @@ class QueryConfig:
     profile: dict[str, int] | None = None
     threads: int | None = None
     explain: bool = False
+
+    @property
+    def block_queries(self) -> int:
+        """How many queries are searched for, described and written together."""
+        return max(ANSWERS_PER_BLOCK // (self.k or ALL_WITHIN_RADIUS), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +96,13 @@ class QueryBlock:
 class Planned:
     """All queries in the order asked, and how to search for them."""
 
-    ids: list[str]
+    ids: pa.Array
     plan: SearchPlan
     rejects: tuple[Reject, ...]
 
 
 def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
-    """Wire the whole query job; the result is one element, the number of answers written."""
+    """Wire the whole query job; the result is one element, when the answers are written."""
     blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config, units)
     planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
     listed = [
@@ -107,20 +116,24 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
         plans = planned | 'PlanOnly' >> beam.Map(lambda p: p.plan)
     else:
         home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
-        seen = partitions | 'FirstLook' >> Search(config, home)
+        seen = partitions | 'FirstLook' >> Search(config, home) | 'Bound' >> beam.Map(kth_distances, config.k)
         plans = planned | 'Tighten' >> beam.Map(tighten, config, beam.pvalue.AsList(seen))
-    if config.explain:
-        plans = plans | 'CountRadii' >> beam.Map(count_plan)
     described = (
         partitions
         | 'Search' >> Search(config, plans)
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
         | 'GroupParts' >> beam.GroupByKey()
         | 'ListAnswers' >> beam.Map(list_values)
-        | 'Describe' >> beam.ParDo(InThreads(describe_answers), config, beam.pvalue.AsSingleton(plans))
-        | 'CountImages' >> beam.FlatMap(count_read)
+        | 'Describe' >> beam.ParDo(InThreads(describe_answers), config)
+        | 'CountImages' >> beam.FlatMap(count_described).with_output_types(tuple[int, bytes])
     )
-    return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsList(described))
+    asked = planned | 'Asked' >> beam.FlatMap(asked_blocks, config).with_output_types(tuple[int, bytes])
+    rendered = (
+        (described, asked)
+        | 'Together' >> beam.CoGroupByKey()
+        | 'Render' >> beam.FlatMap(render_answers, config).with_output_types(tuple[int, bytes])
+    )
+    return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsIter(rendered))
 
 
 class Search(beam.PTransform):
@@ -135,7 +148,7 @@ class Search(beam.PTransform):
         return (
             partitions
             | 'Open' >> beam.ParDo(InThreads(search_partition), self.config, self.plan)
-            | 'CountRead' >> beam.FlatMap(count_read).with_output_types(tuple[int, Matches])
+            | 'CountRead' >> beam.FlatMap(count_looked, self.config).with_output_types(tuple[int, Matches])
             | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k))
         )
 
@@ -189,12 +202,12 @@ def read_ids(path: str) -> list[str]:
 
 def find_ids(part: DataFile, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
     """The queried ids that are in one images part, with their codes."""
-    table = code_tables.read_file(config.folder, part, ['image_id', 'code'])
-    asked = pa.array(ids, pa.string())
-    at = pc.index_in(asked, table['image_id']).to_numpy(zero_copy_only=False)
-    places = np.flatnonzero(~np.isnan(at.astype(float)))
-    codes = code_tables.codes_from_arrow(table['code'])[at[places].astype(np.int64)]
-    return QueryBlock(places, [ids[i] for i in places.tolist()], codes)
+    known, read = read_all(config.folder, part, ['image_id'])
+    at = pc.index_in(pa.array(ids, pa.string()), known['image_id'])
+    places = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
+    found, more = read_rows(config.folder, part, at.drop_null().to_numpy().astype(np.int64), ['code'])
+    count(bytes_read=read.bytes + more.bytes)
+    return QueryBlock(places, [ids[i] for i in places.tolist()], code_tables.codes_from_arrow(found['code']))
 
 
 def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Planned:
@@ -212,60 +225,70 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
             for line, image_id in enumerate(read_ids(config.ids))
             if image_id.strip() and line not in found
         ]
+    none_yet = codes[:0]
     plan = plan_search(
-        manifest.spec,
-        manifest.tables,
-        manifest.rows,
-        codes[:0],  # the first look tells more than a sample
-        codes,
-        config.k,
-        config.radius,
-        config.profile,
+        manifest.spec, manifest.tables, manifest.rows, none_yet, codes, config.k, config.radius, config.profile
     )
+    if config.explain:
+        count_bounds('before', plan)
+        if config.k is None:
+            count_radii(plan)
     count(queries=len(codes), rejected=len(rejects))
-    return Planned([ids[i] for i in order], plan, tuple(rejects))
+    return Planned(pa.array(ids, pa.string()).take(pa.array(order)), plan, tuple(rejects))
 
 
-def search_partition(
-    partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
-) -> Iterator[tuple[dict[str, int], list[tuple[int, Matches]]]]:
-    """What was read of one partition file (table, prefix, file), if it was needed, and its answers by query block."""
+@dataclasses.dataclass(frozen=True)
+class Looked:
+    """What a look, 1 or 2, read of a partition file of a table, and the matches by block of queries."""
+
+    look: int
+    table: int
+    read: Amount
+    found: list[tuple[int, Matches]]
+
+
+def search_partition(partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan) -> Iterator[Looked]:
+    """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
     table, prefix, file = partition
     which = plan.queries_for(table, prefix)
     if not len(which):
         return
-    rows, amount = read_near(
+    rows, read = read_near(
         config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
     )
-    blocks = which // QUERIES_PER_BLOCK
-    found = [(b, plan.search(table, prefix, rows, which[blocks == b])) for b in np.unique(blocks).tolist()]
-    yield (
-        {
-            'bytes_read': amount.bytes,
-            'row_groups_read': amount.row_groups,
-            'rows_read': amount.rows,
-            'partitions_read': amount.files,
-        },
-        [(block, matches) for block, matches in found if len(matches.queries)],
-    )
+    starts = np.arange(0, len(plan.codes) + config.block_queries, config.block_queries)
+    blocks = enumerate(np.split(which, np.searchsorted(which, starts[1:-1])))
+    found = [(block, plan.search(table, prefix, rows, asking)) for block, asking in blocks if len(asking)]
+    yield Looked(1 if plan.reach else 2, table, read, [(block, m) for block, m in found if len(m.rows)])
 
 
-def count_read(element: tuple[dict[str, int], list[Any]]) -> list[Any]:
-    """Count what was read for some results; the results."""
-    counts, results = element
-    count(**counts)
-    return results
+def count_looked(looked: Looked, config: QueryConfig) -> list[tuple[int, Matches]]:
+    """Count what was read of a partition file; its matches by block of queries."""
+    count_read(looked.read)
+    if config.explain:
+        count_table_read(looked.look, looked.table, looked.read)
+    return looked.found
 
 
-def tighten(planned: Planned, config: QueryConfig, seen: Sequence[tuple[int, Matches]]) -> SearchPlan:
-    """The plan, with bounds from the answers of a first look, and from the sample where these are loose."""
-    found = Matches.merged((matches for _, matches in seen), planned.plan.k)
-    return bounded(config.folder, config.manifest, planned.plan.tightened(found))
+def kth_distances(element: tuple[int, Matches], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The queries of a block that have k answers, and the distance of the k-th."""
+    last = element[1].kth(k)
+    return last.queries, last.distances
 
 
-def count_plan(plan: SearchPlan) -> SearchPlan:
-    """The plan as it came; counts what `explain.print_plan` tells."""
-    count(**plan_counts(plan))
+def tighten(
+    planned: Planned, config: QueryConfig, seen: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> SearchPlan:
+    """The plan, with bounds from the answers of a first look, and from the sample where that pays."""
+    plan = planned.plan
+    if seen:
+        queries, distances = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
+        plan = plan.nearer(queries, distances)
+    plan, read = bounded(config.folder, config.manifest, plan)
+    count(bytes_read=read.bytes)
+    if config.explain:
+        count_bounds('after', plan)
+        count_radii(plan)
     return plan
 
 
@@ -280,12 +303,18 @@ class KeepNearest(beam.CombineFn):
         return []
 
     def add_input(self, kept: list[Matches], more: Matches) -> list[Matches]:
-        """Merge those of one partition."""
-        return self.merge_accumulators([kept, [more]])
+        """Add those of one partition; merge now and then, when as many are new as were kept."""
+        kept.append(more)
+        new = sum(len(m.rows) for m in kept[1:])
+        return self.compact(kept) if new > max(len(kept[0].rows), ANSWERS_PER_BLOCK) else kept
 
     def merge_accumulators(self, several: Iterable[list[Matches]]) -> list[Matches]:
         """Merge matches of several bundles."""
-        return [Matches.merged((m for kept in several for m in kept), self.k)]
+        return self.compact([m for kept in several for m in kept])
+
+    def compact(self, kept: list[Matches]) -> list[Matches]:
+        """All in one, before they travel."""
+        return [Matches.merged(kept, self.k)]
 
     def extract_output(self, kept: list[Matches]) -> Matches:
         """The nearest matches, ordered by (query, distance, row)."""
@@ -293,57 +322,92 @@ class KeepNearest(beam.CombineFn):
 
 
 def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
-    """Ranked matches by the images part that knows them: (part, int64 quadruples of query, rank, distance, row)."""
+    """Ranked matches of a block of queries by the images part that knows them: (part, records of `ANSWER`)."""
     matches = element[1]
-    ranked = np.column_stack([matches.queries, matches.ranks + 1, matches.distances, matches.rows])
+    answers = np.empty(len(matches.rows), ANSWER)
+    answers['query'], answers['rank'] = matches.queries, matches.ranks + 1
+    answers['distance'], answers['row'] = matches.distances, matches.rows & 0xFFFFFFFF
     parts = matches.rows >> 32
     for part in np.unique(parts).tolist():
-        yield part, ranked[parts == part].astype('<i8').tobytes()
+        yield part, answers[parts == part].tobytes()
 
 
 def describe_answers(
-    element: tuple[int, Iterable[bytes]], config: QueryConfig, plan: SearchPlan
-) -> Iterator[tuple[dict[str, int], list[bytes]]]:
-    """Answers of one images part with what is known of them, as an Arrow stream with the query's number as id."""
+    element: tuple[int, Iterable[bytes]], config: QueryConfig
+) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """What one images part knows of its answers, by block of queries, as Arrow streams; and the bytes read for it."""
     part, blocks = element
+    several = [np.frombuffer(block, ANSWER) for block in blocks]
+    rows = np.unique(np.concatenate([answers['row'] for answers in several])).astype(np.int64)
+    images, read = read_rows(config.folder, config.manifest.images[part], rows, [*DESCRIBED, 'code'])
+    described = []
+    for answers in several:
+        of_block = images.take(np.searchsorted(rows, answers['row']))
+        for name in ('query', 'rank', 'distance'):
+            of_block = of_block.append_column(name, pa.array(np.ascontiguousarray(answers[name])))
+        described.append((int(answers['query'][0]) // config.block_queries, to_stream(of_block)))
+    yield read.bytes, described
+
+
+def count_described(element: tuple[int, list[tuple[int, bytes]]]) -> list[tuple[int, bytes]]:
+    """Count the bytes read for some answers; the answers."""
+    count(bytes_read=element[0])
+    return element[1]
+
+
+def asked_blocks(planned: Planned, config: QueryConfig) -> Iterator[tuple[int, bytes]]:
+    """Ids and codes of the queries by block, as Arrow streams."""
+    codes = code_tables.codes_to_arrow(planned.plan.codes)
+    queries = pa.table({'id': planned.ids, 'code': codes})
+    for block, start in enumerate(range(0, len(queries), config.block_queries)):
+        yield block, to_stream(queries.slice(start, config.block_queries))
+
+
+def render_answers(
+    element: tuple[int, tuple[Iterable[bytes], Iterable[bytes]]], config: QueryConfig
+) -> Iterator[tuple[int, bytes]]:
+    """The answers to a block of queries, in order, as they will stand in the output; nothing if there are none."""
+    block, (described, (asked,)) = element
+    tables = [from_stream(stream) for stream in described]
+    if not tables:
+        return
+    answers = pa.concat_tables(tables).sort_by([('query', 'ascending'), ('rank', 'ascending')])
+    queries = from_stream(asked).take(answers['query'].to_numpy() - block * config.block_queries)
     spec = config.manifest.spec
-    queries, ranks, distances, rows = np.frombuffer(b''.join(blocks), '<i8').reshape(-1, 4).T
-    columns = ['image_id', 'labels', 'caption', 'source', 'code']
-    images, amount = read_rows(config.folder, config.manifest.images[part], rows & 0xFFFFFFFF, columns)
-    by_segment = segment_distances(plan.codes[queries], code_tables.codes_from_arrow(images['code']), spec)
-    answers = {
-        'query': pa.array(queries),
-        'rank': pa.array(ranks, pa.int32()),
-        'distance': pa.array(distances, pa.int32()),
+    asking, found = (code_tables.codes_from_arrow(table['code']) for table in (queries, answers))
+    by_segment = segment_distances(asking, found, spec)
+    columns = {
+        'query_id': queries['id'],
+        **{name: answers[name] for name in ('rank', 'distance', *DESCRIBED)},
         **{f'distance_{name}': pa.array(by_segment[:, i]) for i, name in enumerate(spec.names)},
-        **{name: images[name] for name in columns[:-1]},
     }
+    schema = answers_schema(spec)
+    count(answers=len(answers))
+    yield block, render_block(config.output, pa.table(columns).select(schema.names).cast(schema))
+
+
+def to_stream(table: pa.Table) -> bytes:
+    """A table as a compressed Arrow stream."""
     sink = pa.BufferOutputStream()
-    table = pa.table(answers)
-    with pa.ipc.new_stream(sink, table.schema) as stream:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression='zstd')) as stream:
         stream.write_table(table)
-    counts = {'bytes_read': amount.bytes, 'image_row_groups_read': amount.row_groups}
-    yield counts, [sink.getvalue().to_pybytes()]
+    return sink.getvalue().to_pybytes()
 
 
-def write_answers(planned: Planned, config: QueryConfig, described: Sequence[bytes]) -> int:
-    """Order all answers by query and rank and write the output file, and the rejects beside it if there are any."""
-    schema = answers_schema(config.manifest.spec)
-    tables = [pa.ipc.open_stream(block).read_all() for block in described]
-    if tables:
-        answers = pa.concat_tables(tables).sort_by([('query', 'ascending'), ('rank', 'ascending')])
-        query_ids = pa.array(planned.ids, pa.string()).take(answers['query'].combine_chunks())
-        answers = answers.append_column('query_id', query_ids).select(schema.names).cast(schema)
-    else:
-        answers = schema.empty_table()
-    write_rows(config.output, answers)
+def from_stream(stream: bytes) -> pa.Table:
+    """Inverse of `to_stream`."""
+    return pa.ipc.open_stream(stream).read_all()
+
+
+def write_answers(planned: Planned, config: QueryConfig, rendered: Iterable[tuple[int, bytes]]) -> None:
+    """Write the output file, and the rejects beside it if there are any."""
+    blocks = (block for _, block in sorted(rendered))
+    write_blocks(config.output, blocks, answers_schema(config.manifest.spec))
     if planned.rejects:
         rejects = pa.Table.from_pylist([dataclasses.asdict(r) for r in planned.rejects], code_tables.REJECTS)
         write_rows(rejects_path(config.output), rejects)
     else:
         files.delete_file(rejects_path(config.output))  # an earlier run's
-    count(answers=len(answers))
-    return len(answers)
 
 
 def check_model(manifest: Manifest, fingerprint: str) -> None:

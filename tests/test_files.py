@@ -175,3 +175,16 @@ def test_only_an_empty_folder_is_removed_as_empty(tmp_path):
     for name in ('a/b', 'a', 'none'):
         files.delete_empty_folder(f'{tmp_path}/{name}')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_pieces_takes_its_place_only_when_whole(tmp_path):
+    path = tmp_path / 'new' / 'a.bin'
+    with files.written_in_pieces(str(path)) as file:
+        file.write(b'one ')
+        assert not path.exists()
+        file.write(b'two')
+    assert path.read_bytes() == b'one two'
+    with pytest.raises(TypeError), files.written_in_pieces(str(path)) as file:
+        file.writelines([b'other', 'not bytes'])
+    assert path.read_bytes() == b'one two'
+    assert [p.name for p in path.parent.iterdir()] == ['a.bin']

@@ -4,18 +4,21 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 from make_index import (
     catalogue_pictures,
     distances_to,
     hand_model,
     make_codes,
+    make_version,
     nearest,
     start,
     tar_members,
@@ -25,6 +28,8 @@ from make_index import (
 
 from hashing_model.code_spec import CodeSpec
 from pipelines.index import files, versions
+from pipelines.index.on_demand import search_on_demand
+from pipelines.index.plan import plan_search
 
 pytest.importorskip('gcp_storage_emulator')
 pytest.importorskip('cryptography')
@@ -178,6 +183,33 @@ def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path)
     bucket.blob(f'index/{damaged}').upload_from_string(b'')
     done = start('verify', f'{BUCKET}/index')
     assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+
+
+def test_a_few_queries_of_a_bucket_read_a_few_row_groups(bucket, tmp_path):
+    """Through Beam, as the command's last line tells, and on demand; the answers are exact."""
+    spec = CodeSpec.parse('code=64')
+    codes = make_codes('clustered', 40_000, spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, 'ROW_GROUP_ROWS', 500)
+        make_version(tmp_path / 'index', spec, np.array_split(codes, 2), partition_rows=20_000)
+    upload(bucket, tmp_path / 'index', 'large')
+    asked = ('--codes', write_code_files(tmp_path / 'ask', codes[:2], 1, 'query'))
+    output = f'{BUCKET}/out/few.jsonl'
+    done = succeed('query', '--index', f'{BUCKET}/large', *asked, '--k', 3, '--output', output, '--explain')
+    expected = nearest(distances_to(codes, codes[:2], spec), 3)
+    found = [(row['distance'], row['image_id']) for row in read_answers(bucket, 'out/few.jsonl')]
+    assert found == [(d, str(i)) for answers in expected for d, i in answers]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith('read ')]
+    manifest = versions.read_manifest(f'{BUCKET}/large')
+    rows, of = (int(n.replace(',', '')) for n in re.search(r'tables ([\d,]+) of ([\d,]+) rows', line).groups())
+    assert of == len(codes) * len(manifest.tables)
+    assert 0 < rows < of / 3
+    folder = versions.version_folder(f'{BUCKET}/large', manifest.version)
+    plan = plan_search(spec, manifest.tables, manifest.rows, codes[:0], codes[:2], 3)
+    matches, _ = search_on_demand(folder, manifest, plan)
+    starts = np.array([0, 20_000])
+    places = starts[matches.rows >> 32] + (matches.rows & 0xFFFFFFFF)
+    assert list(zip(matches.distances, places, strict=True)) == [a for answers in expected for a in answers]
 
 
 def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,16 +12,19 @@ from hypothesis import strategies as st
 
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import pack_bits, unpack_bits
+from pipelines.index import layout
 from pipelines.index.layout import (
     HISTOGRAM_BITS,
     MAX_SUBSTRING_BITS,
     NOT_PROBED,
     PROBE_COST,
-    READ_COST,
     Substring,
     choose_radii,
     cut_prefixes,
     cut_substrings,
+    home_reach,
+    interval_distances,
+    intervals_near,
     key_histogram,
     key_order,
     mix,
@@ -30,6 +34,7 @@ from pipelines.index.layout import (
     prefix_rows,
     prefix_starts,
     probe_costs,
+    radii_cost,
     reading_costs,
     substring_keys,
     table_weights,
@@ -174,6 +179,38 @@ def test_prefixes_of_one_bit_and_of_32():
     assert prefix_distances(np.array([key]), 32, f'{key ^ 0xFFFFFFFF:032b}').tolist() == [32]
 
 
+# Intervals of keys
+
+
+@given(st.integers(1, 7), st.data())
+def test_an_interval_is_as_far_as_its_nearest_integer(bits, data):
+    ends = st.tuples(st.integers(0, (1 << bits) - 1), st.integers(0, (1 << bits) - 1)).map(sorted)
+    intervals = data.draw(st.lists(ends, min_size=1, max_size=5))
+    keys = np.arange(1 << bits)
+    expected = [[min((x ^ key).bit_count() for x in range(a, b + 1)) for a, b in intervals] for key in keys.tolist()]
+    lows, highs = np.array(intervals).T
+    assert interval_distances(keys, lows, highs).tolist() == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(0, 31))
+def test_intervals_of_long_keys(key, low, length, flipped):
+    high = min(low + length, 2**32 - 1)
+    for asked in (key, low ^ 1 << flipped, high ^ 1 << flipped):
+        nearest = min((x ^ asked).bit_count() for x in range(low, high + 1))
+        assert interval_distances(np.array([asked]), np.array([low]), np.array([high])).tolist() == [[nearest]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 63), st.integers(-1, 3)), max_size=9), st.data())
+def test_intervals_are_needed_by_any_query_of_any_block(queries, data):
+    ends = st.tuples(st.integers(0, 63), st.integers(0, 63)).map(sorted)
+    intervals = data.draw(st.lists(ends, max_size=6))
+    keys, radii = np.array(queries, np.int64).reshape(-1, 2).T
+    lows, highs = np.array(intervals, np.int64).reshape(-1, 2).T
+    expected = [any((x ^ k).bit_count() <= r for k, r in queries for x in range(a, b + 1)) for a, b in intervals]
+    with mock.patch.object(layout, 'INTERVAL_QUERIES', 2):
+        assert intervals_near(keys, radii, lows, highs).tolist() == expected
+
+
 # Pseudo-random numbers
 
 
@@ -206,13 +243,29 @@ def test_costs_count_probes_and_candidates(bits, rows):
         assert costs[radius] == pytest.approx(search + shares[radius] * rows)
 
 
-@given(st.integers(1, 32), st.integers(1, 10**9), st.integers(1, 10**6))
-def test_reading_costs_rise_to_the_whole_table_or_count_only_what_is_read_beyond_the_own_keys(bits, rows, queries):
-    costs = reading_costs(bits, rows, 65_536, queries) * queries / READ_COST / rows
-    assert (np.diff(costs) >= -1e-9).all()
-    assert costs[0] == 0 or costs[-1] == pytest.approx(1)
-    if rows > 65_536 * 4 and queries == 1 and bits > 16:
-        assert 0 < costs[0] <= 0.5
+@given(st.integers(1, 20), st.integers(0, 7), st.integers(1, 50))
+def test_reading_costs_are_the_share_of_groups_that_any_of_random_queries_needs(bits, log_groups, queries):
+    groups = 2 ** min(log_groups, bits)
+    costs = reading_costs(bits, 1000 * groups, 1000, queries) * queries / (layout.READ_COST * 1000)
+    depth = int(math.log2(groups))
+    near = [sum(i.bit_count() <= r for i in range(groups)) for r in range(bits + 1)]
+    assert len(costs) == bits + 1
+    by_any = np.array([groups * (1 - (1 - n / groups) ** queries) for n in near])
+    anyway = by_any[0] if by_any[0] > groups / 2 else 0  # that much is read for the queries' own keys
+    assert costs == pytest.approx(by_any - anyway)
+    assert costs[depth:] == pytest.approx([groups - anyway] * (bits + 1 - depth))
+
+
+@pytest.mark.parametrize(('bits', 'rows'), [(22, 10**7), (16, 2**16), (32, 10**9), (7, 10), (21, 0)])
+def test_a_first_look_probes_as_far_as_its_share_of_a_scan(bits, rows):
+    reach = home_reach(bits, rows)
+    limit = rows * layout.HOME_SHARE / layout.PROBE_COST
+    probes = [sum(math.comb(bits, i) for i in range(r + 1)) for r in range(bits + 1)]
+    assert reach == max([0, *(r for r, n in enumerate(probes) if n <= limit)])
+
+
+def test_a_search_costs_what_its_tables_cost():
+    assert radii_cost([np.array([1.0, 2]), np.array([10.0, 20]), np.array([100.0])], [1, NOT_PROBED, 0]) == 102
 
 
 TABLES = st.lists(

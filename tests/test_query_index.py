@@ -37,11 +37,12 @@ from hashing_model import images
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import hamming
 from hashing_model.images import Resizing
-from pipelines import records
+from pipelines import query_index, records
 from pipelines.__main__ import main
 from pipelines.answers import answers_schema
-from pipelines.index import LocalIndex
+from pipelines.index import LocalIndex, on_demand
 from pipelines.index.on_demand import bounded, look
+from pipelines.index.partition_reader import Amount
 from pipelines.index.plan import plan_search
 
 SEGMENTS = 'coarse=32,fine=32,look=64'
@@ -228,7 +229,7 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     shutil.copytree(case.index, tmp_path / 'index')
     manifest, folder, spoiled = read_served(case.index), str(served_folder(case.index)), 0
     home = plan_search(SPEC, manifest.tables, ROWS, case.queries[:0], case.queries, *limits).at_home()
-    looks = home, bounded(folder, manifest, home.tightened(look(folder, manifest, home)[0]))
+    looks = home, bounded(folder, manifest, home.tightened(look(folder, manifest, home)[0]))[0]
     for number, table in enumerate(read_served(case.index).tables):
         for partition in table.partitions:
             if not any(len(look.queries_for(number, partition.prefix)) for look in looks):
@@ -239,6 +240,55 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     few = write_codes(tmp_path / 'few.parquet', [f'query-{i}' for i in range(len(case.queries))], case.queries)
     succeed('query', '--index', tmp_path / 'index', '--output', tmp_path / 'answers.parquet', '--codes', few)
     assert ranked(read_answers(tmp_path / 'answers.parquet')) == case.expected(*limits)
+
+
+@pytest.mark.parametrize('suffix', ['parquet', 'jsonl'])
+@pytest.mark.parametrize('limits', [(10, None, None), (None, 45, None)], ids=str)
+def test_blocks_of_queries_come_together_in_one_file(cases, tmp_path, monkeypatch, suffix, limits):
+    case, output = cases['clustered'], tmp_path / f'answers.{suffix}'
+    monkeypatch.setattr(query_index, 'ANSWERS_PER_BLOCK', 30)
+    monkeypatch.setattr(query_index, 'ALL_WITHIN_RADIUS', 10)
+    succeed('query', '--index', case.index, '--output', output, *case.ask, *options_of(*limits))
+    expected = case.expected(*limits)
+    assert len(expected) > 9
+    assert list(ranked(read_answers(output)).items()) == list(expected.items())
+    assert [p.name for p in tmp_path.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize('limits', [(10, None, None), (None, 12, PROFILES[2])], ids=str)
+def test_explain_tells_the_plan_and_what_was_read(cases, tmp_path, capsys, limits):
+    case = cases['clustered']
+    ask = ('query', '--index', case.index, *case.ask, *options_of(*limits), '--output')
+    succeed(*ask, tmp_path / 'plain.jsonl')
+    plain = capsys.readouterr().err
+    succeed(*ask, tmp_path / 'explained.jsonl', '--explain')
+    assert (tmp_path / 'plain.jsonl').read_text() == (tmp_path / 'explained.jsonl').read_text()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in plain.splitlines() if line.startswith('read ')] == [lines[-1]]
+
+    manifest, folder, k, *others = read_served(case.index), str(served_folder(case.index)), *limits
+    plan = plan_search(SPEC, manifest.tables, ROWS, case.queries[:0], case.queries, k, *others)
+    looks = [plan.at_home(), plan] if k else [plan]
+    if k:
+        found, _ = on_demand.look(folder, manifest, looks[0])
+        looks[1] = on_demand.bounded(folder, manifest, plan.tightened(found))[0]
+    read = sum((on_demand.look(folder, manifest, look)[1] for look in looks), Amount())
+    files = [f for t in manifest.tables for p in t.partitions for f in p.files]
+    assert (
+        f'{read.rows:,} of {ROWS * len(manifest.tables):,} rows, {read.row_groups:,} row groups, '
+        f'in {read.files:,} openings of {len(files)} files'
+    ) in lines[-1]
+
+    header, *rows = lines[: 2 * len(manifest.tables) + 1]
+    assert header.split()[:4] == ['table', 'bits', 'weight', 'probed']
+    for number, (line, table) in enumerate(zip(rows[::2], manifest.tables, strict=True)):
+        radii = looks[-1].radii[:, number]
+        probed = int(((radii >= 0) & (radii < table.substring.bits)).sum())
+        assert line.split()[0] == str(number)
+        assert line.split()[3:5] == [str(probed), str(int((radii == table.substring.bits).sum()))]
+    after = np.sort(looks[-1].bounds)
+    if k:
+        assert f'{after[0]} {after[(len(after) - 1) // 2]} {after[-1]} after the first look' in lines[-3]
 
 
 def test_an_index_of_one_row_answers(tmp_path):

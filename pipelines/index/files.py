@@ -13,10 +13,12 @@ import hashlib
 import math
 import os
 import posixpath
+import shutil
+import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from pyarrow import fs as arrow_fs
 from hashing_model.errors import InputError
 
 ROW_GROUP_ROWS = 65_536
+COPIED_AT_ONCE = 1 << 24
 
 
 def absolute(uri: str | os.PathLike) -> str:
@@ -124,6 +127,31 @@ def infos_below(uri: str, recursive: bool = True) -> dict[str, FileInfo]:
     filesys, path = filesystem(uri)
     infos = (i for i in _infos(filesys, path, recursive) if i.type == arrow_fs.FileType.File)
     return {i.path[len(path) + 1 :]: FileInfo(i.size, _seconds(i, math.inf)) for i in infos}
+
+
+@contextlib.contextmanager
+def written_in_pieces(uri: str) -> Iterator[IO[bytes]]:
+    """A new file to write piece by piece; it takes its place when the block ends without an error, else nothing does.
+
+    What goes to a bucket waits in a temporary file, as large as the whole.
+    """
+    filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        target = f'{path}.{uuid.uuid4().hex}.tmp'
+        try:
+            with open(target, 'wb') as file:
+                yield file
+            os.replace(target, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+        return
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with filesys.open_output_stream(path) as stream:
+            shutil.copyfileobj(file, stream, COPIED_AT_ONCE)
 
 
 def sizes_below(uri: str) -> dict[str, int]:

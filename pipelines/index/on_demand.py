@@ -5,16 +5,13 @@ Local or in a bucket, without Beam. `query_index.py` makes the same looks as a B
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.index.partition_reader import Amount, read_near
+from pipelines.index.partition_reader import Amount, read_all, read_near
 from pipelines.index.plan import Matches, SearchPlan
 
 
-def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, NDArray[np.int64]]:
+def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, Amount]:
     """The exact answers of a plan: after a first look for near answers, a second one that certifies them.
 
     At most the needed rows of one file are in memory at once, beside the answers.
@@ -25,17 +22,18 @@ def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple
         plan: from `plan_search`; with no sample given to it, this reads the sample if that pays.
 
     Returns:
-        Ordered by (query, distance, row), at most k per query; and how many rows were read, for each query.
+        Matches ordered by (query, distance, row), at most k per query; and how much was read for them.
 
     Raises:
         OSError: a file is missing or damaged; the message names it.
     """
     read = Amount()
     if plan.k is not None:
-        found, read = look(folder, manifest, plan.at_home())
-        plan = bounded(folder, manifest, plan.tightened(found))
-    matches, more = look(folder, manifest, plan)
-    return matches, np.full(len(plan.codes), (read + more).rows)
+        found, first = look(folder, manifest, plan.at_home())
+        plan, of_sample = bounded(folder, manifest, plan.tightened(found))
+        read = first + of_sample
+    matches, last = look(folder, manifest, plan)
+    return matches, read + last
 
 
 def look(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, Amount]:
@@ -58,10 +56,10 @@ def search_file(folder: str, table: int, prefix: str, file: DataFile, plan: Sear
     return plan.search(table, prefix, rows, which), amount
 
 
-def bounded(folder: str, manifest: Manifest, plan: SearchPlan) -> SearchPlan:
+def bounded(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[SearchPlan, Amount]:
     """The plan, with bounds from the version's sample for those queries that are worth reading it."""
     queries = plan.worth_sampling(manifest.sample.rows)
     if not len(queries):
-        return plan
-    sample = code_tables.read_file(folder, manifest.sample, ['code'])['code']
-    return plan.sampled(queries, code_tables.codes_from_arrow(sample))
+        return plan, Amount()
+    sample, read = read_all(folder, manifest.sample, ['code'])
+    return plan.sampled(queries, code_tables.codes_from_arrow(sample['code'])), read

@@ -76,16 +76,22 @@ def read_rows(folder: str, file: DataFile, rows: NDArray[np.int64], columns: Seq
         OSError: see `opened`.
     """
     with opened(folder, file) as parquet:
-        sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-        ends = np.cumsum(sizes, dtype=np.int64)
-        group_of = np.searchsorted(ends, rows, side='right')
+        sizes = np.array([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)], np.int64)
+        group_of = np.searchsorted(np.cumsum(sizes), rows, side='right')
         groups = np.unique(group_of)
         table, amount = _read_groups(parquet, file, groups.tolist(), columns)
-        starts = np.zeros(len(sizes), np.int64)  # of each group, in the file less where it is in the table read
-        starts[groups] = (ends - sizes)[groups] - (
-            np.cumsum(np.array(sizes, np.int64)[groups]) - np.array(sizes)[groups]
-        )
-        return table.take(rows - starts[group_of]), amount
+        skipped = np.where(np.isin(np.arange(len(sizes)), groups), 0, sizes)
+        return table.take(rows - np.cumsum(skipped)[group_of]), amount
+
+
+def read_all(folder: str, file: DataFile, columns: Sequence[str]) -> tuple[pa.Table, Amount]:
+    """Whole columns of a file.
+
+    Raises:
+        OSError: see `opened`.
+    """
+    with opened(folder, file) as parquet:
+        return _read_groups(parquet, file, range(parquet.num_row_groups), columns)
 
 
 @contextlib.contextmanager
@@ -120,7 +126,7 @@ def key_ranges(metadata: pq.FileMetaData, bits: int) -> tuple[NDArray[np.int64],
 def _read_groups(
     parquet: pq.ParquetFile, file: DataFile, groups: Sequence[int], columns: Sequence[str]
 ) -> tuple[pa.Table, Amount]:
-    table = parquet.read_row_groups(groups, columns=list(columns))
+    table = parquet.read_row_groups(list(groups), columns=list(columns))
     footer = footer_bytes(parquet.metadata.serialized_size, file.bytes)
     chunks = chunk_bytes(parquet.metadata, groups, columns)
     return table, Amount(footer + chunks, len(groups), len(table), int(len(groups) > 0))

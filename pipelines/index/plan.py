@@ -122,6 +122,7 @@ class SearchPlan:
         weights: of the tables.
         costs: per table, of reading it and probing it to radius 0, 1, ... (`layout.probe_costs`, `reading_costs`).
         rows: of the index.
+        selectivity: per table, the share of rows within radius 0, 1, ... of a query, by expectation.
         reach: per table, to which radius a first look probes what it has read; None where the radii say that too.
     """
 
@@ -134,6 +135,7 @@ class SearchPlan:
     weights: tuple[int, ...]
     costs: tuple[NDArray[np.float64], ...]
     rows: int
+    selectivity: tuple[tuple[float, ...], ...]
     reach: tuple[int, ...] | None = None
 
     def within(self, bounds: NDArray[np.int64]) -> SearchPlan:
@@ -284,7 +286,8 @@ def plan_search(
     substrings = tuple(t.substring for t in tables)
     unplanned = np.full((len(codes), len(tables)), NOT_PROBED, np.int8)
     weights = table_weights(substrings, segment_weights)
-    plan = SearchPlan(codes, bounds, unplanned, substrings, metric, k, weights, _costs(tables, rows, len(codes)), rows)
+    costs, shares = _costs(tables, rows, len(codes)), tuple(t.selectivity for t in tables)
+    plan = SearchPlan(codes, bounds, unplanned, substrings, metric, k, weights, costs, rows, shares)
     return plan.within(bounds)
 
 

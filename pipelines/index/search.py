@@ -131,8 +131,8 @@ class LocalIndex:
             if where is not None or not exact:
                 raise InputError('where and exact=False need an index that was opened in memory')
             plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
-            matches, visited = search_on_demand(self.folder, self.manifest, plan)
-            return self._result(matches, k, np.ones(len(codes), bool), visited)
+            matches, read = search_on_demand(self.folder, self.manifest, plan)
+            return self._result(matches, k, np.ones(len(codes), bool), np.full(len(codes), read.rows))
         allowed = None if where is None else self.allowed(where)
         found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
         matches = Matches(found.queries, found.distances, self._rows_of(found.numbers))
