@@ -88,7 +88,7 @@ def server(monkeypatch):
     server.daemon_threads = True
     server.lock, server.objects, server.generation, server.lose_answers = threading.Lock(), {}, 100, 0
     server.before_look, server.forbidden = (lambda: None), False
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://127.0.0.1:{server.server_port}')
     yield server
     server.shutdown()
@@ -124,7 +124,7 @@ def test_of_many_that_believe_the_same_one_wins(server):
             return e.found
         return None
 
-    for _ in range(3):
+    for _ in range(2):
         believed, names = read(URI), [f'{len(server.objects)}-{server.generation}-{i}' for i in range(8)]
         with ThreadPoolExecutor(8) as pool:
             found = dict(zip(names, pool.map(attempt, names), strict=True))

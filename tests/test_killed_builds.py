@@ -37,7 +37,6 @@ POINTS = {
     'encoding': r'staging/images-00001',
     'images': r'images/part-00001\.parquet$',
     'tables': r'codes/table=2/',
-    'sample': r'sample\.parquet$',
     'manifest': r'manifest\.json$',
     'promotion': r'CURRENT$',
 }
