@@ -1,7 +1,7 @@
-"""The command line: `grainhash train | features | calibrate | evaluate | build | query | inspect | demo`.
+"""The command line: `grainhash train | features | ... | build | query | inspect | versions | ... | demo`.
 
-Arguments and messages only. Commands import what they need when they run, so that `--help` and `inspect` load neither
-Beam nor TensorFlow.
+Arguments and messages only. Commands import what they need when they run, so that `--help`, `inspect` and those
+about versions load neither Beam nor TensorFlow.
 Exit codes: 0 done, 1 failed, 2 bad input or options.
 """
 
@@ -26,6 +26,7 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 """
 PROGRESS_SECONDS = 15
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
+VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -48,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
         'build': _build,
         'query': _query,
         'inspect': _inspect,
+        'versions': _versions,
+        'promote': _promote,
+        'rollback': _rollback,
+        'prune': _prune,
+        'verify': _verify,
         'demo': _demo,
     }
     for name, add in added.items():
@@ -67,8 +73,20 @@ HELP = {
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
     'inspect': ('Show what an index holds.', None),
+    'versions': ('List the versions of an index: which is served, which are not finished.', None),
+    'promote': ('Make a finished version of an index the served one.', None),
+    'rollback': ('Serve the version of an index that is next older than the served one.', None),
+    'prune': (
+        'Remove old versions of an index, and what builds that died have left.',
+        'A reader that is at work on a removed version fails: keep as many as may be in use.',
+    ),
+    'verify': (
+        'Check every file of a version against its manifest.',
+        'Prints a line for everything that is wrong. Exit code 0 if nothing is, 1 if something is.',
+    ),
     'demo': ('Fit, build and query on the embedded catalogue of emoji, and write a gallery.', None),
 }
+INDEX_HELP = 'folder of the index; local or gs://'
 PATTERN_HELP = 'image shards (.tar, .tar.gz, .tfrecord, .parquet), image files or folders; globs and gs:// are fine'
 
 
@@ -197,7 +215,7 @@ def _build(parser: argparse.ArgumentParser) -> None:
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
     source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
     parser.add_argument('--model', metavar='DIR', help='the model that encodes the images; needed with --images')
-    parser.add_argument('--index', required=True, metavar='DIR', help='folder of the index; local or gs://')
+    parser.add_argument('--index', required=True, metavar='DIR', help=INDEX_HELP)
     parser.add_argument(
         '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
     )
@@ -208,7 +226,7 @@ def _build(parser: argparse.ArgumentParser) -> None:
 
 
 def _query(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--index', required=True, metavar='DIR', help='folder of the index; local or gs://')
+    parser.add_argument('--index', required=True, metavar='DIR', help=INDEX_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=f'query images: {PATTERN_HELP}')
     source.add_argument('--ids', metavar='FILE', help='text file with one image id of the index per line')
@@ -227,9 +245,46 @@ def _query(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('index', metavar='INDEX', help='folder of the index; local or gs://')
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
     parser.add_argument('--version', metavar='ID', help='show this version, not the served one')
     parser.add_argument('--json', action='store_true', help='print JSON, for machines')
+
+
+def _versions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument('--json', action='store_true', help='print JSON, for machines')
+
+
+def _promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument('version', metavar='VERSION', help='its id, as grainhash versions lists it')
+
+
+def _rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+
+
+def _prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument(
+        '--keep',
+        type=int,
+        required=True,
+        metavar='N',
+        help='keep the N newest finished versions, and the served one in any case',
+    )
+    parser.add_argument(
+        '--older-than',
+        type=float,
+        default=24,
+        metavar='HOURS',
+        help='an unfinished build that wrote its last file before that is dead (default: 24)',
+    )
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('index', metavar='INDEX', help=INDEX_HELP)
+    parser.add_argument('--version', metavar='ID', help='check this version, not the served one')
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -256,9 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')
-        from pipelines import commands
+        from pipelines import commands, version_commands
 
-        getattr(commands, args.command)(args, rest)
+        module = version_commands if args.command in VERSION_COMMANDS else commands
+        getattr(module, args.command)(args, rest)
     except InputError as e:
         return _fail(e, 2, args.verbose)
     except (BuildError, OSError) as e:

@@ -22,6 +22,7 @@ from hashing_model.errors import BuildError, InputError
 from pipelines.blocks import Block, get_blocks, put_blocks
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import INPUTS, CodeRows
+from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
 from pipelines.records import DUPLICATE_ID
@@ -48,6 +49,7 @@ class BuildConfig:
         options: which column or key holds what.
         partition_rows: rows a partition file should not exceed.
         threads: per worker process, for TensorFlow and the features; None for one per core.
+        believed: what `CURRENT` was when the build began; see `versions.publish`.
     """
 
     index: str
@@ -60,6 +62,7 @@ class BuildConfig:
     options: ReadOptions = ReadOptions()
     partition_rows: int = PARTITION_ROWS
     threads: int | None = None
+    believed: Current | None = None
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
@@ -101,8 +104,7 @@ def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
     columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=INPUTS)
-    path = files.join(folder, versions.INPUTS_PATH)
-    return DataFile(versions.INPUTS_PATH, len(table), files.write_table(path, table))
+    return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
 
 
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -193,8 +195,8 @@ def write_partition(
     order = layout.key_order(keys, substring.bits)  # rows are ascending: equal keys stay so
     content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
-    written = files.write_table(config.path(name), content, **code_tables.PARTITION_OPTIONS)
-    yield table, prefix, DataFile(name, len(content), written)
+    written = files.table_bytes(content, **code_tables.PARTITION_OPTIONS)
+    yield table, prefix, versions.write_data_file(config.folder, name, len(content), written)
 
 
 def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -214,8 +216,14 @@ def publish_version(
     partitions: Sequence[tuple[int, str, DataFile]],
     sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
 ) -> int:
-    """Write the sample, check everything, write the manifest, publish the version; returns its rows."""
-    written = files.write_table(config.path(versions.SAMPLE_PATH), code_tables.sample_table(*sample))
+    """Write the sample, check everything, write the manifest, publish the version; returns its rows.
+
+    Done again, as runners may, it writes the same and leaves `CURRENT` alone.
+
+    Raises:
+        BuildError: something is missing, or another version was published since the build began.
+    """
+    sampled = files.table_bytes(code_tables.sample_table(*sample))
     parts = sorted(parts, key=lambda p: p.number)
     manifest = Manifest(
         version=config.version,
@@ -228,13 +236,22 @@ def publish_version(
         inputs=config.inputs,
         counters=add_counters(parts, config.unit_count),
         libraries=library_versions(),
-        sample=DataFile(versions.SAMPLE_PATH, len(sample[0]), written),
+        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample[0]), sampled),
+        model_files=tuple(list_model_files(config.folder)),
     )
     check_version(manifest, config.folder)
     files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    versions.publish(config.index, config.version)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
+    versions.publish(config.index, config.version, config.believed)
     return manifest.rows
+
+
+def list_model_files(folder: str) -> Iterator[DataFile]:
+    """The files of a version's model, if it has one, as they are."""
+    for name in files.sizes_below(files.join(folder, versions.MODEL_FOLDER)):
+        path = f'{versions.MODEL_FOLDER}/{name}'
+        content = files.read_bytes(files.join(folder, path))
+        yield DataFile(path, 0, len(content), files.digest(content))
 
 
 def check_version(manifest: Manifest, folder: str) -> None:
@@ -248,7 +265,7 @@ def check_version(manifest: Manifest, folder: str) -> None:
         if held != manifest.rows:
             raise BuildError(f'table {number} holds {held} rows; {manifest.rows} images were indexed')
     sizes = files.sizes_below(folder)
-    for file in manifest.data_files:
+    for file in manifest.all_files:
         if sizes.get(file.path) != file.bytes:
             found = 'is missing' if file.path not in sizes else f'has {sizes[file.path]} bytes instead of {file.bytes}'
             raise BuildError(f'{files.join(folder, file.path)} {found}: it was changed during the build')

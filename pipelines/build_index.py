@@ -192,7 +192,7 @@ class FinishPart(beam.DoFn):
         )
 
     def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
-        return DataFile(name, rows, files.write_bytes(self.config.path(name), content))
+        return versions.write_data_file(self.config.folder, name, rows, content)
 
 
 class AddHistograms(beam.CombineFn):

@@ -209,6 +209,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     versions.check_index_folder(index)
+    believed = versions.look(index)
     given = _codes_input(args) if args.codes else _images_input(args)
     version = versions.new_version_id()
     folder = versions.version_folder(index, version)
@@ -226,6 +227,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             options=given.options,
             partition_rows=args.partition_rows,
             threads=threads_per_worker(options),
+            believed=believed,
         )
         run_pipeline(lambda root: define_pipeline(root, config, given.units), options)
     except JobLostError:

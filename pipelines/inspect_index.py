@@ -1,4 +1,4 @@
-"""What a version of an index holds, in numbers: for `grainhash inspect INDEX`.
+"""What a version of an index holds, in numbers, and which versions there are: `grainhash inspect` and `versions`.
 
 The manifest alone answers; no data file is opened.
 """
@@ -6,6 +6,7 @@ The manifest alone answers; no data file is opened.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.index.manifest import Manifest
+from pipelines.index.versions import Found
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
         'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
-        'bytes': sum(f.bytes for f in manifest.data_files),
+        'bytes': sum(f.bytes for f in manifest.all_files),
         'libraries': dict(manifest.libraries),
     }
 
@@ -64,7 +66,7 @@ def print_summary(summary: dict[str, Any]) -> None:
     console.print(f'segments  {segments} bits')
     console.print(
         f'images    {summary["images"]:,} in {summary["image_parts"]:,} parts, from {summary["input_files"]:,} files; '
-        f'the index has {_size(summary["bytes"])}'
+        f'the index has {describe_size(summary["bytes"])}'
     )
     records = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in summary['counters'].items())
     console.print(f'records   {records}')
@@ -78,14 +80,40 @@ def print_summary(summary: dict[str, Any]) -> None:
         sizes = (f'{t[name]:,}' for name in ('smallest_partition', 'median_partition', 'largest_partition'))
         bits = f'{t["first_bit"]}-{t["first_bit"] + t["bits"] - 1}'
         counts = (f'{t[name]:,}' for name in ('partitions', 'files', 'rows'))
-        table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, _size(t['bytes']))
+        table.add_row(str(t['table']), t['segment'], bits, *counts, *sizes, describe_size(t['bytes']))
     console.print(table)
 
 
-def _size(count: float) -> str:
+def summarize_versions(found: Sequence[Found], served: str | None) -> list[dict[str, Any]]:
+    """Id, time, rows, bytes and state of each version, as plain JSON values; null where no manifest tells."""
+    return [
+        {
+            'version': f.version,
+            'created': f.manifest.created if f.manifest else None,
+            'rows': f.manifest.rows if f.manifest else None,
+            'bytes': sum(file.bytes for file in f.manifest.all_files) if f.manifest else None,
+            'state': 'served' if f.version == served and f.manifest else f.state,
+        }
+        for f in found
+    ]
+
+
+def print_versions(rows: Sequence[dict[str, Any]]) -> None:
+    """The versions for people, on standard output."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ('version', 'created', 'rows', 'size', 'state'):
+        table.add_column(name, justify='right' if name in ('rows', 'size') else 'left')
+    for row in rows:
+        numbers = (f'{row["rows"]:,}', describe_size(row['bytes'])) if row['created'] else ('', '')
+        table.add_row(row['version'], row['created'], *numbers, row['state'])
+    console.print(table)
+
+
+def describe_size(count: float) -> str:
     """Bytes with a unit.
 
-    >>> _size(2_500_000)
+    >>> describe_size(2_500_000)
     '2.5 MB'
     """
     for unit in ('B', 'kB', 'MB', 'GB'):

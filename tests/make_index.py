@@ -35,7 +35,6 @@ from pipelines.assemble import (
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
-from pipelines.index.manifest import DataFile
 from pipelines.records import MISSING_ID, Record, Reject, Source
 from pipelines.shards import InputFile
 
@@ -153,11 +152,12 @@ def write_part(number, codes, config, rejected=0):
     name, rejects_name = versions.images_path(number), versions.rejects_path(number)
     images = images_table(records, codes, sizes)
     rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
-    written = DataFile(name, len(images), files.write_table(config.path(name), images, **IMAGES_OPTIONS))
+    content = files.table_bytes(images, **IMAGES_OPTIONS)
+    written = versions.write_data_file(config.folder, name, len(images), content)
     rejects_file = None
     if rejected:
-        size = files.write_table(config.path(rejects_name), rejects_table(rejects))
-        rejects_file = DataFile(rejects_name, rejected, size)
+        content = files.table_bytes(rejects_table(rejects))
+        rejects_file = versions.write_data_file(config.folder, rejects_name, rejected, content)
     return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
 
 
@@ -212,8 +212,8 @@ def write_codes_part(number, codes, config, first=0):
     known = {'image_id': [str(first + i) for i in range(len(codes))], 'code': codes_to_arrow(codes)}
     columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
     path = versions.images_path(number)
-    size = files.write_table(config.path(path), pa.table(columns, schema=schema), **IMAGES_OPTIONS)
-    return Part(number, DataFile(path, len(codes), size), None, len(codes), {})
+    content = files.table_bytes(pa.table(columns, schema=schema), **IMAGES_OPTIONS)
+    return Part(number, versions.write_data_file(config.folder, path, len(codes), content), None, len(codes), {})
 
 
 def read_partitions(index):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,6 +152,29 @@ def test_a_place_is_tried_without_a_trace(tmp_path):
     with pytest.raises(InputError, match=r'cannot write .*: File name too long'):
         files.check_writable(str(tmp_path / ('n' * 300)))
     assert everything(tmp_path) == {'file': b'keep'}
+
+
+def test_size_and_time_of_the_files_below(tmp_path):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    (tmp_path / 'a' / 'b' / 'c').write_bytes(b'123')
+    (tmp_path / 'd').write_bytes(b'1')
+    os.utime(tmp_path / 'd', (5, 5))
+    found = files.infos_below(str(tmp_path))
+    assert {path: info.size for path, info in found.items()} == {'a/b/c': 3, 'd': 1} == files.sizes_below(str(tmp_path))
+    assert found['d'].time == files.time_of(f'{tmp_path}/d') == 5
+    assert abs(found['a/b/c'].time - time.time()) < 60
+    assert list(files.infos_below(str(tmp_path), recursive=False)) == ['d']
+    assert files.infos_below(f'{tmp_path}/none') == {}
+    assert files.time_of(f'{tmp_path}/none') == 0
+
+
+def test_only_an_empty_folder_is_removed_as_empty(tmp_path):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    files.delete_empty_folder(f'{tmp_path}/a')
+    assert (tmp_path / 'a' / 'b').exists()
+    for name in ('a/b', 'a', 'none'):
+        files.delete_empty_folder(f'{tmp_path}/{name}')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_pieces_takes_its_place_only_when_whole(tmp_path):

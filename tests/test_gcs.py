@@ -144,6 +144,10 @@ def read_answers(bucket, name):
     return [json.loads(line) for line in bucket.blob(name).download_as_text().splitlines()]
 
 
+def listed_versions():
+    return json.loads(succeed('versions', f'{BUCKET}/index', '--json').stdout)
+
+
 def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path):
     spec = CodeSpec.parse('code=64')
     codes = make_codes('clustered', 2000, spec)
@@ -163,6 +167,22 @@ def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path)
     expected = nearest(distances_to(codes, codes[:5], spec), 7)
     assert found == [(d, f'codes-{i}') for answers in expected for d, i in answers]
     assert current in succeed('inspect', f'{BUCKET}/index').stdout
+    states = {row['version']: row['state'] for row in listed_versions()}
+    assert states.pop(current) == 'served'
+    (before,) = states
+    assert states[before] == 'finished'
+    succeed('rollback', f'{BUCKET}/index')
+    assert bucket.blob('index/CURRENT').download_as_text() == f'{before}\n'
+    succeed('promote', f'{BUCKET}/index', current)
+    bucket.blob('index/versions/dead/inputs.parquet').upload_from_string(b'')
+    for keep, older, left in ((2, 24, {before, current, 'dead'}), (2, 0, {before, current}), (1, 0, {current})):
+        succeed('prune', f'{BUCKET}/index', '--keep', keep, '--older-than', older)
+        assert {row['version'] for row in listed_versions()} == left
+    assert ' is whole: 2,000 images' in succeed('verify', f'{BUCKET}/index').stderr
+    damaged = next(name for name in names if name.startswith(f'versions/{current}/codes'))
+    bucket.blob(f'index/{damaged}').upload_from_string(b'')
+    done = start('verify', f'{BUCKET}/index')
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
 
 
 def test_a_few_queries_of_a_bucket_read_a_few_row_groups(bucket, tmp_path):
@@ -228,6 +248,35 @@ def test_a_failed_build_leaves_nothing_in_the_bucket(bucket, tmp_path):
     assert done.returncode == 1
     assert f'cannot read {BUCKET}/bad/codes-1.parquet' in done.stderr.splitlines()[-1]
     assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []
+
+
+def test_a_failed_rebuild_leaves_the_versions_before(bucket, tmp_path):
+    write_code_files(tmp_path / 'good', make_codes('uniform', 300, CodeSpec.parse('code=64')), 1)
+    succeed('build', '--codes', tmp_path / 'good' / 'codes-*.parquet', '--index', f'{BUCKET}/rebuilt')
+    before = names_in(bucket, 'rebuilt/')
+    (tmp_path / 'good' / 'codes-1.parquet').write_bytes((tmp_path / 'good' / 'codes-0.parquet').read_bytes())
+    data = bytearray((tmp_path / 'good' / 'codes-0.parquet').read_bytes())
+    data[100:1000] = bytes(900)
+    (tmp_path / 'good' / 'codes-0.parquet').write_bytes(data)
+    done = start('build', '--codes', tmp_path / 'good' / 'codes-*.parquet', '--index', f'{BUCKET}/rebuilt', *BEAM)
+    assert done.returncode == 1
+    assert [name for name in names_in(bucket, 'rebuilt/') if not name.endswith('/')] == before
+
+
+def test_discarding_a_version_in_a_bucket_leaves_the_others(bucket):
+    for name in ('CURRENT', 'versions/kept/images/a', 'versions/failed/images/a'):
+        bucket.blob(f'discarding/{name}').upload_from_string(b'')
+    versions.discard(f'{BUCKET}/discarding', 'failed')
+    left = [name for name in names_in(bucket, 'discarding/') if name and not name.endswith('/')]
+    assert left == ['CURRENT', 'versions/kept/images/a']
+
+
+def test_names_in_a_bucket_are_those_of_files_and_folders(bucket):
+    for name in ('named/a/b/c', 'named/d', 'named/e/f', 'named2/g', 'named/h/'):
+        bucket.blob(name).upload_from_string(b'')
+    assert files.names_in(f'{BUCKET}/named') == ['a', 'd', 'e', 'h']
+    assert files.names_in(f'{BUCKET}/named/a') == ['b']
+    assert files.names_in(f'{BUCKET}/nothing') == []
 
 
 def test_a_bucket_without_an_index_is_refused(bucket):

@@ -10,7 +10,7 @@ from make_index import build_by_hand, skewed_codes
 from hashing_model.code_spec import CodeSpec
 from pipelines.__main__ import main
 from pipelines.index import versions
-from pipelines.inspect_index import _size, summarize
+from pipelines.inspect_index import describe_size, summarize
 
 
 def summary_of(index):
@@ -88,4 +88,4 @@ def test_an_index_of_codes_without_rejects_says_so(tmp_path, capsys):
     [(0, '0 B'), (999, '999 B'), (1000, '1.0 kB'), (2_500_000, '2.5 MB'), (3e9, '3.0 GB'), (7.25e15, '7250.0 TB')],
 )
 def test_sizes_have_units(count, text):
-    assert _size(count) == text
+    assert describe_size(count) == text

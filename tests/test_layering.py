@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from make_index import build_by_hand, skewed_codes
 
+from pipelines.index.versions import list_versions
+
 ROOT = Path(__file__).parents[1]
 PURE = {
     'hashing_model.code_spec',
@@ -170,6 +172,23 @@ def test_inspecting_and_searching_an_index_load_neither_tensorflow_nor_beam(tmp_
     assert found == []
     assert lines[0].startswith('version')
     assert lines[-1] == '[0, 0, 0]'
+
+
+def test_the_commands_about_versions_load_neither_tensorflow_nor_beam(tmp_path):
+    for rows in (50, 60):
+        build_by_hand(tmp_path, [skewed_codes(rows)])
+    newest = list_versions(str(tmp_path))[-1].version
+    code = (
+        'import sys\n'
+        'from pipelines.__main__ import main\n'
+        'index, version = sys.argv[1:]\n'
+        'for command in (["promote", version], ["rollback"], ["versions"], ["verify"], ["prune", "--keep", "1"]):\n'
+        '    print(command[0], main([command[0], index, *command[1:]]))\n'
+    )
+    found, lines = loaded(code, str(tmp_path), newest)
+    assert found == []
+    ended = [line for line in lines if line.split()[0] in ('promote', 'rollback', 'versions', 'verify', 'prune')]
+    assert ended == ['promote 0', 'rollback 0', 'versions 0', 'verify 0', 'prune 0']
 
 
 def test_evaluating_an_index_loads_neither_tensorflow_nor_beam(tmp_path):

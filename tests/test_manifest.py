@@ -30,12 +30,19 @@ def small_manifest(**changes):
     return dataclasses.replace(manifest, **changes)
 
 
+def as_json():
+    """A manifest from before they had digests, as plain values."""
+    value = json.loads(small_manifest().dumps())
+    del value['digest']
+    return value
+
+
 def changed(**changes):
-    return json.dumps({**json.loads(small_manifest().dumps()), **changes}).encode()
+    return json.dumps({**as_json(), **changes}).encode()
 
 
 def without(name):
-    value = json.loads(small_manifest().dumps())
+    value = as_json()
     del value[name]
     return json.dumps(value).encode()
 
@@ -45,6 +52,33 @@ def test_a_manifest_survives_its_json(changes):
     manifest = small_manifest(**changes)
     assert Manifest.loads(manifest.dumps()) == manifest
     assert manifest.dumps().isascii()
+
+
+def test_a_manifest_from_before_digests_is_read():
+    value = as_json()
+    del value['model_files']
+    files = [*value['images'], *value['rejects'], value['inputs'], value['sample']]
+    files += [f for t in value['tables'] for p in t['partitions'] for f in p['files']]
+    for file in files:
+        del file['digest']
+    assert Manifest.loads(json.dumps(value, indent=1).encode()) == small_manifest()
+
+
+def test_no_byte_of_a_manifest_can_change():
+    content = small_manifest().dumps()
+    assert list(json.loads(content))[-1] == 'digest'
+    for place in range(len(content)):
+        for flip in (0x01, 0x20):
+            damaged = bytearray(content)
+            damaged[place] ^= flip
+            with pytest.raises(InputError):
+                Manifest.loads(bytes(damaged))
+
+
+@pytest.mark.parametrize('added', [b' ', b'\n', b'{}'])
+def test_nor_can_bytes_be_added(added):
+    with pytest.raises(InputError):
+        Manifest.loads(small_manifest().dumps() + added)
 
 
 def test_rows_are_those_of_the_files():
@@ -69,7 +103,7 @@ def test_another_format_version_is_refused_by_number():
         b'"text"',
         b'{}',
         small_manifest().dumps()[:-40],
-        *(without(field.name) for field in dataclasses.fields(Manifest)),
+        *(without(field.name) for field in dataclasses.fields(Manifest) if field.name != 'model_files'),
         changed(unheard_of=1),
         changed(sample={'path': 'x'}),
         changed(images=[{'path': 'x', 'rows': 1, 'bytes': 2, 'more': 3}]),

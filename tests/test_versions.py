@@ -10,8 +10,8 @@ from pipelines.index import versions
 from pipelines.index.versions import check_index_folder, current_version, new_version_id, publish, read_manifest
 
 
-def write_version(index, version):
-    manifest = small_manifest(version=version)
+def write_version(index, version, **changes):
+    manifest = small_manifest(version=version, **changes)
     folder = index / 'versions' / version
     folder.mkdir(parents=True)
     (folder / 'manifest.json').write_bytes(manifest.dumps())
@@ -42,7 +42,7 @@ def test_the_version_published_last_is_served(tmp_path):
     publish(index, 'v2')
     assert (current_version(index), read_manifest(index)) == ('v2', second)
     assert read_manifest(index, 'v1') == first
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['CURRENT', 'versions']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['CURRENT', 'CURRENT.lock', 'versions']
 
 
 def test_what_is_not_there_is_told(tmp_path):
@@ -53,7 +53,7 @@ def test_what_is_not_there_is_told(tmp_path):
     (tmp_path / 'versions' / 'v1').mkdir(parents=True)
     with pytest.raises(InputError, match=r'has no finished version: there is no .*/CURRENT'):
         read_manifest(index)
-    publish(index, 'v1')
+    (tmp_path / 'CURRENT').write_bytes(b'v1\n')
     with pytest.raises(InputError, match=r'has no version v1: there is no .*/versions/v1/manifest\.json'):
         read_manifest(index)
     with pytest.raises(InputError, match='has no version v7'):

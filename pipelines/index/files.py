@@ -7,7 +7,10 @@ memory first, because an object store shows whatever a closed stream has receive
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
+import math
 import os
 import posixpath
 import shutil
@@ -60,7 +63,10 @@ def exists(uri: str) -> bool:
 
 def names_in(uri: str) -> list[str]:
     """Names of the files and folders directly in a folder, sorted; none if there is no such folder."""
-    return sorted(info.base_name for info in _infos(*filesystem(uri), recursive=False))
+    filesys, path = filesystem(uri)
+    # In a bucket a folder is there through what is below it, and Arrow does not list it by itself.
+    infos = _infos(filesys, path, recursive=not isinstance(filesys, arrow_fs.LocalFileSystem))
+    return sorted({info.path[len(path) :].strip('/').partition('/')[0] for info in infos} - {''})
 
 
 def read_bytes(uri: str) -> bytes:
@@ -103,6 +109,26 @@ def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
     return len(content)
 
 
+def digest(content: bytes | pa.Buffer) -> str:
+    """BLAKE2b-128 of some bytes, in hex."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """Size of a file in bytes, and when it was written, in seconds since 1970; infinity if the store does not tell."""
+
+    size: int
+    time: float
+
+
+def infos_below(uri: str, recursive: bool = True) -> dict[str, FileInfo]:
+    """Path below a folder -> size and time, of all files at any depth, or of those directly in it."""
+    filesys, path = filesystem(uri)
+    infos = (i for i in _infos(filesys, path, recursive) if i.type == arrow_fs.FileType.File)
+    return {i.path[len(path) + 1 :]: FileInfo(i.size, _seconds(i, math.inf)) for i in infos}
+
+
 @contextlib.contextmanager
 def written_in_pieces(uri: str) -> Iterator[IO[bytes]]:
     """A new file to write piece by piece; it takes its place when the block ends without an error, else nothing does.
@@ -130,9 +156,17 @@ def written_in_pieces(uri: str) -> Iterator[IO[bytes]]:
 
 def sizes_below(uri: str) -> dict[str, int]:
     """Path below a folder -> size in bytes, of all files at any depth."""
+    return {path: info.size for path, info in infos_below(uri).items()}
+
+
+def time_of(uri: str) -> float:
+    """When a file or folder was changed, in seconds since 1970; 0 if nobody knows, as of a folder in a bucket."""
     filesys, path = filesystem(uri)
-    infos = _infos(filesys, path, recursive=True)
-    return {i.path[len(path) + 1 :]: i.size for i in infos if i.type == arrow_fs.FileType.File}
+    return _seconds(filesys.get_file_info(path), 0)
+
+
+def _seconds(info: arrow_fs.FileInfo, unknown: float) -> float:
+    return unknown if info.mtime_ns is None else info.mtime_ns / 1e9
 
 
 def _infos(filesys: arrow_fs.FileSystem, path: str, recursive: bool) -> list[arrow_fs.FileInfo]:
@@ -153,6 +187,12 @@ def delete_folder(uri: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):  # in a bucket also after the files are gone: a prefix is no object
         filesys.delete_dir(path)
+
+
+def delete_empty_folder(uri: str) -> None:
+    """Remove a folder if nothing is in it, not even an empty folder."""
+    if not names_in(uri):
+        delete_folder(uri)
 
 
 def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:

@@ -1,6 +1,7 @@
 """The manifest of a version: what it holds, file by file. It is the only thing a reader trusts.
 
-A version without a manifest does not exist; readers never list a folder to find out what does.
+A version without a manifest does not exist; readers never list a folder to find out what does. Its last field is a
+digest of all before, so that a manifest that was changed is not trusted.
 """
 
 from __future__ import annotations
@@ -12,18 +13,24 @@ from typing import Any
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
+from pipelines.index.files import digest
 from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1
+_END = b'\n}'
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a version: its path below the version's folder, rows, and size in bytes."""
+    """One file of a version: its path below the version's folder, rows of its table, size, and digest.
+
+    `digest` is the BLAKE2b-128 of its bytes in hex (`files.digest`); None in manifests from before there was one.
+    """
 
     path: str
     rows: int
     bytes: int
+    digest: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Manifest:
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
         sample: codes drawn uniformly.
+        model_files: those of the model's folder, which have no rows; none if from before they were listed.
     """
 
     version: str
@@ -85,6 +93,7 @@ class Manifest:
     libraries: Mapping[str, str]
     sample: DataFile
     format_version: int = FORMAT_VERSION
+    model_files: tuple[DataFile, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -93,22 +102,27 @@ class Manifest:
 
     @property
     def data_files(self) -> tuple[DataFile, ...]:
-        """Every file of the version that is named here."""
+        """Every Parquet file of the version."""
         codes = (f for t in self.tables for p in t.partitions for f in p.files)
         return (*self.images, *codes, *self.rejects, self.inputs, self.sample)
 
+    @property
+    def all_files(self) -> tuple[DataFile, ...]:
+        """Every file of the version but the manifest."""
+        return (*self.data_files, *self.model_files)
+
     def dumps(self) -> bytes:
-        """JSON in ASCII: paths need not be valid UTF-8."""
+        """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
         value = dataclasses.asdict(self)
         value['spec'] = self.spec.to_json()
-        return json.dumps(value, indent=1).encode()
+        return _seal(json.dumps(value, indent=1).encode())
 
     @classmethod
     def loads(cls, content: bytes, path: str = 'manifest') -> Manifest:
         """Inverse of `dumps`.
 
         Raises:
-            InputError: not a manifest, or of a format that this library does not read.
+            InputError: not a manifest, one that was changed, or of a format that this library does not read.
         """
         try:
             value = json.loads(content)
@@ -117,6 +131,9 @@ class Manifest:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
         if found != FORMAT_VERSION:
             raise InputError(f'{path} has index format {found}; this grainhash reads format {FORMAT_VERSION}')
+        if 'digest' in value and content != _seal(_unseal(content)):  # manifests from before have none
+            raise InputError(f'{path} is not a manifest of grainhash: it is damaged, its digest is that of another')
+        value.pop('digest', None)
         try:
             value['spec'] = CodeSpec.from_json(value['spec'])
             value['tables'] = tuple(_table(t) for t in value['tables'])
@@ -124,9 +141,20 @@ class Manifest:
             value['rejects'] = tuple(DataFile(**f) for f in value['rejects'])
             value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
+            value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
+
+
+def _seal(content: bytes) -> bytes:
+    """A JSON object with its own digest as the last field."""
+    return content[: -len(_END)] + b',\n "digest": "%b"' % digest(content).encode() + _END
+
+
+def _unseal(content: bytes) -> bytes:
+    """Inverse of `_seal`."""
+    return content.rpartition(b',\n "digest": "')[0] + _END
 
 
 def _table(value: Mapping[str, Any]) -> Table:

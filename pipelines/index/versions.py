@@ -1,20 +1,25 @@
 """The versions of an index: `CURRENT` names the served one, `versions/<id>/` holds each.
 
-This module owns the paths of an index; nothing else spells them.
+This module owns the paths of an index; nothing else spells them. `CURRENT` moves by `publish` alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 import uuid
+from typing import Literal
 
-from hashing_model.errors import InputError
-from pipelines.index import files
-from pipelines.index.manifest import Manifest
+import pyarrow as pa
+
+from hashing_model.errors import BuildError, InputError
+from pipelines.index import current, files
+from pipelines.index.current import Current
+from pipelines.index.manifest import DataFile, Manifest
 
 CURRENT = 'CURRENT'
-_VERSION = re.compile(r'[\w.-]+', re.ASCII)
+_VERSION = re.compile(r'\w[\w.-]*', re.ASCII)
 
 
 def new_version_id() -> str:
@@ -48,6 +53,11 @@ INPUTS_PATH = 'inputs.parquet'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
+
+
+def write_data_file(folder: str, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
+    """Write a file of a version; returns how the manifest lists it."""
+    return DataFile(name, rows, files.write_bytes(files.join(folder, name), content), files.digest(content))
 
 
 def check_index_folder(index: str) -> None:
@@ -89,9 +99,48 @@ def current_version(index: str) -> str:
     return version
 
 
-def publish(index: str, version: str) -> None:
-    """Make a version the served one."""
-    files.write_bytes(files.join(index, CURRENT), f'{version}\n'.encode())
+def look(index: str) -> Current:
+    """What `CURRENT` is now, or that there is none; `publish` compares with it."""
+    return current.read(files.join(index, CURRENT))
+
+
+def publish(index: str, version: str, believed: Current | None = None) -> None:
+    """Make a finished version the served one, unless another was made so meanwhile; nothing happens if it is already.
+
+    Args:
+        index: the index.
+        version: the finished version.
+        believed: what `CURRENT` was when the work on the version began; None for whatever it is.
+
+    Raises:
+        BuildError: `CURRENT` moved meanwhile and stays as it is; or the version is not there (any more).
+    """
+    path = files.join(index, CURRENT)
+    with current.locked(path):
+        if not files.exists(files.join(version_folder(index, version), MANIFEST_PATH)):
+            raise BuildError(f'{index} has no finished version {version}; it was removed meanwhile')
+        try:
+            current.move(path, version, believed or look(index))
+        except current.MovedError as e:
+            now, was = e.found.text or 'none', believed.text if believed and believed.text else 'none'
+            raise BuildError(
+                f'version {version} is finished but not served: {path} names {now} now, not {was} as when the work '
+                f'began; grainhash promote {index} {version} serves it'
+            ) from e
+
+
+def retire(index: str, version: str, finished: bool = True) -> bool:
+    """Take a version out of use before its files are removed: it loses its manifest, so that nobody reads or serves it.
+
+    Returns:
+        False, and nothing happened, if it is served, or was finished though it should not have been.
+    """
+    with current.locked(files.join(index, CURRENT)):
+        path = files.join(version_folder(index, version), MANIFEST_PATH)
+        if look(index).text == version or (not finished and files.exists(path)):
+            return False
+        files.delete_file(path)
+        return True
 
 
 def read_manifest(index: str, version: str | None = None) -> Manifest:
@@ -100,8 +149,56 @@ def read_manifest(index: str, version: str | None = None) -> Manifest:
     Raises:
         InputError: no such version, or not readable by this library.
     """
-    version = version or current_version(index)
-    path = files.join(version_folder(index, version), MANIFEST_PATH)
-    if not files.exists(path):
-        raise InputError(f'{index} has no version {version}: there is no {path}')
-    return Manifest.loads(files.read_bytes(path), path)
+    wanted = current_version(index) if version is None else version
+    if not _VERSION.fullmatch(wanted):
+        raise InputError(f'{index} has no version {wanted!r}')
+    path = files.join(version_folder(index, wanted), MANIFEST_PATH)
+    try:
+        content = files.read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        if version is None and current_version(index) != wanted:  # moved on, and the old one pruned, between two reads
+            return read_manifest(index)
+        raise InputError(f'{index} has no version {wanted}: there is no {path}') from e
+    return Manifest.loads(content, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A version's folder, finished (with its `manifest`), without a manifest, or with one that cannot be read."""
+
+    version: str
+    state: Literal['finished', 'unfinished', 'unreadable']
+    manifest: Manifest | None = None
+
+
+def list_versions(index: str) -> list[Found]:
+    """Every version of an index: those not finished by id, then the finished ones, the oldest first.
+
+    Raises:
+        InputError: no index there.
+    """
+    names = files.names_in(files.join(index, 'versions'))
+    if not names and not files.exists(files.join(index, 'versions')):
+        raise InputError(f'{index} is not an index: there is no {files.join(index, "versions")}')
+    return sorted((_find(index, name) for name in names), key=_age)
+
+
+def _find(index: str, version: str) -> Found:
+    if not files.exists(files.join(version_folder(index, version), MANIFEST_PATH)):
+        return Found(version, 'unfinished')
+    try:
+        return Found(version, 'finished', read_manifest(index, version))
+    except (InputError, OSError):
+        exists = files.exists(files.join(version_folder(index, version), MANIFEST_PATH))
+        return Found(version, 'unreadable' if exists else 'unfinished')
+
+
+def _age(found: Found) -> tuple[str, str]:
+    return found.manifest.created if found.manifest else '', found.version
+
+
+def version_before(found: list[Found], served: str) -> str | None:
+    """The newest finished version that is older than the served one, of `list_versions`; None if there is none."""
+    finished = [f.version for f in found if f.state == 'finished']
+    place = finished.index(served) if served in finished else 0
+    return finished[place - 1] if place else None

@@ -1,0 +1,147 @@
+"""The one file of an index that changes, `CURRENT`: read, and moved only if it is still what the mover believes.
+
+On a disk a lock file orders those who move it; Cloud Storage compares the object's generation itself. On any other
+store the content is compared, but two moves in the same moment are not told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from pyarrow import fs as arrow_fs
+
+from pipelines.index import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Current:
+    """What `CURRENT` was when someone looked.
+
+    Args:
+        text: the id it names, or whatever else stands there; None if there is no file.
+        generation: of the object in Cloud Storage, 0 if there is none; None elsewhere.
+    """
+
+    text: str | None
+    generation: int | None = None
+
+
+class MovedError(Exception):
+    """`CURRENT` is not what the mover believed; `found` is what it is."""
+
+    def __init__(self, found: Current):
+        super().__init__(f'it names {found.text}')
+        self.found = found
+
+
+def read(uri: str) -> Current:
+    """What the file is now; OSError if that cannot be found out."""
+    with _google_errors(uri):
+        blob = _blob(uri)
+        if blob is not None:
+            return _read_blob(blob)
+    try:
+        return Current(_text(files.read_bytes(uri)))
+    except (FileNotFoundError, NotADirectoryError):
+        return Current(None)
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Keep other processes from moving the file; on a disk only, in a bucket nothing is locked."""
+    filesys, path = files.filesystem(uri)
+    if not isinstance(filesys, arrow_fs.LocalFileSystem):
+        yield
+        return
+    handle = _open_lock(f'{path}.lock')
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel unlocks it if this process dies
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_lock(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user made it: reading it is enough to lock it, but on NFS
+        return os.open(path, os.O_RDONLY)
+
+
+def move(uri: str, text: str, believed: Current) -> None:
+    """Write the file if it is as believed, or has the text already; call it with the file `locked`.
+
+    Raises:
+        MovedError: it is neither.
+        OSError: it cannot be written.
+    """
+    found = read(uri)
+    if found.text == text:
+        return  # by an earlier attempt
+    if found != believed:
+        raise MovedError(found)
+    blob = _blob(uri)
+    if blob is None:
+        files.write_bytes(uri, f'{text}\n'.encode())
+    else:
+        with _google_errors(uri):
+            _move_blob(blob, text, found)
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors='replace').strip()
+
+
+@contextlib.contextmanager
+def _google_errors(uri: str) -> Iterator[None]:
+    """Tell errors of Google's client as those of files."""
+    if '://' not in uri:
+        yield
+        return
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        yield
+    except (GoogleAPIError, GoogleAuthError) as e:
+        raise OSError(f'{uri}: {type(e).__name__}: {e}') from e
+
+
+def _blob(uri: str) -> Any | None:
+    """The object of Google's client, if it is in Cloud Storage: Arrow's does not know preconditions."""
+    filesys, path = files.filesystem(uri)
+    if filesys.type_name != 'gcs':
+        return None
+    from google.cloud import storage
+
+    bucket, _, name = path.partition('/')
+    return storage.Client(project=None).bucket(bucket).blob(name)
+
+
+def _read_blob(blob: Any) -> Current:
+    from google.api_core import exceptions
+
+    found = blob.bucket.get_blob(blob.name)
+    if found is None:
+        return Current(None, 0)
+    generation = found.generation  # a download sets it to what the answer's headers say, perhaps nothing
+    try:
+        return Current(_text(found.download_as_bytes(if_generation_match=generation)), generation)
+    except (exceptions.PreconditionFailed, exceptions.NotFound):  # moved between the two requests
+        return _read_blob(blob)
+
+
+def _move_blob(blob: Any, text: str, found: Current) -> None:
+    from google.api_core import exceptions
+
+    try:
+        blob.upload_from_string(f'{text}\n', if_generation_match=found.generation)
+    except exceptions.PreconditionFailed as e:
+        now = _read_blob(blob)
+        if now.text != text:  # else this very request got through, and was repeated after its answer was lost
+            raise MovedError(now) from e

@@ -1,0 +1,100 @@
+"""Removing what an index does not need any more: old versions, and what builds that died have left.
+
+What goes is decided by functions of what was found. A version loses its manifest first, under the lock under which
+`CURRENT` moves, so that it is never served half removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from hashing_model.errors import InputError
+from pipelines.index import files, versions
+from pipelines.index.files import FileInfo
+from pipelines.index.versions import Found
+
+_LEFT_OVER = re.compile(rf'{versions.STAGING_FOLDER}/.*|.*\.[0-9a-f]{{32}}\.tmp|.*\.probe')  # staging; half-written
+
+
+@dataclasses.dataclass(frozen=True)
+class Removed:
+    """What `prune` removed: finished versions, dead builds, files they had left elsewhere, and the bytes of all."""
+
+    finished: tuple[str, ...]
+    dead: tuple[str, ...]
+    files: tuple[str, ...]
+    bytes: int
+
+
+def prune(index: str, keep: int, before: float) -> Removed:
+    """Remove all finished versions but the newest and the served one, and left-overs of builds that died.
+
+    Args:
+        index: absolute path or uri.
+        keep: how many of the newest finished versions stay; the served one stays in any case.
+        before: a build whose newest file is older than this, in seconds since 1970, counts as dead.
+
+    Raises:
+        InputError: not an index, or `keep` is below 1.
+    """
+    if keep < 1:
+        raise InputError(f'--keep is {keep}; at least 1 is needed')
+    found, served = versions.list_versions(index), versions.look(index).text
+    held = {f.version: files.infos_below(versions.version_folder(index, f.version)) for f in found}
+    touched = {name: _last_touched(index, name, infos) for name, infos in held.items()}
+    finished = [version for version in superseded(found, served, keep) if versions.retire(index, version)]
+    dead = [
+        version
+        for version in dead_builds(found, served, touched, before)
+        if versions.retire(index, version, finished=False)
+    ]
+    for version in (*finished, *dead):
+        files.delete_folder(versions.version_folder(index, version))
+    staying = [f.version for f in found if f.state == 'finished' and f.version not in finished]
+    left = _remove_left_overs(index, before)
+    for version in staying:
+        left += _remove_left_overs(versions.version_folder(index, version), before, held[version])
+        files.delete_empty_folder(files.join(versions.version_folder(index, version), versions.STAGING_FOLDER))
+    freed = sum(info.size for version in (*finished, *dead) for info in held[version].values())
+    uris, infos = zip(*left, strict=True) if left else ((), ())
+    return Removed(tuple(finished), tuple(dead), uris, freed + sum(info.size for info in infos))
+
+
+def superseded(found: Sequence[Found], served: str | None, keep: int) -> list[str]:
+    """The finished versions, given the oldest first, that are neither served nor among the newest `keep`."""
+    finished = [f.version for f in found if f.state == 'finished']
+    return [version for version in finished[:-keep] if version != served]
+
+
+def dead_builds(found: Sequence[Found], served: str | None, touched: Mapping[str, float], before: float) -> list[str]:
+    """Versions without a manifest that nobody has written to since a time.
+
+    One whose manifest cannot be read is no dead build: another release of grainhash may have written it.
+    """
+    unfinished = [f.version for f in found if f.state == 'unfinished']
+    return [version for version in unfinished if version != served and touched[version] < before]
+
+
+def left_overs(infos: Mapping[str, FileInfo], before: float) -> list[str]:
+    """Paths of files in staging, and of half-written ones, that are from before a time."""
+    return [path for path, info in infos.items() if _LEFT_OVER.fullmatch(path) and info.time < before]
+
+
+def _remove_left_overs(
+    folder: str, before: float, infos: Mapping[str, FileInfo] | None = None
+) -> list[tuple[str, FileInfo]]:
+    """Remove those of a folder, without its sub-folders unless their files are given; returns what they were."""
+    infos = files.infos_below(folder, recursive=False) if infos is None else infos
+    gone = [(files.join(folder, path), infos[path]) for path in left_overs(infos, before)]
+    for uri, _ in gone:
+        files.delete_file(uri)
+    return gone
+
+
+def _last_touched(index: str, version: str, infos: Mapping[str, FileInfo]) -> float:
+    """Time of the newest file of a version; without any, of its folder."""
+    if infos:
+        return max(info.time for info in infos.values())
+    return files.time_of(versions.version_folder(index, version))

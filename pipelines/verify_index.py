@@ -1,0 +1,187 @@
+"""Whether a version of an index is what its manifest says, file by file: for `grainhash verify INDEX`.
+
+Every file is read once, a few at a time. That a table holds the very codes of the images is seen from sums of a 64-bit
+mix of each (row, code), in which the order does not matter, so no more than those few files are ever in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.index import files, layout, versions
+from pipelines.index.code_tables import INPUTS, REJECTS, CodeRows, codes_from_arrow, images_schema, partition_schema
+from pipelines.index.manifest import DataFile, Manifest
+
+THREADS = 4  # files in memory at once; reading, hashing and decoding leave Python's lock
+IMAGES = -1  # the group of the images parts; other groups are numbers of tables
+_SUMS = 1 << 64
+
+Content = tuple[str | None, int]  # what is wrong, if anything, and the sum of the codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A file to check: the group whose codes it is a part of, if any, and what its table must be."""
+
+    file: DataFile
+    group: int | None = None
+    schema: pa.Schema | None = None
+    check: Callable[[pa.Table], Content] = lambda _: (None, 0)
+
+
+def verify(folder: str, manifest: Manifest) -> Iterator[str]:
+    """Everything that is wrong with a version in a folder, a line each; nothing if it is whole.
+
+    A file that is missing or changed is told once; what else follows from it is not told.
+    """
+    sizes = files.sizes_below(folder)
+    yield from layout_problems(manifest, folder)
+    yield from listing_problems(manifest, sizes)
+    jobs = [job for job in list_jobs(manifest) if sizes.get(job.file.path) == job.file.bytes]
+    complete = set(range(IMAGES, len(manifest.tables)))
+    complete -= {job.group for job in list_jobs(manifest) if sizes.get(job.file.path) != job.file.bytes}
+    sums = dict.fromkeys(range(IMAGES, len(manifest.tables)), 0)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for job, (problem, total) in zip(jobs, pool.map(functools.partial(check_file, folder), jobs), strict=True):
+            if problem:
+                yield f'{job.file.path} {problem}'
+                complete -= {job.group}
+            if job.group is not None:
+                sums[job.group] = (sums[job.group] + total) % _SUMS
+    for table in sorted(complete - {IMAGES}) if IMAGES in complete else ():
+        if sums[table] != sums[IMAGES]:
+            yield f'codes/table={table} holds other rows or codes than the images'
+
+
+def layout_problems(manifest: Manifest, folder: str) -> Iterator[str]:
+    """What is wrong with the manifest alone."""
+    if folder.rpartition('/')[2] != manifest.version:
+        yield f'{versions.MANIFEST_PATH} is of version {manifest.version}'
+    for number, table in enumerate(manifest.tables):
+        held = sum(p.rows for p in table.partitions)
+        if held != manifest.rows:
+            yield f'{versions.MANIFEST_PATH}: table {number} has {held} rows, and there are {manifest.rows} images'
+        if not covers_once([p.prefix for p in table.partitions]):
+            yield f'{versions.MANIFEST_PATH}: the prefixes of table {number} do not cover every key once, in order'
+
+
+def covers_once(prefixes: Sequence[str]) -> bool:
+    """Whether every key has exactly one of these prefixes, and they ascend.
+
+    >>> covers_once(['0', '10', '11']), covers_once(['0', '11']), covers_once(['0', '01', '1'])
+    (True, False, False)
+    """
+    depth = max(map(len, prefixes), default=0)
+    reached = 0
+    for prefix in prefixes:
+        if int(f'0{prefix}', 2) << (depth - len(prefix)) != reached:
+            return False
+        reached += 1 << (depth - len(prefix))
+    return bool(prefixes) and reached == 1 << depth
+
+
+def listing_problems(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]:
+    """Files that are missing, of another size, or not in the manifest, given path -> size of those that are there."""
+    listed = {file.path for file in manifest.all_files}
+    for file in manifest.all_files:
+        if file.path not in sizes:
+            yield f'{file.path} is missing'
+        elif sizes[file.path] != file.bytes:
+            yield f'{file.path} has {sizes[file.path]} bytes instead of {file.bytes}'
+    for path in sizes:
+        of_model = manifest.model and not manifest.model_files and path.startswith(f'{versions.MODEL_FOLDER}/')
+        if path not in listed and path != versions.MANIFEST_PATH and not of_model:
+            yield f'{path} does not belong to the version'
+
+
+def list_jobs(manifest: Manifest) -> Iterator[Job]:
+    """A job for every file of a version."""
+    num_bytes = manifest.spec.num_bytes
+    for part, file in enumerate(manifest.images):
+        yield Job(file, IMAGES, images_schema(num_bytes), functools.partial(check_images, part))
+    for number, table in enumerate(manifest.tables):
+        for partition in table.partitions:
+            check = functools.partial(check_partition, table.substring, partition.prefix)
+            yield from (Job(file, number, partition_schema(num_bytes), check) for file in partition.files)
+    yield from (Job(file, schema=REJECTS) for file in manifest.rejects)
+    yield Job(manifest.inputs, schema=INPUTS)
+    yield Job(manifest.sample, schema=pa.schema([('code', pa.binary(num_bytes)), ('row', pa.int64())]))
+    yield from (Job(file) for file in manifest.model_files)
+
+
+def check_file(folder: str, job: Job) -> Content:
+    """Read a file and compare it with what the manifest says of it."""
+    try:
+        content = files.read_bytes(files.join(folder, job.file.path))
+    except OSError as e:
+        return f'cannot be read: {e}', 0
+    if job.file.digest not in (None, files.digest(content)):
+        return f'has the digest {files.digest(content)} instead of {job.file.digest}', 0
+    if job.schema is None:
+        return None, 0
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
+    except (pa.ArrowException, OSError) as e:
+        return f'is not readable Parquet: {" ".join(str(e).split())}', 0
+    if not fits(table.schema, job.schema):
+        return f'has other columns: {", ".join(f"{f.name} {f.type}" for f in table.schema)}', 0
+    if len(table) != job.file.rows:
+        return f'has {len(table)} rows instead of {job.file.rows}', 0
+    return job.check(table)
+
+
+def fits(found: pa.Schema, wanted: pa.Schema) -> bool:
+    """Whether a file has the columns, and codes, keys and rows are of the type; how others are stored may vary."""
+    of_type = [name for name in ('key', 'code', 'row') if name in wanted.names]
+    return found.names == wanted.names and all(found.field(n).type == wanted.field(n).type for n in of_type)
+
+
+def check_images(part: int, table: pa.Table) -> Content:
+    """Check the images part of a number."""
+    if table['code'].null_count or table['image_id'].null_count:
+        return 'has rows without an id or a code', 0
+    rows = (np.int64(part) << 32) + np.arange(len(table))
+    return None, mixed_sum(rows, codes_from_arrow(table['code']))
+
+
+def check_partition(substring: layout.Substring, prefix: str, table: pa.Table) -> Content:
+    """Check a file of a partition: its order, keys under the prefix, keys that are those of the codes."""
+    if any(column.null_count for column in table.columns):
+        return 'has rows without a key, a code or a row number', 0
+    held = CodeRows.from_table(table)
+    keys, rows = held.keys, held.rows
+    ascends = (keys[1:] > keys[:-1]) | ((keys[1:] == keys[:-1]) & (rows[1:] > rows[:-1]))
+    if not ascends.all():
+        return f'is not in order of key and row, first at row {int(np.argmin(ascends)) + 1}', 0
+    outside = keys >> (substring.bits - len(prefix)) != int(prefix, 2)
+    if outside.any():
+        return f'has {int(outside.sum())} keys that are not under its prefix', 0
+    other = keys != layout.substring_keys(held.codes, substring)
+    if other.any():
+        return f"has {int(other.sum())} keys that are not their code's", 0
+    return None, mixed_sum(rows, held.codes)
+
+
+def mixed_sum(rows: NDArray[np.int64], codes: NDArray[np.uint8]) -> int:
+    """The sum, modulo 2^64, of a mix of each row number and code: the same for the same set in any order.
+
+    >>> codes = np.array([[1, 2], [3, 4]], np.uint8)
+    >>> mixed_sum(np.array([0, 1]), codes) == mixed_sum(np.array([1, 0]), codes[::-1])
+    True
+    >>> mixed_sum(np.array([0, 1]), codes) == mixed_sum(np.array([1, 0]), codes)
+    False
+    """
+    padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    mixed = layout.mix(rows)
+    for word in padded.view(np.uint64).T:
+        mixed = layout.mix((mixed ^ word).view(np.int64))
+    return int(mixed.sum(dtype=np.uint64))
