@@ -227,7 +227,7 @@ def publish_version(
     parts = sorted(parts, key=lambda p: p.number)
     manifest = Manifest(
         version=config.version,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        created=finished_at(config),
         spec=config.spec,
         model=config.model_info,
         tables=list_tables(tables, partitions, sample[0]),
@@ -244,6 +244,13 @@ def publish_version(
     files.delete_folder(config.path(versions.STAGING_FOLDER))
     versions.publish(config.index, config.version, config.believed)
     return manifest.rows
+
+
+def finished_at(config: BuildConfig) -> str:
+    """The time, UTC and ISO 8601: now, or when an earlier attempt wrote the manifest."""
+    if files.exists(config.path(versions.MANIFEST_PATH)):
+        return versions.read_manifest(config.index, config.version).created
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
 
 
 def list_model_files(folder: str) -> Iterator[DataFile]:

@@ -24,7 +24,10 @@ THREADS = 4  # files in memory at once; reading, hashing and decoding leave Pyth
 IMAGES = -1  # the group of the images parts; other groups are numbers of tables
 _SUMS = 1 << 64
 
-Content = tuple[str | None, int]  # what is wrong, if anything, and the sum of the codes
+Content = tuple[str | None, int | None]  # what is wrong, if anything, and the sum of the codes, if they can be told
+
+Sampled = tuple[NDArray[np.int64], NDArray[np.uint8]]  # rows [S] and codes [S, B] of the sample
+NO_SAMPLE: Sampled = np.zeros(0, np.int64), np.zeros((0, 0), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +48,19 @@ def verify(folder: str, manifest: Manifest) -> Iterator[str]:
     sizes = files.sizes_below(folder)
     yield from layout_problems(manifest, folder)
     yield from listing_problems(manifest, sizes)
-    jobs = [job for job in list_jobs(manifest) if sizes.get(job.file.path) == job.file.bytes]
+    sample = read_sample(folder, manifest)
+    yield from sample_problems(manifest, sample[0])
+    jobs = [job for job in list_jobs(manifest, sample) if sizes.get(job.file.path) == job.file.bytes]
     complete = set(range(IMAGES, len(manifest.tables)))
-    complete -= {job.group for job in list_jobs(manifest) if sizes.get(job.file.path) != job.file.bytes}
+    complete -= {job.group for job in list_jobs(manifest, sample) if sizes.get(job.file.path) != job.file.bytes}
     sums = dict.fromkeys(range(IMAGES, len(manifest.tables)), 0)
     with ThreadPoolExecutor(THREADS) as pool:
         for job, (problem, total) in zip(jobs, pool.map(functools.partial(check_file, folder), jobs), strict=True):
             if problem:
                 yield f'{job.file.path} {problem}'
+            if total is None:
                 complete -= {job.group}
-            if job.group is not None:
+            elif job.group is not None:
                 sums[job.group] = (sums[job.group] + total) % _SUMS
     for table in sorted(complete - {IMAGES}) if IMAGES in complete else ():
         if sums[table] != sums[IMAGES]:
@@ -102,11 +108,32 @@ def listing_problems(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]
             yield f'{path} does not belong to the version'
 
 
-def list_jobs(manifest: Manifest) -> Iterator[Job]:
-    """A job for every file of a version."""
-    num_bytes = manifest.spec.num_bytes
+def read_sample(folder: str, manifest: Manifest) -> Sampled:
+    """Rows and codes of the sample; none where something is wrong with the file, which its own job tells."""
+    (job,) = [job for job in list_jobs(manifest) if job.file == manifest.sample]
+    if check_file(folder, job)[0]:
+        return NO_SAMPLE
+    table = files.read_table(files.join(folder, manifest.sample.path))
+    return table['row'].to_numpy(), codes_from_arrow(table['code'])
+
+
+def sample_problems(manifest: Manifest, rows: NDArray[np.int64]) -> Iterator[str]:
+    """Whether the sample has rows that the manifest's images have not."""
+    ends = np.array([*(file.rows for file in manifest.images), 0])
+    parts, places = rows >> 32, rows & 0xFFFFFFFF
+    known = (parts >= 0) & (parts < len(manifest.images))
+    missing = ~known | (places >= ends[np.where(known, parts, -1)])
+    if missing.any():
+        yield f'{manifest.sample.path} has {int(missing.sum())} rows that no images part has'
+
+
+def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
+    """A job for every file of a version, of which the images are compared with its sample."""
+    num_bytes, (rows, codes) = manifest.spec.num_bytes, sample
     for part, file in enumerate(manifest.images):
-        yield Job(file, IMAGES, images_schema(num_bytes), functools.partial(check_images, part))
+        of_part = rows >> 32 == part
+        sampled = rows[of_part] & 0xFFFFFFFF, codes[of_part]
+        yield Job(file, IMAGES, images_schema(num_bytes), functools.partial(check_images, part, sampled))
     for number, table in enumerate(manifest.tables):
         for partition in table.partitions:
             check = functools.partial(check_partition, table.substring, partition.prefix)
@@ -122,19 +149,19 @@ def check_file(folder: str, job: Job) -> Content:
     try:
         content = files.read_bytes(files.join(folder, job.file.path))
     except OSError as e:
-        return f'cannot be read: {e}', 0
+        return f'cannot be read: {e}', None
     if job.file.digest not in (None, files.digest(content)):
-        return f'has the digest {files.digest(content)} instead of {job.file.digest}', 0
+        return f'has the digest {files.digest(content)} instead of {job.file.digest}', None
     if job.schema is None:
         return None, 0
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
     except (pa.ArrowException, OSError) as e:
-        return f'is not readable Parquet: {" ".join(str(e).split())}', 0
+        return f'is not readable Parquet: {" ".join(str(e).split())}', None
     if not fits(table.schema, job.schema):
-        return f'has other columns: {", ".join(f"{f.name} {f.type}" for f in table.schema)}', 0
+        return f'has other columns: {", ".join(f"{f.name} {f.type}" for f in table.schema)}', None
     if len(table) != job.file.rows:
-        return f'has {len(table)} rows instead of {job.file.rows}', 0
+        return f'has {len(table)} rows instead of {job.file.rows}', None
     return job.check(table)
 
 
@@ -144,29 +171,33 @@ def fits(found: pa.Schema, wanted: pa.Schema) -> bool:
     return found.names == wanted.names and all(found.field(n).type == wanted.field(n).type for n in of_type)
 
 
-def check_images(part: int, table: pa.Table) -> Content:
-    """Check the images part of a number."""
+def check_images(part: int, sampled: Sampled, table: pa.Table) -> Content:
+    """Check the images part of a number; also that codes in the sample are those of the part's places."""
     if table['code'].null_count or table['image_id'].null_count:
-        return 'has rows without an id or a code', 0
-    rows = (np.int64(part) << 32) + np.arange(len(table))
-    return None, mixed_sum(rows, codes_from_arrow(table['code']))
+        return 'has rows without an id or a code', None
+    rows, codes = (np.int64(part) << 32) + np.arange(len(table)), codes_from_arrow(table['code'])
+    places, wanted = sampled
+    inside = places < len(table)
+    other = (codes[places[inside]] != wanted[inside]).any(axis=1) if inside.any() else np.zeros(0, bool)
+    problem = f'has other codes than {versions.SAMPLE_PATH} says, of {int(other.sum())} images' if other.any() else None
+    return problem, mixed_sum(rows, codes)
 
 
 def check_partition(substring: layout.Substring, prefix: str, table: pa.Table) -> Content:
     """Check a file of a partition: its order, keys under the prefix, keys that are those of the codes."""
     if any(column.null_count for column in table.columns):
-        return 'has rows without a key, a code or a row number', 0
+        return 'has rows without a key, a code or a row number', None
     held = CodeRows.from_table(table)
     keys, rows = held.keys, held.rows
     ascends = (keys[1:] > keys[:-1]) | ((keys[1:] == keys[:-1]) & (rows[1:] > rows[:-1]))
     if not ascends.all():
-        return f'is not in order of key and row, first at row {int(np.argmin(ascends)) + 1}', 0
+        return f'is not in order of key and row, first at row {int(np.argmin(ascends)) + 1}', None
     outside = keys >> (substring.bits - len(prefix)) != int(prefix, 2)
     if outside.any():
-        return f'has {int(outside.sum())} keys that are not under its prefix', 0
+        return f'has {int(outside.sum())} keys that are not under its prefix', None
     other = keys != layout.substring_keys(held.codes, substring)
     if other.any():
-        return f"has {int(other.sum())} keys that are not their code's", 0
+        return f"has {int(other.sum())} keys that are not their code's", None
     return None, mixed_sum(rows, held.codes)
 
 

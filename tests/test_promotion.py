@@ -1,9 +1,11 @@
 """Which version is served, and who may change it: two builds at once, retries, promote, rollback, versions."""
 
 import dataclasses
+import datetime
 import json
 import os
 import re
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,11 +13,18 @@ from make_index import build_by_hand, make_codes, served_folder, skewed_codes, s
 from test_versions import write_version
 
 from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import BuildError
+from hashing_model.errors import BuildError, InputError
 from pipelines import assemble
 from pipelines.__main__ import main
 from pipelines.index import current, versions
-from pipelines.index.versions import current_version, list_versions, look, publish, version_before
+from pipelines.index.versions import (
+    check_index_folder,
+    current_version,
+    list_versions,
+    look,
+    publish,
+    version_before,
+)
 
 
 def error_line(capsys):
@@ -128,15 +137,28 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
     assert current_version(str(index)) == 'slow'
 
 
+class Clock:
+    """The module `datetime`, at some second of an hour."""
+
+    timezone = datetime.timezone
+
+    def __init__(self, second):
+        self.datetime = types.SimpleNamespace(now=lambda zone: datetime.datetime(2026, 1, 1, 0, 0, second, tzinfo=zone))
+
+
 def test_publishing_again_changes_nothing(tmp_path, monkeypatch):
-    publish_version, rows = assemble.publish_version, []
+    publish_version, rows, manifests = assemble.publish_version, [], []
 
     def publish_twice(*arguments):
-        rows.extend(publish_version(*arguments) for _ in range(2))
+        for second in range(2):
+            monkeypatch.setattr(assemble, 'datetime', Clock(second))
+            rows.append(publish_version(*arguments))
+            manifests.append((served_folder(tmp_path) / 'manifest.json').read_bytes())
 
     monkeypatch.setattr('make_index.publish_version', publish_twice)
     config = build_by_hand(tmp_path, [skewed_codes(120)])
     assert rows == [120, 120]
+    assert manifests[0] == manifests[1]
     assert current_version(str(tmp_path)) == config.version
     assert main(['verify', str(tmp_path)]) == 0
 
@@ -230,5 +252,29 @@ def test_a_reader_follows_when_the_version_it_was_sent_to_is_gone(tmp_path, monk
 
 def test_what_was_believed_travels_with_the_build(tmp_path):
     config = build_by_hand(tmp_path, [skewed_codes(12)])
-    assert dataclasses.replace(config, believed=look(str(tmp_path))).believed == current.Current(config.version)
+    assert dataclasses.replace(config, believed=look(str(tmp_path))).believed.text == config.version
     assert served_folder(tmp_path).name == config.version
+
+
+def test_a_publication_that_is_repeated_does_not_undo_a_rollback(tmp_path):
+    """`CURRENT` names again what was believed, but it was moved in between."""
+    index = str(tmp_path)
+    for name in ('v1', 'v2'):
+        write_version(tmp_path, name)
+    publish(index, 'v1')
+    believed = look(index)
+    publish(index, 'v2', believed)
+    publish(index, 'v1', look(index))
+    with pytest.raises(BuildError):
+        publish(index, 'v2', believed)
+    assert current_version(index) == 'v1'
+
+
+def test_a_lock_file_alone_does_not_stop_a_build(tmp_path):
+    with current.locked(str(tmp_path / 'CURRENT')):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ['CURRENT.lock']
+    check_index_folder(str(tmp_path))
+    (tmp_path / 'holiday.jpg').write_bytes(b'')
+    with pytest.raises(InputError, match=r'holds holiday\.jpg;'):
+        check_index_folder(str(tmp_path))

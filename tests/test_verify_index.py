@@ -237,7 +237,9 @@ def test_images_with_other_codes_differ_from_every_table(index):
     rewrite(index, IMAGES, changed_rows(table, code=[codes[1], codes[0], *codes[2:]]), **IMAGES_OPTIONS)
     tables = len(versions.read_manifest(str(index)).tables)
     assert codes[0] != codes[1]
-    assert problems_of(index) == [f'codes/table={i} holds other rows or codes than the images' for i in range(tables)]
+    first, *others = problems_of(index)
+    assert first == f'{IMAGES} has other codes than sample.parquet says, of 2 images'
+    assert others == [f'codes/table={i} holds other rows or codes than the images' for i in range(tables)]
 
 
 def test_the_manifest_of_another_version_is_found(index):
@@ -287,3 +289,16 @@ def test_the_sum_is_of_the_set_of_rows_and_codes(width, seed, data):
     place, byte = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, width - 1))
     codes[place, byte] ^= 1 << data.draw(st.integers(0, 7))
     assert mixed_sum(rows, codes) != whole
+
+
+def test_a_sample_of_other_images_or_codes_is_found(index):
+    table = pq.read_table(served_folder(index) / 'sample.parquet')
+    rows, codes = table['row'].to_numpy().copy(), table['code']
+    rows[3] += 1 << 40
+    rewrite(index, 'sample.parquet', table.set_column(1, 'row', pa.array(rows)))
+    assert problems_of(index) == ['sample.parquet has 1 rows that no images part has']
+    swapped = pa.concat_arrays([codes.combine_chunks()[1:], codes.combine_chunks()[:1]])
+    rewrite(index, 'sample.parquet', table.set_column(0, 'code', swapped))
+    found = problems_of(index)
+    assert [line.split(' has ')[0] for line in found] == ['images/part-00000.parquet', 'images/part-00001.parquet']
+    assert 'other codes than sample.parquet says' in found[0]

@@ -17,6 +17,8 @@ from pyarrow import fs as arrow_fs
 
 from pipelines.index import files
 
+LOCK_SUFFIX = '.lock'
+
 
 @dataclasses.dataclass(frozen=True)
 class Current:
@@ -24,7 +26,8 @@ class Current:
 
     Args:
         text: the id it names, or whatever else stands there; None if there is no file.
-        generation: of the object in Cloud Storage, 0 if there is none; None elsewhere.
+        generation: changes with every move, so that what was moved away and back is another: of the object in Cloud
+            Storage, the time of the file on a disk, in nanoseconds; 0 if there is none, None on other stores.
     """
 
     text: str | None
@@ -46,19 +49,26 @@ def read(uri: str) -> Current:
         if blob is not None:
             return _read_blob(blob)
     try:
-        return Current(_text(files.read_bytes(uri)))
+        return Current(_text(files.read_bytes(uri)), _time(uri))
     except (FileNotFoundError, NotADirectoryError):
-        return Current(None)
+        return Current(None, 0 if _is_local(uri) else None)
+
+
+def _is_local(uri: str) -> bool:
+    return isinstance(files.filesystem(uri)[0], arrow_fs.LocalFileSystem)
+
+
+def _time(uri: str) -> int | None:
+    return os.stat(files.filesystem(uri)[1]).st_mtime_ns if _is_local(uri) else None
 
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
     """Keep other processes from moving the file; on a disk only, in a bucket nothing is locked."""
-    filesys, path = files.filesystem(uri)
-    if not isinstance(filesys, arrow_fs.LocalFileSystem):
+    if not _is_local(uri):
         yield
         return
-    handle = _open_lock(f'{path}.lock')
+    handle = _open_lock(f'{files.filesystem(uri)[1]}{LOCK_SUFFIX}')
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)  # the kernel unlocks it if this process dies
         yield

@@ -70,6 +70,7 @@ def check_index_folder(index: str) -> None:
         names = files.names_in(index)
     except NotADirectoryError as e:
         raise InputError(f'{index} is a file; give a folder for the index') from e
+    names = [name for name in names if name != f'{CURRENT}{current.LOCK_SUFFIX}']  # outlives what it locked
     if names and CURRENT not in names and 'versions' not in names:
         raise InputError(f'{index} is not an index: it holds {", ".join(names[:3])}; give a new or empty folder')
 
