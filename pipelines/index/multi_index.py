@@ -197,6 +197,8 @@ def probe(
 ):
     """Exact answers by probing, of every query for which that is cheaper than a scan.
 
+    One long function on purpose: cut into functions for a step, a ring and its codes, it took a fifth longer.
+
     Args:
         codes, rows: uint64 [T, W, N] and unsigned [T, N], in the order of each table, both flat.
         offsets, first_offsets: uint32 (or int64) [sum of 2^bits + 1], and where each table's begin, int64 [T].
