@@ -20,8 +20,8 @@ from pipelines.index import kernels, multi_index
 from pipelines.index.layout import Substring, cut_substrings, order_rings
 from pipelines.index.plan import Metric, check_limits
 
-# Nanoseconds, measured by `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
-SCAN_NS, SCAN_WORD_NS = 0.03, 0.08  # of comparing one code in a batch, and of each of its words
+# Nanoseconds, after `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
+SCAN_NS, SCAN_WORD_NS = 0.05, 0.08  # of comparing one code in a batch, and of each of its words
 PROBE_NS, PROBE_WORD_NS = 8.0, 8.0  # of looking up one value, fetching its codes and the words of those not far
 VISIT_NS = 1.3  # of comparing one candidate
 ROWS_PER_VALUE = 1  # on average under one value of a table's leading bits
