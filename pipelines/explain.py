@@ -92,7 +92,7 @@ def read_line(totals: Mapping[str, int], manifest: Manifest) -> str:
     of_tables = [file for table in manifest.tables for p in table.partitions for file in p.files]
     size = sum(file.bytes for file in (*of_tables, *manifest.images, manifest.sample))
     return (
-        f'read {totals.get("bytes_read", 0) / 1e6:,.1f} MB of {size / 1e6:,.1f} MB; '
+        f'read {totals.get("bytes_read", 0) / 1e6:,.1f} MB, all looks added; the index has {size / 1e6:,.1f} MB; '
         f'of the tables {totals.get("rows_read", 0):,} of {sum(file.rows for file in of_tables):,} rows, '
         f'{totals.get("row_groups_read", 0):,} row groups, in {totals.get("partitions_read", 0):,} openings of '
         f'{len(of_tables):,} files'

@@ -29,7 +29,6 @@ STRIP = 256  # codes compared before looking whether one of them is near
 EXPLORED = 0.05  # of a scan's cost may be spent before an estimate decides
 AFFORDED = 0.8  # of a scan's cost may then be expected
 LONG_BUCKET = 64  # from here on a bucket is visited strip by strip
-NO_LIMIT = np.int64(1) << 62
 
 
 @intrinsic
