@@ -128,11 +128,21 @@ def test_leading_values_are_the_substrings_first_bits(bits, start, seed):
     assert tables.leading_values(0, codes).tolist() == expected.tolist()
 
 
-def test_codes_out_of_order_are_refused():
+@pytest.mark.parametrize(
+    ('rows', 'in_order', 'message'),
+    [
+        (5000, False, 'table 0 are not in order'),
+        (5001, True, 'has 5000 codes instead of 5001'),
+        (9, True, 'more than 9'),
+    ],
+)
+def test_tables_that_are_not_what_they_should_be_are_refused(rows, in_order, message):
     spec = CodeSpec.parse('a=16')
     codes = pack_bits(np.random.default_rng(0).integers(0, 2, (5000, 16)))
-    tables = MemoryTables(spec, [Substring(0, 0, 16)], 5000, codes, lambda _: iter([(0, codes, np.arange(5000))]))
-    with pytest.raises(ValueError, match='table 0 are not in order'):
+    if in_order:
+        codes = codes[np.argsort(substring_keys(codes, Substring(0, 0, 16)), kind='stable')]
+    tables = MemoryTables(spec, [Substring(0, 0, 16)], rows, codes, lambda _: iter([(0, codes, np.arange(5000))]))
+    with pytest.raises(OSError, match=message):
         tables.search(codes[:1])
 
 
@@ -174,6 +184,8 @@ def labelled(tmp_path_factory):
         ({'kind': ['0', '2']}, lambda part, i: i % 3 != 1),
         ({'kind': 'none'}, lambda part, i: False),
         ({'colour': 'red'}, lambda part, i: False),
+        ({'kind': '1', 'colour': 'red'}, lambda part, i: False),
+        ({}, lambda part, i: True),
         (pc.field('width') >= 30, lambda part, i: 10 + i >= 30),
         (
             (pc.field('width') < 20) | (pc.field('image_id') == 'image 1-39'),

@@ -1,8 +1,11 @@
 """The inner loops of exact search, compiled by numba: popcount, key probes, scans and bounded top-k.
 
 All codes are uint64 words (`hashing_model.codes.to_words`); masks say which bits count and how much. The loops
-release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `search.py`
+release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `plan.py`
 prepares their arguments.
+
+numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers in
+`multi_index.py` go on with what they have compiled.
 """
 
 from __future__ import annotations
@@ -90,20 +93,20 @@ def _later(d1, r1, d2, r2):
 
 
 @_compiled()
-def _sift_down(distances, rows, at, distance, row):
-    """Put an answer at place `at` of a max-heap (the worst answer is the root) or below, where it belongs."""
-    size = len(distances)
+def _sift(distances, rows, base, size, at, distance, row):
+    """Put an answer at place `at` of the max-heap distances[base : base + size] or below, where it belongs."""
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and _later(distances[child + 1], rows[child + 1], distances[child], rows[child]):
-            child += 1
-        if not _later(distances[child], rows[child], distance, row):
+        i = base + child
+        if child + 1 < size and _later(distances[i + 1], rows[i + 1], distances[i], rows[i]):
+            child, i = child + 1, i + 1
+        if not _later(distances[i], rows[i], distance, row):
             break
-        distances[at], rows[at] = distances[child], rows[child]
+        distances[base + at], rows[base + at] = distances[i], rows[i]
         at = child
-    distances[at], rows[at] = distance, row
+    distances[base + at], rows[base + at] = distance, row
 
 
 @_compiled()
@@ -141,7 +144,7 @@ def kth_distances(queries, codes, masks, weights, k):
         for i in range(len(codes)):
             d = _masked_distance(queries[q], codes[i], masks, weights)
             if d < distances[0]:
-                _sift_down(distances, rows, 0, d, 0)
+                _sift(distances, rows, 0, k, 0, d, 0)
         result[q] = distances[0]
     return result
 
@@ -204,7 +207,7 @@ def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, m
             if not _owned(query, codes[i], table, radii, table_masks):
                 continue
             if full:
-                _sift_down(distances[:size], answers[:size], 0, d, rows[i])
+                _sift(distances, answers, 0, size, 0, d, rows[i])
                 continue
             if size == len(distances):
                 distances, answers = _grown(distances), _grown(answers)
@@ -212,7 +215,7 @@ def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, m
             size += 1
             if size == k:
                 for at in range(k // 2 - 1, -1, -1):
-                    _sift_down(distances[:size], answers[:size], at, distances[at], answers[at])
+                    _sift(distances, answers, 0, size, at, distances[at], answers[at])
     return distances, answers, size
 
 

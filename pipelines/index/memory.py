@@ -97,10 +97,8 @@ class MemoryTables:
         self.first_offsets = np.concatenate([[0], np.cumsum((1 << self.value_bits) + 1)[:-1]])
         self.offsets = np.zeros(int(((1 << self.value_bits) + 1).sum()), number_type)
         scan = SCAN_NS + SCAN_WORD_NS * words
-        self.costs = (
-            (PROBE_NS + PROBE_WORD_NS * words) / scan,
-            VISIT_NS / scan,
-        )  # of a probe and a visit, in scanned codes
+        # of a probe and a visit, in scanned codes
+        self.costs = (PROBE_NS + PROBE_WORD_NS * words) / scan, VISIT_NS / scan
         self._filled: set[int] = set()
         self._rings: dict[tuple[int, ...], Rings] = {}
 
@@ -133,8 +131,7 @@ class MemoryTables:
         """Read a table, if that has not been done.
 
         Raises:
-            ValueError: its codes are not ordered by the substring's value.
-            OSError: a file cannot be read.
+            OSError: a file cannot be read, or the codes are not N in the order of the substring's values.
         """
         if table in self._filled:
             return
@@ -145,13 +142,17 @@ class MemoryTables:
             if not len(codes):
                 continue
             stop = start + len(codes)
+            if stop > self.rows:
+                raise OSError(f'table {table} has more than {self.rows} codes')
             self.codes[table, :, start:stop] = to_words(codes).T
             self.numbers[table, start:stop] = numbers
             words = self.codes[table, :, start:stop]
             values = multi_index.leading_values(words, self.substrings[table].start, bits)
             if not multi_index.count_values(values, counts[1:]) or values[0] < highest:
-                raise ValueError(f'the codes of table {table} are not in order')
+                raise OSError(f'the codes of table {table} are not in order')
             highest = values[-1]
+        if counts.sum() != self.rows:
+            raise OSError(f'table {table} has {counts.sum()} codes instead of {self.rows}')
         self.offsets[first : first + len(counts)] = np.cumsum(counts)
         self._filled.add(table)
 
@@ -232,12 +233,10 @@ class _Job:
         self.limit = metric.max_distance if radius is None else min(radius, metric.max_distance)
         self.steps, self.levels, self.costs = tables.rings(weights.tolist())
         if not exact:
-            home = int(np.count_nonzero(weights))  # first rings of all tables, cheapest first
-            first = np.concatenate([np.flatnonzero(self.steps[:, 1] == 0)])[:home]
-            self.steps = self.steps[first]
+            self.steps = self.steps[self.steps[:, 1] == 0]
             self.levels = np.concatenate([[0], np.cumsum(weights[self.steps[:, 0]])])
             self.costs = np.zeros(len(self.steps) + 1)
-        self.scanned = int(self.steps[0, 0]) if len(self.steps) else int(np.flatnonzero(weights)[0])
+        self.scanned = int(self.steps[0, 0])
         self.test_words = self._test_words(metric)
         self.allowed = np.zeros(0, bool) if allowed is None else allowed
         self.subset: NDArray[np.int64] | None = None

@@ -22,7 +22,16 @@ from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
-from pipelines.index.kernels import AHEAD, PROBES_AT_ONCE, _compiled, _later, _next_ring_member, _popcount, _prefetch
+from pipelines.index.kernels import (
+    AHEAD,
+    PROBES_AT_ONCE,
+    _compiled,
+    _later,
+    _next_ring_member,
+    _popcount,
+    _prefetch,
+    _sift,
+)
 
 TILE = 2048  # words of codes that stay in the first-level cache while all queries pass over them
 STRIP = 256  # codes compared before looking whether one of them is near
@@ -138,23 +147,6 @@ def _offer(distance, row, bound, k, base, size, distances, rows):
     for at in range(k // 2 - 1, -1, -1):
         _sift(distances, rows, base, k, at, distances[base + at], rows[base + at])
     return k, min(bound, distances[base])
-
-
-@_compiled()
-def _sift(distances, rows, base, size, at, distance, row):
-    """Put an answer at place `at` of the max-heap distances[base : base + size] or below, where it belongs."""
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        i = base + child
-        if child + 1 < size and _later(distances[i + 1], rows[i + 1], distances[i], rows[i]):
-            child, i = child + 1, i + 1
-        if not _later(distances[i], rows[i], distance, row):
-            break
-        distances[base + at], rows[base + at] = distances[i], rows[i]
-        at = child
-    distances[base + at], rows[base + at] = distance, row
 
 
 @_compiled()

@@ -160,13 +160,14 @@ class LocalIndex:
         file = self.manifest.images[part]
         if not isinstance(where, pc.Expression):
             labels = code_tables.read_file(self.folder, file, ['labels'])['labels']
-            return functools.reduce(np.logical_and, (has_label(labels, level, v) for level, v in where.items()))
+            kept = (has_label(labels, level, values) for level, values in where.items())
+            return functools.reduce(np.logical_and, kept, np.ones(len(labels), bool))
         filesystem, path = files.filesystem(files.join(self.folder, file.path))
         try:
-            kept = ds.dataset(path, filesystem=filesystem, format='parquet').to_table(columns={'kept': where})['kept']
-            if not pa.types.is_boolean(kept.type):
-                raise pa.ArrowInvalid(f'it gives {kept.type}')
-            return pc.fill_null(kept, False).to_numpy()
+            found = ds.dataset(path, filesystem=filesystem, format='parquet').to_table(columns={'kept': where})['kept']
+            if not pa.types.is_boolean(found.type):
+                raise pa.ArrowInvalid(f'it gives {found.type}')
+            return pc.fill_null(found, False).to_numpy()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
             raise InputError(f'where: {where} is no condition on the images: {e}') from e
 
