@@ -4,8 +4,8 @@ All codes are uint64 words (`hashing_model.codes.to_words`); masks say which bit
 release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `plan.py`
 prepares their arguments.
 
-numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers in
-`multi_index.py` go on with what they have compiled.
+numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers
+in `multi_index.py` go on with what they have compiled.
 """
 
 from __future__ import annotations
