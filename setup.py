@@ -40,6 +40,7 @@ setup(
             'gcp-storage-emulator',
         ],
         'benchmark': ['faiss-cpu>=1.9'],
+        'gpu': ['tensorflow[and-cuda]>=2.18,<3'],
     },
     entry_points={'console_scripts': ['grainhash = pipelines.__main__:main']},
     classifiers=[

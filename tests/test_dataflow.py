@@ -1,0 +1,120 @@
+"""Builds and queries that are submitted to Dataflow: to its API on loopback, and run there from what was staged.
+
+What `fake_dataflow.py` runs is the very pipeline that was put into the bucket, in a process that does not know who
+submitted it and has grainhash from the staged package alone. The answers are those of the same commands run locally.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+from fake_dataflow import FakeDataflow, run_job
+from make_bucket import PROJECT, emulated_bucket, upload
+from make_index import ROOT, catalogue_pictures, hand_model, start, tar_members, write_tar
+
+from pipelines.index import versions
+
+pytest.importorskip('gcp_storage_emulator')
+pytest.importorskip('cryptography')
+
+pytestmark = pytest.mark.slow
+BUCKET = 'gs://shop'
+PICTURES = 120
+LAUNCH = ROOT / 'deploy' / 'dataflow' / 'launch.py'
+LOCALLY = (f'--project={PROJECT}',)
+REMOTELY = (
+    *LOCALLY,
+    '--runner=DataflowRunner',
+    '--region=us-central1',
+    f'--temp_location={BUCKET}/tmp',
+    f'--staging_location={BUCKET}/staging',
+)
+
+
+@pytest.fixture(scope='module')
+def bucket(tmp_path_factory):
+    """A bucket with three image shards, the last of them with a broken and a repeated picture, and a model."""
+    folder = tmp_path_factory.mktemp('shop')
+    pictures = catalogue_pictures(PICTURES)
+    pictures[-1] = ({**pictures[-1][0], 'id': 'broken'}, b'RIFF')
+    pictures[-2] = pictures[0]
+    (folder / 'shards').mkdir()
+    for number in range(3):
+        write_tar(folder / 'shards' / f'{number}.tar', tar_members(pictures[number::3]))
+    hand_model(pictures[:50]).save(folder / 'model')
+    with emulated_bucket(folder) as made:
+        for name in ('shards', 'model'):
+            upload(made, folder / name, name)
+        yield made
+
+
+@pytest.fixture(scope='module')
+def sdist(tmp_path_factory):
+    """The package that Dataflow would install."""
+    folder = tmp_path_factory.mktemp('sdist')
+    code = f'import setuptools.build_meta as b; print(b.build_sdist({str(folder)!r}))'
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob('*.tar.gz')
+    return path
+
+
+@pytest.fixture(scope='module')
+def dataflow(tmp_path_factory, bucket):
+    with FakeDataflow(tmp_path_factory.mktemp('workers')) as service:
+        yield service
+
+
+def succeed(*command):
+    done = start(*command)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def submit(dataflow, sdist, *command):
+    """Run a command on Dataflow; what it said in the end, and the job."""
+    job = len(dataflow.jobs)
+    said = succeed(*command, *REMOTELY, f'--dataflow_endpoint={dataflow.endpoint}', f'--extra_package={sdist}')
+    assert len(dataflow.jobs) == job + 1
+    return said, dataflow.jobs[job]
+
+
+def contents(index, version=None):
+    """Digest by path of every file of a version, and its counters."""
+    manifest = versions.read_manifest(str(index), version)
+    return {file.path: file.digest for file in manifest.all_files}, manifest.counters
+
+
+@pytest.fixture(scope='module')
+def local(bucket, tmp_path_factory):
+    """An index of the bucket's shards that was built here."""
+    index = tmp_path_factory.mktemp('local') / 'index'
+    succeed('build', *BUILD, '--index', index, *LOCALLY)
+    return index
+
+
+BUILD = ('--images', f'{BUCKET}/shards/*.tar', '--model', f'{BUCKET}/model', '--partition-rows', '50')
+
+
+def test_a_build_and_a_query_on_dataflow_give_the_local_results(bucket, dataflow, sdist, local, tmp_path):
+    said, job = submit(dataflow, sdist, 'build', *BUILD, '--index', f'{BUCKET}/index')
+    assert f'{PICTURES - 2} of {PICTURES} records indexed, 1 with a duplicate id, 1 rejected' in said
+    assert job.code == str(job.folder / 'pipelines' / '__init__.py')
+    assert contents(f'{BUCKET}/index') == contents(local)
+    asked = ('--images', f'{BUCKET}/shards/1.tar', '--k', '5')
+    said, job = submit(
+        dataflow, sdist, 'query', '--index', f'{BUCKET}/index', *asked, '--output', f'{BUCKET}/out/answers.jsonl'
+    )
+    assert job.code.startswith(str(job.folder))
+    here = succeed('query', '--index', local, *asked, '--output', tmp_path / 'answers.jsonl', *LOCALLY)
+    assert '200 answers to 40 queries' in said
+    assert said.splitlines()[-1] == here.splitlines()[-1]  # read so many bytes and rows, by the job's counters
+    answers = bucket.blob('out/answers.jsonl').download_as_text()
+    assert len(answers.splitlines()) == 200
+    assert answers == (tmp_path / 'answers.jsonl').read_text()
+
+
+def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dataflow, sdist):
+    pass
