@@ -103,3 +103,7 @@ def upload(bucket, folder, to):
     for path in sorted(folder.rglob('*')):
         if path.is_file():
             bucket.blob(f'{to}/{path.relative_to(folder)}').upload_from_filename(str(path))
+
+
+def names_in(bucket, prefix):
+    return sorted(blob.name.removeprefix(prefix) for blob in bucket.client.list_blobs('shop', prefix=prefix))

@@ -8,13 +8,22 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 
 import pytest
 from fake_dataflow import FakeDataflow, run_job
-from make_bucket import PROJECT, emulated_bucket, upload
-from make_index import ROOT, catalogue_pictures, hand_model, start, tar_members, write_tar
+from make_bucket import PROJECT, emulated_bucket, names_in, upload
+from make_index import (
+    ROOT,
+    catalogue_pictures,
+    hand_model,
+    make_codes,
+    start,
+    tar_members,
+    write_codes,
+    write_tar,
+)
 
+from hashing_model.code_spec import CodeSpec
 from pipelines.index import versions
 
 pytest.importorskip('gcp_storage_emulator')
@@ -116,5 +125,70 @@ def test_a_build_and_a_query_on_dataflow_give_the_local_results(bucket, dataflow
     assert answers == (tmp_path / 'answers.jsonl').read_text()
 
 
-def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dataflow, sdist):
-    pass
+def launch(bucket, sdist, *parameters):
+    """Start a template as Dataflow's launcher does; how it ended, and the description of the job that it left."""
+    staged = f'templates/{len(names_in(bucket, "templates/"))}/job_object'
+    options = (
+        *REMOTELY,
+        f'--extra_package={sdist}',
+        f'--template_location={BUCKET}/{staged}',
+        '--labels={"by": "test"}',
+    )
+    done = subprocess.run(
+        [sys.executable, LAUNCH, *parameters, *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        check=False,
+    )
+    description = bucket.blob(staged)
+    return done, json.loads(description.download_as_bytes()) if description.exists() else None
+
+
+def test_templates_leave_jobs_that_do_everything(bucket, dataflow, sdist, local, tmp_path):
+    """The launcher waits for nothing: the version is published and the answers are written by the jobs alone."""
+    index, out = f'{BUCKET}/nightly', 'out/nightly.jsonl'
+    shards = ','.join(f'{BUCKET}/shards/{number}.tar' for number in range(3))
+    parameters = (f'--images={shards}', f'--model={BUCKET}/model', '--partition_rows=50', '--labels=', '--id_field=')
+    jobs = len(dataflow.jobs)
+    done, description = launch(bucket, sdist, f'--index={index}', *parameters)
+    assert (done.returncode, len(dataflow.jobs)) == (0, jobs), done.stderr
+    assert 'the job is staged' in done.stderr
+    assert description['labels'] == {'by': 'test'}
+    assert 'CURRENT' not in names_in(bucket, 'nightly/')
+    ran = run_job(description, tmp_path / 'build')
+    assert ran.returncode == 0, ran.stderr
+    assert versions.current_version(index) in done.stderr
+    assert contents(index) == contents(local)
+    asked = ('--images', f'{BUCKET}/shards/1.tar', '--k', '5')
+    done, description = launch(
+        bucket, sdist, f'--index={index}', f'--images={BUCKET}/shards/1.tar', '--k=5', f'--output={BUCKET}/{out}'
+    )
+    assert done.returncode == 0, done.stderr
+    assert not bucket.blob(out).exists()
+    ran = run_job(description, tmp_path / 'query')
+    assert ran.returncode == 0, ran.stderr
+    succeed('query', '--index', local, *asked, '--output', tmp_path / 'answers.jsonl', *LOCALLY)
+    assert bucket.blob(out).download_as_text() == (tmp_path / 'answers.jsonl').read_text()
+
+
+def test_a_template_that_cannot_be_launched_says_why(bucket, sdist):
+    done, description = launch(bucket, sdist, f'--index={BUCKET}/none', f'--images={BUCKET}/shards/*.tar')
+    assert (done.returncode, description) == (2, None)
+    assert '--images need --model' in done.stderr.splitlines()[-1]
+
+
+def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dataflow, tmp_path):
+    codes = make_codes('uniform', 1000, CodeSpec.parse('code=64'))
+    path = tmp_path / 'bad.parquet'
+    write_codes(path, [str(i) for i in range(1000)], codes)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(1000) + data[len(data) // 2 + 1000 :])
+    upload(bucket, tmp_path, 'bad')
+    endpoint = f'--dataflow_endpoint={dataflow.endpoint}'
+    done = start('build', '--codes', f'{BUCKET}/bad/bad.parquet', '--index', f'{BUCKET}/failed', *REMOTELY, endpoint)
+    assert done.returncode == 1
+    assert dataflow.jobs[-1].state == 'JOB_STATE_FAILED'
+    assert f'cannot read {BUCKET}/bad/bad.parquet' in done.stderr.splitlines()[-1]
+    assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []

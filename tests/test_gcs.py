@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from make_bucket import PROJECT, emulated_bucket, upload
+from make_bucket import PROJECT, emulated_bucket, names_in, upload
 from make_index import (
     catalogue_pictures,
     distances_to,
@@ -37,10 +37,6 @@ BEAM = (f'--project={PROJECT}',)
 def bucket(tmp_path_factory):
     with emulated_bucket(tmp_path_factory.mktemp('gcs')) as made:
         yield made
-
-
-def names_in(bucket, prefix):
-    return sorted(blob.name.removeprefix(prefix) for blob in bucket.client.list_blobs('shop', prefix=prefix))
 
 
 def succeed(*command):
