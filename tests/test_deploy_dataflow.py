@@ -1,5 +1,6 @@
 """What is in deploy/dataflow: templates, requirements, image, scripts, Terraform, and the package to install."""
 
+import doctest
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from pipelines.run import pipeline_options
 
 DEPLOY = ROOT / 'deploy' / 'dataflow'
 sys.path.insert(0, str(DEPLOY))
+import launch  # noqa: E402
 from launch import command_line, options_of  # noqa: E402
 
 TEMPLATES = ('build', 'query')
@@ -103,6 +105,12 @@ def test_examples_make_a_command_line(template):
     assert options['sdk_container_image'] == given['sdk_container_image']
     assert options['number_of_worker_harness_threads'] == 2
     assert options['dataflow_service_options'] == [given['dataflow_service_options']]
+
+
+def test_the_examples_of_the_launcher():
+    found = doctest.testmod(launch)
+    assert found.attempted == 3
+    assert found.failed == 0
 
 
 # The image
