@@ -11,6 +11,7 @@ from pathlib import Path
 
 WORKER = Path(__file__).with_name('run_staged.py')
 JOB_SECONDS = 120
+CANCELLED, CANCELLED_NUMBER = 'JOB_STATE_CANCELLED', 5  # clients send numbers
 
 
 class FakeDataflow:
@@ -18,12 +19,16 @@ class FakeDataflow:
 
     Args:
         folder: where the workers run; the project's source is not there.
+
+    Attributes:
+        jobs: all jobs, in the order submitted.
+        has_workers: whether jobs are run; else they stay as if they waited for machines.
     """
 
     def __init__(self, folder):
         self.folder = folder
         self.jobs = []
-        self.request_bytes = []
+        self.has_workers = True
         service = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -56,18 +61,20 @@ class FakeDataflow:
 
     def answer(self, method, path, body):
         if method == 'POST' and path.endswith('/jobs'):
-            self.request_bytes.append(len(body))
             self.jobs.append(Job(json.loads(body), len(self.jobs), self.folder))
-            threading.Thread(target=self.jobs[-1].run, daemon=True).start()
+            if self.has_workers:
+                threading.Thread(target=self.jobs[-1].run, daemon=True).start()
             return self.jobs[-1].described()
         job = self.jobs[int(re.search(r'/jobs/[^/]*-(\d+)', path)[1])]
+        if method == 'PUT':
+            job.state = CANCELLED if json.loads(body)['requestedState'] == CANCELLED_NUMBER else 'JOB_STATE_UNKNOWN'
         if path.endswith('/messages'):
             return {'jobMessages': job.messages}
         return {'metrics': job.metrics} if path.endswith('/metrics') else job.described()
 
 
 class Job:
-    """One job; `said` is what the workers printed in the end."""
+    """One job: what was submitted, its state, messages and counters, and the file that the workers' code came from."""
 
     def __init__(self, submitted, number, folder):
         self.submitted = submitted

@@ -6,8 +6,10 @@ submitted it and has grainhash from the staged package alone. The answers are th
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from fake_dataflow import FakeDataflow, run_job
@@ -192,3 +194,29 @@ def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dat
     assert dataflow.jobs[-1].state == 'JOB_STATE_FAILED'
     assert f'cannot read {BUCKET}/bad/bad.parquet' in done.stderr.splitlines()[-1]
     assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []
+
+
+def test_ctrl_c_cancels_the_job_and_leaves_nothing(bucket, dataflow, tmp_path):
+    write_codes(tmp_path / 'few.parquet', ['a', 'b'], make_codes('uniform', 2, CodeSpec.parse('code=64')))
+    upload(bucket, tmp_path, 'few')
+    command = ('build', '--codes', f'{BUCKET}/few/few.parquet', '--index', f'{BUCKET}/stopped', *REMOTELY)
+    jobs = len(dataflow.jobs)
+    dataflow.has_workers = False
+    try:
+        with subprocess.Popen(
+            [sys.executable, '-m', 'pipelines', *command, f'--dataflow_endpoint={dataflow.endpoint}'],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            until = time.monotonic() + 60
+            while len(dataflow.jobs) == jobs and time.monotonic() < until:
+                time.sleep(0.2)
+            time.sleep(2)  # it waits for the job now
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+    finally:
+        dataflow.has_workers = True
+    assert process.returncode == 130, said
+    assert dataflow.jobs[-1].state == 'JOB_STATE_CANCELLED'
+    assert [name for name in names_in(bucket, 'stopped/') if name and not name.endswith('/')] == []
