@@ -21,6 +21,7 @@ from make_index import (
     make_codes,
     start,
     tar_members,
+    write_code_files,
     write_codes,
     write_tar,
 )
@@ -181,18 +182,26 @@ def test_a_template_that_cannot_be_launched_says_why(bucket, sdist):
     assert '--images need --model' in done.stderr.splitlines()[-1]
 
 
-def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dataflow, tmp_path):
-    codes = make_codes('uniform', 1000, CodeSpec.parse('code=64'))
-    path = tmp_path / 'bad.parquet'
-    write_codes(path, [str(i) for i in range(1000)], codes)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2] + bytes(1000) + data[len(data) // 2 + 1000 :])
+def test_what_fails_on_dataflow_is_told_in_a_line_and_leaves_nothing(bucket, dataflow, sdist, tmp_path):
+    write_code_files(tmp_path, make_codes('uniform', 600, CodeSpec.parse('code=64')), 2)
+    data = bytearray((tmp_path / 'codes-1.parquet').read_bytes())
+    data[100:1000] = bytes(900)  # of the second file the launcher reads the footer alone
+    (tmp_path / 'codes-1.parquet').write_bytes(data)
     upload(bucket, tmp_path, 'bad')
     endpoint = f'--dataflow_endpoint={dataflow.endpoint}'
-    done = start('build', '--codes', f'{BUCKET}/bad/bad.parquet', '--index', f'{BUCKET}/failed', *REMOTELY, endpoint)
-    assert done.returncode == 1
+    done = start(
+        'build',
+        '--codes',
+        f'{BUCKET}/bad/',
+        '--index',
+        f'{BUCKET}/failed',
+        *REMOTELY,
+        endpoint,
+        f'--extra_package={sdist}',
+    )
+    assert done.returncode == 1, done.stderr
     assert dataflow.jobs[-1].state == 'JOB_STATE_FAILED'
-    assert f'cannot read {BUCKET}/bad/bad.parquet' in done.stderr.splitlines()[-1]
+    assert f'cannot read {BUCKET}/bad/codes-1.parquet' in done.stderr.splitlines()[-1]
     assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []
 
 
