@@ -31,6 +31,7 @@ from hashing_model.hash_head import HashHead
 from hashing_model.images import Decoded, Resizing, decode
 
 FORMAT_VERSION = 1
+BLOCK_ROWS = 32  # of a matrix product that makes codes
 FEATURES_VERSION = 1  # raise it when a feature function gives other values: old codes no longer fit
 MODEL_FILE = 'model.json'
 ARRAYS_FILE = 'arrays.npz'
@@ -123,8 +124,18 @@ class HashModel:
         return self.encode_features(self.extractor.features(images))
 
     def encode_features(self, groups: Groups) -> NDArray[np.uint8]:
-        """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes]."""
-        return pack_bits(np.concatenate(list(self.activations(groups).values()), axis=1) >= 0)
+        """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes].
+
+        A code does not depend on the images beside it: a matrix product rounds by its number of rows, so that a bit
+        near its threshold would, and therefore all products here have BLOCK_ROWS rows.
+        """
+        count = len(next(iter(groups.values())))
+        codes = [np.zeros((0, self.spec.num_bytes), np.uint8)]
+        for first in range(0, count, BLOCK_ROWS):
+            block = {g: _padded(x[first : first + BLOCK_ROWS]) for g, x in groups.items()}
+            bits = np.concatenate(list(self.activations(block).values()), axis=1) >= 0
+            codes.append(pack_bits(bits[: count - first]))
+        return np.concatenate(codes)
 
     def activations(self, groups: Groups) -> dict[str, NDArray[np.float32]]:
         """What the bits are the signs of: segment name -> float32 [N, bits], in the order of the spec."""
@@ -244,6 +255,11 @@ class HashModel:
                 arrays[f'weights/{name}/hidden{i}'] = weights
                 arrays[f'offset/{name}/hidden{i}'] = offset
         return arrays
+
+
+def _padded(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors [N, d] as BLOCK_ROWS of them; those added are 0."""
+    return np.pad(x, ((0, BLOCK_ROWS - len(x)), (0, 0))) if len(x) < BLOCK_ROWS else x
 
 
 def _head_from_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str) -> HashHead:

@@ -220,6 +220,11 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
     )
     parser.add_argument(
+        '--full',
+        action='store_true',
+        help='make everything anew; else what did not change since the served version is taken over from it',
+    )
+    parser.add_argument(
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
     _reading(parser)

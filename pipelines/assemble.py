@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
+from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
 from pipelines.blocks import Block, get_blocks, put_blocks
 from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import INPUTS, CodeRows
+from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
@@ -50,6 +51,7 @@ class BuildConfig:
         partition_rows: rows a partition file should not exceed.
         threads: per worker process, for TensorFlow and the features; None for one per core.
         believed: what `CURRENT` was when the build began; see `versions.publish`.
+        base: the version that an incremental build starts from; None for a full build.
     """
 
     index: str
@@ -63,6 +65,7 @@ class BuildConfig:
     partition_rows: int = PARTITION_ROWS
     threads: int | None = None
     believed: Current | None = None
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
@@ -80,13 +83,19 @@ class BuildConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A unit that is finished: its files and its counts."""
+    """A unit that is finished: its files, its counts, what it was made from, and what needed no encoding.
+
+    `taken_over` if the whole unit is that of the base; else `reused` images are.
+    """
 
     number: int
     images: DataFile
     rejects: DataFile | None
     records_read: int
     reasons: dict[str, int]
+    origin: Origin | None = None
+    taken_over: bool = False
+    reused: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +110,22 @@ class TableLayout:
 def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
     """Write the list of files that a build reads into a version's folder, before the build."""
     paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
-    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs]]
+    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=INPUTS)
     return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
+
+
+def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
+    """Write what each part was made from, for a later incremental build."""
+    rows = []
+    for part in parts:
+        assert part.origin is not None
+        settled = not UNSETTLED & set(part.reasons)
+        content = part.origin.content if settled else ''
+        rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})
+    table = pa.Table.from_pylist(rows, schema=UNITS)
+    return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -215,6 +236,7 @@ def publish_version(
     parts: Sequence[Part],
     partitions: Sequence[tuple[int, str, DataFile]],
     sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    changes: Sequence[NDArray[np.int64]] = (),
 ) -> int:
     """Write the sample, check everything, write the manifest, publish the version; returns its rows.
 
@@ -238,6 +260,8 @@ def publish_version(
         libraries=library_versions(),
         sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample[0]), sampled),
         model_files=tuple(list_model_files(config.folder)),
+        units=write_units(config.folder, parts),
+        changes=add_changes(parts, config.base, changes[0]) if config.base else None,
     )
     check_version(manifest, config.folder)
     files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
@@ -298,6 +322,20 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
     return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 
+def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64]) -> dict[str, Any]:
+    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError."""
+    counts = dict(zip(CHANGES, changes.tolist(), strict=True))
+    rows = sum(p.images.rows for p in parts)
+    if counts['added'] + counts['changed'] + counts['unchanged'] != rows:
+        raise BuildError(f'{rows} images were indexed: {", ".join(f"{n} {name}" for name, n in counts.items())}')
+    return {
+        'base': base,
+        **counts,
+        'units': sum(p.taken_over for p in parts),
+        'images': sum(p.reused for p in parts),
+    }
+
+
 def list_tables(
     tables: TableLayout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
@@ -320,5 +358,5 @@ def list_tables(
 
 def library_versions() -> dict[str, str]:
     """Versions of what wrote the index."""
-    names = ('grainhash', 'apache-beam', 'numpy', 'pyarrow', 'tensorflow', 'keras')
+    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
     return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -161,7 +161,10 @@ class InThreads(beam.DoFn):
         """The results that are left."""
         while self.running:
             for result in self._next():
-                yield GlobalWindows.windowed_value(result)
+                if isinstance(result, beam.pvalue.TaggedOutput):
+                    yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
+                else:
+                    yield GlobalWindows.windowed_value(result)
         self.pool.shutdown()
 
     def _next(self) -> list[Any]:

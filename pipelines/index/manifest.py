@@ -74,11 +74,15 @@ class Manifest:
         tables: one per substring.
         images: one file per work unit, in order of part number.
         rejects: one file per work unit that rejected something.
-        inputs: what was read, a row per file: path, size in bytes, modification time.
+        inputs: what was read, a row per file: path, size in bytes, modification time, generation.
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
         sample: codes drawn uniformly.
         model_files: those of the model's folder, which have no rows; none if from before they were listed.
+        units: what each images part was made from; None if from before that was kept.
+        changes: of an incremental build the version it started from (`base`), how many images were `added`,
+            `changed`, `unchanged` and `removed`, and what was taken over without encoding: whole `units`, and `images`
+            of other units; None of a full build.
     """
 
     version: str
@@ -94,6 +98,8 @@ class Manifest:
     sample: DataFile
     format_version: int = FORMAT_VERSION
     model_files: tuple[DataFile, ...] = ()
+    units: DataFile | None = None
+    changes: Mapping[str, Any] | None = None
 
     @property
     def rows(self) -> int:
@@ -104,7 +110,8 @@ class Manifest:
     def data_files(self) -> tuple[DataFile, ...]:
         """Every Parquet file of the version."""
         codes = (f for t in self.tables for p in t.partitions for f in p.files)
-        return (*self.images, *codes, *self.rejects, self.inputs, self.sample)
+        units = (self.units,) if self.units else ()
+        return (*self.images, *codes, *self.rejects, self.inputs, *units, self.sample)
 
     @property
     def all_files(self) -> tuple[DataFile, ...]:
@@ -141,6 +148,7 @@ class Manifest:
             value['rejects'] = tuple(DataFile(**f) for f in value['rejects'])
             value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
+            value['units'] = DataFile(**value['units']) if value.get('units') else None
             value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:

@@ -50,6 +50,7 @@ def codes_path(table: int, prefix: str, part: int) -> str:
 
 SAMPLE_PATH = 'sample.parquet'
 INPUTS_PATH = 'inputs.parquet'
+UNITS_PATH = 'units.parquet'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
