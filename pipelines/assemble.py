@@ -93,7 +93,7 @@ class Part:
     rejects: DataFile | None
     records_read: int
     reasons: dict[str, int]
-    origin: Origin | None = None
+    origin: Origin
     taken_over: bool = False
     reused: int = 0
 
@@ -120,7 +120,6 @@ def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
     """Write what each part was made from, for a later incremental build."""
     rows = []
     for part in parts:
-        assert part.origin is not None
         settled = not UNSETTLED & set(part.reasons)
         content = part.origin.content if settled else ''
         rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})

@@ -41,6 +41,7 @@ from pipelines.code_files import read_codes
 from pipelines.duplicates import (
     IDS,
     IDS_WITH_CONTENT,
+    contents,
     count_changes,
     duplicate_places,
     split_ids,
@@ -179,7 +180,7 @@ class EncodeUnit(beam.DoFn):
         yield staged
         kind = TAKEN if taken else FRESH
         uri = self.config.path(
-            f'{versions.STAGING_FOLDER}/ids-{unit.number:05d}-{files.digest(staged.images.encode())}'
+            f'{versions.STAGING_FOLDER}/unit-{unit.number:05d}-{files.digest(staged.images.encode())}.ids'
         )
         for ids in put_ids(images, unit.number, kind, self.config, uri):
             yield beam.pvalue.TaggedOutput('ids', ids)
@@ -228,7 +229,7 @@ def put_ids(
 ) -> Iterator[tuple[int, tuple[int, int, Block]]]:
     """The ids of a unit or part by bucket, to be compared: (bucket, (kind, number, block))."""
     buckets = min(max(16 * config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
-    split = list(split_ids(images, buckets, bool(config.base)))
+    split = list(split_ids(images['image_id'], buckets, contents(images) if config.base else None))
     for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
         yield bucket, (kind, number, block)
 
@@ -243,7 +244,7 @@ def left_ids(part: int, config: BuildConfig) -> Iterator[tuple[int, tuple[int, i
     """The ids of a part of the base that is not taken over, as `put_ids` gives them."""
     base = open_base(config.index, config.base)
     images = files.read_table(base.path(base.manifest.images[part]), ['image_id', 'digest', 'code'])
-    return put_ids(images, part, LEFT, config, config.path(f'{versions.STAGING_FOLDER}/ids-left-{part:05d}'))
+    return put_ids(images, part, LEFT, config, config.path(f'{versions.STAGING_FOLDER}/left-{part:05d}.ids'))
 
 
 class FinishPart(beam.DoFn):

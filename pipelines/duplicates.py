@@ -62,10 +62,13 @@ def contents(images: pa.Table) -> NDArray[np.uint64]:
     return codes_from_arrow(images['digest'])[:, :8].copy().view(np.uint64)[:, 0]
 
 
-def split_ids(images: pa.Table, buckets: int, with_content: bool = False) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS` or `IDS_WITH_CONTENT`)."""
-    ids = images['image_id']
-    content = contents(images) if with_content else None
+def split_ids(
+    ids: pa.ChunkedArray, buckets: int, content: NDArray[np.uint64] | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`).
+
+    With the `contents` of the N images, rows of `IDS_WITH_CONTENT`.
+    """
     for bucket, places in groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
         taken = ids.take(pa.array(places))
         text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_index import (
     KINDS,
+    ORIGIN,
     SPEC,
     build_by_hand,
     config_for,
@@ -68,7 +69,7 @@ def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path
 
 
 def read_all(config, manifest):
-    parts = [Part(i, file, None, 0, {}) for i, file in enumerate(manifest.images)]
+    parts = [Part(i, file, None, 0, {}, ORIGIN) for i, file in enumerate(manifest.images)]
     codes, rows = zip(*(read_part(part, config) for part in parts), strict=True)
     return np.concatenate(codes), np.concatenate(rows)
 
@@ -97,7 +98,7 @@ def test_the_manifest_tells_what_was_built(tmp_path):
     assert [f.path for f in manifest.images] == ['images/part-00000.parquet', 'images/part-00001.parquet']
     assert [f.rows for f in manifest.rejects] == [2, 2]
     inputs = code_tables.read_file(config.folder, manifest.inputs).to_pylist()
-    assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9}
+    assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9, 'generation': None}
     assert {'python', 'numpy', 'pyarrow'} <= set(manifest.libraries)
 
 
@@ -164,7 +165,7 @@ def test_a_table_that_lost_rows_is_not_published(tmp_path):
 
 
 def finished(number, indexed, read, **reasons):
-    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons)
+    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons, ORIGIN)
 
 
 def test_counters_add_up():

@@ -65,7 +65,7 @@ def test_good_and_bad_records_are_told_apart_in_order(model):
     empty, text, cut = broken(0, b''), broken(1, b'no picture'), broken(2, good[0].data[:200])
     items = [early, good[0], text, good[1], *good[2:4], cut, empty, text, early, good[4], early, *good[5:], cut]
     for batch_size in (1, 2, 3, 5, 100):
-        unit = encode_unit(items, model, batch_size)
+        unit = encode_unit(items, model, batch_size=batch_size)
         assert unit.records_read == len(items) == len(unit.images) + len(unit.rejects)
         assert unit.images['image_id'].to_pylist() == [r.image_id for r in good]
         np.testing.assert_array_equal(codes_from_arrow(unit.images['code']), model.encode(pictures(7)))

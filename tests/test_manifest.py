@@ -92,6 +92,9 @@ def test_another_format_version_is_refused_by_number():
         Manifest.loads(changed(format_version=2, tables='of another shape'), 'here')
 
 
+LATER = 'model_files', 'units', 'changes'  # that older manifests lack
+
+
 @pytest.mark.parametrize(
     'content',
     [
@@ -103,7 +106,7 @@ def test_another_format_version_is_refused_by_number():
         b'"text"',
         b'{}',
         small_manifest().dumps()[:-40],
-        *(without(field.name) for field in dataclasses.fields(Manifest) if field.name != 'model_files'),
+        *(without(field.name) for field in dataclasses.fields(Manifest) if field.name not in LATER),
         changed(unheard_of=1),
         changed(sample={'path': 'x'}),
         changed(images=[{'path': 'x', 'rows': 1, 'bytes': 2, 'more': 3}]),
