@@ -28,6 +28,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'images': manifest.rows,
         'counters': {k: v for k, v in manifest.counters.items() if k != 'reasons'},
         'rejects': manifest.counters['reasons'],
+        'changes': dict(manifest.changes) if manifest.changes else None,
         'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
         'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
@@ -73,6 +74,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary['rejects']:
         rejects = ', '.join(f'{reason} {n:,}' for reason, n in summary['rejects'].items())
         console.print(f'rejects   {rejects}')
+    if summary['changes']:
+        c = summary['changes']
+        counts = ', '.join(f'{name} {c[name]:,}' for name in ('added', 'changed', 'unchanged', 'removed'))
+        console.print(f'changes   {counts}, since version {c["base"]}')
     table = Table(box=None, pad_edge=False)
     for name in ('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size'):
         table.add_column(name, justify='left' if name == 'segment' else 'right')
