@@ -52,7 +52,7 @@ from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.run import InThreads, count, list_values
+from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.shards import WorkUnit, read_unit
 
 FRESH, TAKEN, LEFT = range(3)  # ids of a unit that was read, or taken over from the base; of a base part that was not
@@ -189,6 +189,7 @@ class EncodeUnit(beam.DoFn):
 
     def _stage_unit(self, unit: WorkUnit, origin: Origin) -> tuple[Staged, pa.Table]:
         encoded = self._encode(unit)
+        distribute(**encoded.measures)
         images = self._stage('images', unit.number, files.table_bytes(encoded.images, **IMAGES_OPTIONS))
         rejects = self._stage('rejects', unit.number, files.table_bytes(rejects_table(encoded.rejects)))
         rows, records_read, reused = len(encoded.images), encoded.records_read, encoded.reused

@@ -6,12 +6,14 @@ Pure functions; `build_index.py` and `query_index.py` wrap them in Beam. Image b
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -71,6 +73,19 @@ def local_model(uri: str) -> str:
     return copy
 
 
+Measures = dict[str, list[int]]  # one number for each time that something was done
+
+
+@contextlib.contextmanager
+def timed(measures: Measures, name: str) -> Iterator[None]:
+    """Add the microseconds that a block takes; several threads may do so at once."""
+    started = time.perf_counter_ns()
+    try:
+        yield
+    finally:
+        measures.setdefault(name, []).append((time.perf_counter_ns() - started) // 1000)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedUnit:
     """What became of the records of one work unit.
@@ -80,12 +95,15 @@ class EncodedUnit:
         rejects: what could not be indexed.
         records_read: how many records and rejects the unit's files gave.
         reused: how many images were known, and not encoded.
+        measures: of each image its `image_bytes` and, if it was decoded, `decode_us`; of each batch that was encoded
+            `features_us` and `hash_us`, the microseconds until there were features, and from these to codes.
     """
 
     images: pa.Table
     rejects: tuple[Reject, ...]
     records_read: int
     reused: int = 0
+    measures: Measures = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,24 +131,29 @@ def encode_unit(
         batch_size: images to encode at once.
     """
     tables, rejects, records_read, reused = [], [], 0, 0
-    for batch in decoded_batches(items, model.resizing, batch_size, known):
+    measures: Measures = {}
+    for batch in decoded_batches(items, model.resizing, batch_size, known, measures):
         records_read += len(batch)
         rejects += [found for _, found in batch if isinstance(found, Reject)]
         good = [(item, found) for item, found in batch if isinstance(item, Record) and not isinstance(found, Reject)]
         if good:
             records, images = zip(*good, strict=True)
-            tables.append(images_table(records, image_codes(images, model), images))
+            tables.append(images_table(records, image_codes(images, model, measures), images))
             reused += sum(isinstance(image, KnownImage) for image in images)
     empty = images_schema(model.spec.num_bytes).empty_table()
-    return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read, reused)
+    return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read, reused, measures)
 
 
-def image_codes(images: Sequence[Decoded | KnownImage], model: HashModel) -> NDArray[np.uint8]:
+def image_codes(images: Sequence[Decoded | KnownImage], model: HashModel, measures: Measures) -> NDArray[np.uint8]:
     """Codes uint8 [N, B], of which only those that are not known are made."""
     codes = np.zeros((len(images), model.spec.num_bytes), np.uint8)
     fresh = [(i, image.pixels) for i, image in enumerate(images) if isinstance(image, Decoded)]
     if fresh:
-        codes[[i for i, _ in fresh]] = model.encode(np.stack([pixels for _, pixels in fresh]))
+        model.check_backbone()
+        with timed(measures, 'features_us'):
+            groups = model.extractor.features(np.stack([pixels for _, pixels in fresh]))
+        with timed(measures, 'hash_us'):
+            codes[[i for i, _ in fresh]] = model.encode_features(groups)
     for i, image in enumerate(images):
         if isinstance(image, KnownImage):
             codes[i] = np.frombuffer(image.code, np.uint8)
@@ -142,6 +165,7 @@ def decoded_batches(
     resizing: Resizing,
     batch_size: int,
     known: Mapping[bytes, KnownImage] | None = None,
+    measures: Measures | None = None,
 ) -> Iterator[list[tuple[Record | Reject, Decoded | KnownImage | Reject]]]:
     """Batches of (item, its pixels or reject, or what is known of it by its digest), in the order of the items.
 
@@ -153,7 +177,8 @@ def decoded_batches(
         if isinstance(item, Reject):
             return item, item
         try:
-            return item, decode(item.data, resizing)
+            with timed(kept, 'decode_us'):
+                return item, decode(item.data, resizing)
         except ImageError as e:
             return item, Reject(item.source, e.reason, e.detail, item.image_id)
 
@@ -161,6 +186,8 @@ def decoded_batches(
         batch: list[Any] = []
         fresh = 0
         while fresh < batch_size and len(batch) < KNOWN_AT_ONCE + fresh and (item := next(source, None)):
+            if isinstance(item, Record):
+                kept.setdefault('image_bytes', []).append(len(item.data))
             if known and isinstance(item, Record) and (found := known.get(digest_of(item))):
                 batch.append((dataclasses.replace(item, data=b''), found))
             else:
@@ -168,6 +195,7 @@ def decoded_batches(
                 fresh += 1
         return batch
 
+    kept: Measures = {} if measures is None else measures
     source = iter(items)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         waiting = start(pool)

@@ -76,8 +76,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(f'rejects   {rejects}')
     if summary['changes']:
         c = summary['changes']
-        counts = ', '.join(f'{name} {c[name]:,}' for name in ('added', 'changed', 'unchanged', 'removed'))
-        console.print(f'changes   {counts}, since version {c["base"]}')
+        changes = ', '.join(f'{name} {c[name]:,}' for name in ('added', 'changed', 'unchanged', 'removed'))
+        console.print(f'changes   {changes}, since version {c["base"]}')
     table = Table(box=None, pad_edge=False)
     for name in ('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size'):
         table.add_column(name, justify='left' if name == 'segment' else 'right')

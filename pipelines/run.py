@@ -119,6 +119,14 @@ def count(**numbers: int) -> None:
         Metrics.counter(NAMESPACE, name).inc(n)
 
 
+def distribute(**numbers: Iterable[int]) -> None:
+    """Add to the job's distributions of these names, from a step."""
+    for name, values in numbers.items():
+        distribution = Metrics.distribution(NAMESPACE, name)
+        for value in values:
+            distribution.update(value)
+
+
 def counters(result: PipelineResult) -> dict[str, int]:
     """Totals of the counters that the job's steps kept."""
     totals: dict[str, int] = {}

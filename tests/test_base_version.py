@@ -56,13 +56,13 @@ def model(pictures, tmp_path_factory):
 @pytest.fixture
 def encoded(monkeypatch):
     """How many images the model encodes."""
-    counts, encode = [], HashModel.encode
+    counts, encode = [], HashModel.encode_features
 
-    def encode_and_count(self, images):
-        counts.append(len(images))
-        return encode(self, images)
+    def encode_and_count(self, groups):
+        counts.append(len(groups['color']))
+        return encode(self, groups)
 
-    monkeypatch.setattr(HashModel, 'encode', encode_and_count)
+    monkeypatch.setattr(HashModel, 'encode_features', encode_and_count)
     return counts
 
 

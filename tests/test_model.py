@@ -60,6 +60,29 @@ def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
     np.testing.assert_array_equal(model.encode(images[::-1]), codes[::-1])
 
 
+@pytest.mark.parametrize('bits', [16, 32, 64, 128])
+def test_a_bit_at_its_threshold_does_not_depend_on_the_images_beside(bits):
+    """A product of matrices rounds by their shapes; offsets here make every bit of the first image hang on the rounding."""
+    rng = np.random.default_rng(bits)
+    x, weights = (rng.normal(size=size).astype(np.float32) for size in ((70, 700), (700, bits)))
+    groups = {'color': x}
+    fusion = Fusion({'color': np.zeros(700, np.float32)}, {'color': np.ones(700, np.float32)})
+    spec = CodeSpec((Segment('look', bits, ('color',)),))
+    head = HashHead(weights, np.zeros(bits, np.float32))
+    fused = fusion.fuse(groups, ('color',))
+    rounded = [(fused[:n] @ weights)[0] for n in (1, 2, 3, 32, 70)]
+    assert len(np.unique(rounded, axis=0)) > 1
+    for offset in rounded:
+        at_threshold = {'look': dataclasses.replace(head, offset=-offset)}
+        model = HashModel(spec, SIZE, None, '', fusion, at_threshold)
+        codes = model.encode_features(groups)
+        for first, last in [(0, 1), (0, 2), (0, 33), (0, 64), (1, 70), (31, 34), (69, 70)]:
+            part = model.encode_features({'color': x[first:last]})
+            np.testing.assert_array_equal(part, codes[first:last])
+        order = rng.permutation(70)
+        np.testing.assert_array_equal(model.encode_features({'color': x[order]}), codes[order])
+
+
 def test_bytes_that_are_no_picture_are_told_so(model):
     with pytest.raises(ImageError, match='not_an_image'):
         model.decode(b'no picture')
