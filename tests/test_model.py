@@ -62,7 +62,7 @@ def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
 
 @pytest.mark.parametrize('bits', [16, 32, 64, 128])
 def test_a_bit_at_its_threshold_does_not_depend_on_the_images_beside(bits):
-    """A product of matrices rounds by their shapes; offsets here make every bit of the first image hang on the rounding."""
+    """A product of matrices rounds by their shapes; with these offsets every bit of the first image hangs on that."""
     rng = np.random.default_rng(bits)
     x, weights = (rng.normal(size=size).astype(np.float32) for size in ((70, 700), (700, bits)))
     groups = {'color': x}
