@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.assemble import groups_of
 from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS
 from pipelines.records import DUPLICATE_ID
@@ -52,7 +51,7 @@ def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
 
 def split_ids(ids: pa.ChunkedArray, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`)."""
-    for bucket, places in groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
+    for bucket, places in layout.groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
         taken = ids.take(pa.array(places))
         text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
         yield bucket, pa.RecordBatch.from_arrays([pa.array(places, pa.uint32()), text], schema=IDS)

@@ -17,7 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.index import files, layout, versions
-from pipelines.index.code_tables import INPUTS, REJECTS, CodeRows, codes_from_arrow, images_schema, partition_schema
+from pipelines.index.code_tables import (
+    INPUTS,
+    REJECTS,
+    CodeRows,
+    codes_from_arrow,
+    images_schema,
+    partition_schema,
+    sample_schema,
+)
 from pipelines.index.manifest import DataFile, Manifest
 
 THREADS = 4  # files in memory at once; reading, hashing and decoding leave Python's lock
@@ -140,8 +148,11 @@ def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
             yield from (Job(file, number, partition_schema(num_bytes), check) for file in partition.files)
     yield from (Job(file, schema=REJECTS) for file in manifest.rejects)
     yield Job(manifest.inputs, schema=INPUTS)
-    yield Job(manifest.sample, schema=pa.schema([('code', pa.binary(num_bytes)), ('row', pa.int64())]))
-    yield from (Job(file) for file in manifest.model_files)
+    of_sample = sample_schema(num_bytes)
+    yield Job(
+        manifest.sample, schema=of_sample if manifest.quality else pa.schema([of_sample.field(i) for i in (0, 1)])
+    )
+    yield from (Job(file) for file in manifest.all_files if file not in manifest.data_files)
 
 
 def check_file(folder: str, job: Job) -> Content:

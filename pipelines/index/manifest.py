@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
@@ -17,6 +17,7 @@ from pipelines.index.files import digest
 from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1
+Gate = Literal['passed', 'failed', 'skipped']  # of a version, before it was served
 _END = b'\n}'
 
 
@@ -79,6 +80,8 @@ class Manifest:
         libraries: versions of what wrote it.
         sample: codes drawn uniformly.
         model_files: those of the model's folder, which have no rows; none if from before they were listed.
+        gate: whether it passed the checks that it must to be served, or none were made; None if from before there were.
+        quality: what the checks found, as JSON; None as before.
     """
 
     version: str
@@ -94,6 +97,8 @@ class Manifest:
     sample: DataFile
     format_version: int = FORMAT_VERSION
     model_files: tuple[DataFile, ...] = ()
+    gate: Gate | None = None
+    quality: DataFile | None = None
 
     @property
     def rows(self) -> int:
@@ -109,7 +114,7 @@ class Manifest:
     @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files)
+        return (*self.data_files, *self.model_files, *([self.quality] if self.quality else []))
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
@@ -142,6 +147,7 @@ class Manifest:
             value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
             value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
+            value['quality'] = DataFile(**value['quality']) if value.get('quality') else None
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
