@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class BuildError(RuntimeError):
     """A build whose own numbers do not add up; nothing was published; exit code 1."""
+
+
+class GateError(BuildError):
+    """A version that is finished but not good enough to be served; exit code 3."""

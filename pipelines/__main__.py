@@ -2,7 +2,7 @@
 
 Arguments and messages only. Commands import what they need when they run, so that `--help`, `inspect` and those
 about versions load neither Beam nor TensorFlow.
-Exit codes: 0 done, 1 failed, 2 bad input or options.
+Exit codes: 0 done, 1 failed, 2 bad input or options, 3 built but not good enough to be served.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from hashing_model.errors import BuildError, InputError
+from hashing_model.errors import BuildError, GateError, InputError
 
 DESCRIPTION = """\
 Build and query indexes of images: each image becomes a binary code with named segments
@@ -228,6 +228,43 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
     _reading(parser)
+    _gate(parser)
+
+
+def _gate(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'gate',
+        'A version that fails a check is kept, but not served, and the exit code is 3. Results are in quality.json. '
+        'Shares are numbers from 0 to 1.',
+    )
+    group.add_argument(
+        '--max-reject-rate', type=float, metavar='SHARE', help='of the records that may be rejected (default: 0.05)'
+    )
+    group.add_argument(
+        '--max-fewer-rows',
+        type=float,
+        metavar='SHARE',
+        help="of the served version's images that the new one may have fewer (default: 0.1)",
+    )
+    group.add_argument(
+        '--max-equal-codes',
+        type=float,
+        metavar='SHARE',
+        help='of the images that may have one and the same code (default: 0.5)',
+    )
+    group.add_argument(
+        '--min-entropy',
+        type=float,
+        metavar='BITS',
+        help='collision entropy that each segment must have; 0 if all images agree in it (default: 0.01)',
+    )
+    group.add_argument(
+        '--max-map-loss',
+        type=float,
+        metavar='SHARE',
+        help='how much mAP on labelled images may be below that of the served version (default: 0.02)',
+    )
+    group.add_argument('--no-gate', action='store_true', help='serve the version without these checks')
 
 
 def _query(parser: argparse.ArgumentParser) -> None:
@@ -322,6 +359,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(module, args.command)(args, rest)
     except InputError as e:
         return _fail(e, 2, args.verbose)
+    except GateError as e:
+        return _fail(e, 3, args.verbose)
     except (BuildError, OSError) as e:
         return _fail(e, 1, args.verbose)
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
 from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.duplicates import id_hashes
+from pipelines.gate import Limits, enforce, judge
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
 from pipelines.index.current import Current
@@ -52,6 +54,7 @@ class BuildConfig:
         threads: per worker process, for TensorFlow and the features; None for one per core.
         believed: what `CURRENT` was when the build began; see `versions.publish`.
         base: the version that an incremental build starts from; None for a full build.
+        gate: what the version must keep to be served; None to serve it unchecked.
     """
 
     index: str
@@ -66,6 +69,7 @@ class BuildConfig:
     threads: int | None = None
     believed: Current | None = None
     base: str | None = None
+    gate: Limits | None = Limits()
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
@@ -127,22 +131,17 @@ def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
     return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
-def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each distinct value, none below 0, with the indices where it stands, ascending."""
-    small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
-    order = np.argsort(small, kind='stable')
-    ordered = small[order]
-    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    for places in np.split(order, starts) if len(order) else ():
-        yield int(values[places[0]]), places
+def keep_sample(images: pa.Table) -> pa.Table:
+    """The SAMPLE_ROWS images whose ids have the least hashes, in that order: rows of `code_tables.sample_schema`.
 
-
-def keep_sample(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The SAMPLE_ROWS rows with the least `layout.mix`, in that order, so that any beginning is a sample too."""
-    mixed = layout.mix(rows)
-    least = np.argpartition(mixed, SAMPLE_ROWS)[:SAMPLE_ROWS] if len(rows) > SAMPLE_ROWS else np.arange(len(rows))
-    order = least[np.argsort(mixed[least])]  # no two rows mix to the same
-    return codes[order], rows[order]
+    The next version's sample has the same images, as far as they are still there. Any beginning is a sample too.
+    """
+    hashes, rows = id_hashes(images['image_id']), images['row'].to_numpy()
+    least = np.arange(len(rows))
+    if len(rows) > SAMPLE_ROWS:
+        least = np.flatnonzero(hashes <= np.partition(hashes, SAMPLE_ROWS - 1)[SAMPLE_ROWS - 1])
+    order = least[np.lexsort((rows[least], hashes[least]))[:SAMPLE_ROWS]]
+    return images.take(pa.array(order))
 
 
 def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -158,9 +157,12 @@ def part_histograms(part: Part, config: BuildConfig, rows: int) -> list[NDArray[
     return [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
 
 
-def sample_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     """A part's share of the sample."""
-    return keep_sample(*read_part(part, config))
+    schema = code_tables.sample_schema(config.spec.num_bytes)
+    images = code_tables.read_file(config.folder, part.images, ['code', 'image_id', 'labels'])
+    rows = pa.array((np.int64(part.number) << 32) + np.arange(len(images)))
+    return keep_sample(images.append_column('row', rows).select(schema.names).cast(schema))
 
 
 def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> TableLayout:
@@ -199,7 +201,7 @@ def partition_places(
     shared = np.flatnonzero(counts[leaves] > 1)
     numbers[shared] = layout.mix(rows[shared]) % counts[leaves[shared]].astype(np.uint64)
     firsts = np.cumsum(counts) - counts  # files of all leaves numbered through
-    for file, places in groups_of(firsts[leaves] + numbers):
+    for file, places in layout.groups_of(firsts[leaves] + numbers):
         leaf = int(np.searchsorted(firsts, file, side='right')) - 1
         yield (table, leaf, file - int(firsts[leaf])), places
 
@@ -234,46 +236,56 @@ def publish_version(
     tables: TableLayout,
     parts: Sequence[Part],
     partitions: Sequence[tuple[int, str, DataFile]],
-    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    sample: pa.Table,
     changes: Sequence[NDArray[np.int64]] = (),
 ) -> int:
-    """Write the sample, check everything, write the manifest, publish the version; returns its rows.
+    """Finish the version unless it is, and publish it if its gate lets it; returns its rows.
 
-    Done again, as runners may, it writes the same and leaves `CURRENT` alone.
+    Done again, as runners may, it takes the version as finished and leaves `CURRENT` alone.
 
     Raises:
         BuildError: something is missing, or another version was published since the build began.
+        GateError: the version is finished, but failed its gate.
     """
-    sampled = files.table_bytes(code_tables.sample_table(*sample))
-    parts = sorted(parts, key=lambda p: p.number)
-    manifest = Manifest(
+    if not files.exists(config.path(versions.MANIFEST_PATH)):
+        manifest = describe_version(config, tables, sorted(parts, key=lambda p: p.number), partitions, sample, changes)
+        check_version(manifest, config.folder)
+        served = (config.believed or versions.look(config.index)).text
+        manifest = judge(manifest, config.index, sample, config.gate, served)
+        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+    manifest = versions.read_manifest(config.index, config.version)
+    files.delete_folder(config.path(versions.STAGING_FOLDER))
+    enforce(manifest, config.index)
+    versions.publish(config.index, config.version, config.believed)
+    return manifest.rows
+
+
+def describe_version(
+    config: BuildConfig,
+    tables: TableLayout,
+    parts: Sequence[Part],
+    partitions: Sequence[tuple[int, str, DataFile]],
+    sample: pa.Table,
+    changes: Sequence[NDArray[np.int64]] = (),
+) -> Manifest:
+    """Write the sample, and list all that was written in a manifest that is not written yet."""
+    sampled = files.table_bytes(sample)
+    return Manifest(
         version=config.version,
-        created=finished_at(config),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         spec=config.spec,
         model=config.model_info,
-        tables=list_tables(tables, partitions, sample[0]),
+        tables=list_tables(tables, partitions, code_tables.codes_from_arrow(sample['code'])),
         images=tuple(p.images for p in parts),
         rejects=tuple(p.rejects for p in parts if p.rejects),
         inputs=config.inputs,
         counters=add_counters(parts, config.unit_count),
         libraries=library_versions(),
-        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample[0]), sampled),
+        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
         model_files=tuple(list_model_files(config.folder)),
         units=write_units(config.folder, parts),
         changes=add_changes(parts, config.base, changes[0]) if config.base else None,
     )
-    check_version(manifest, config.folder)
-    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    files.delete_folder(config.path(versions.STAGING_FOLDER))
-    versions.publish(config.index, config.version, config.believed)
-    return manifest.rows
-
-
-def finished_at(config: BuildConfig) -> str:
-    """The time, UTC and ISO 8601: now, or when an earlier attempt wrote the manifest."""
-    if files.exists(config.path(versions.MANIFEST_PATH)):
-        return versions.read_manifest(config.index, config.version).created
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
 
 
 def list_model_files(folder: str) -> Iterator[DataFile]:

@@ -6,7 +6,7 @@
           -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> CountRows -> Histograms -> Layout (side inputs)
           -> CutCodes -> GroupByKey -> WritePartition     codes/table=T/prefix=P/part-N.parquet
-          -> Publish                        everything checked, manifest.json, then CURRENT
+          -> Publish                        everything checked, quality.json, manifest.json, then CURRENT
 
 Elements are file numbers and `blocks`; a repeated bundle writes the same names with the same content.
 """
@@ -14,6 +14,7 @@ Elements are file numbers and `blocks`; a repeated bundle writes the same names 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.assemble import (
+    SAMPLE_ROWS,
     BuildConfig,
     Part,
     PartitionKey,
@@ -310,28 +312,31 @@ class AddArrays(beam.CombineFn):
 
 
 class Sample(beam.CombineFn):
-    """The rows of least `layout.mix`, at most SAMPLE_ROWS: a uniform sample that a repeated bundle cannot change."""
+    """`keep_sample` of all parts: a uniform sample that a repeated bundle cannot change.
 
-    def create_accumulator(self) -> tuple[NDArray, NDArray] | None:
-        """No rows yet."""
-        return None
+    Tables wait in a list until they are worth sorting out, so that many small parts cost little.
+    """
 
-    def add_input(self, kept: Any, more: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
-        """Codes uint8 [N, B] and rows int64 [N] of one part."""
-        if kept is None:
-            return keep_sample(*more)
-        return keep_sample(*(np.concatenate(pair) for pair in zip(kept, more, strict=True)))
+    def create_accumulator(self) -> list[pa.Table]:
+        """No images yet."""
+        return []
 
-    def merge_accumulators(self, several: Iterable[Any]) -> Any:
-        """The least of several samples."""
-        merged = None
-        for one in several:
-            merged = self.add_input(merged, one) if one is not None else merged
-        return merged
+    def add_input(self, kept: list[pa.Table], more: pa.Table) -> list[pa.Table]:
+        """Rows of `code_tables.sample_schema` of one part."""
+        return self.merge_accumulators([kept, [more]])
 
-    def extract_output(self, kept: Any) -> Any:
-        """Codes and rows."""
-        return kept
+    def merge_accumulators(self, several: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        """All of them; sorted out, if there are many."""
+        tables = list(itertools.chain(*several))
+        return tables if sum(map(len, tables)) <= 4 * SAMPLE_ROWS else self.compact(tables)
+
+    def compact(self, kept: list[pa.Table]) -> list[pa.Table]:
+        """Only what may be in the sample, before it travels."""
+        return [keep_sample(pa.concat_tables(kept))] if kept else []
+
+    def extract_output(self, kept: list[pa.Table]) -> pa.Table:
+        """The sample."""
+        return keep_sample(pa.concat_tables(kept))
 
 
 def compare_ids(element: tuple[int, list[tuple[int, int, Block]]], with_base: bool) -> Iterator[Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hashing_model.training import Training
     from pipelines.base_version import Base
     from pipelines.evaluate_codes import Images
+    from pipelines.gate import Limits
     from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
@@ -209,6 +210,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
+    gate = _gate_limits(args)
     index = files.absolute(args.index)
     versions.check_index_folder(index)
     believed = versions.look(index)
@@ -234,6 +236,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             threads=threads_per_worker(options),
             believed=believed,
             base=base.manifest.version if base else None,
+            gate=gate,
         )
         run_pipeline(lambda root: define_pipeline(root, config, units), options)
     except JobLostError:
@@ -247,6 +250,17 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     if manifest.changes:
         tell(describe_changes(manifest))
     tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
+
+
+def _gate_limits(args: argparse.Namespace) -> Limits | None:
+    """What the version must keep to be served; None for no gate."""
+    from pipelines.gate import Limits
+
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if args.no_gate and given:
+        raise InputError(f'--{next(iter(given)).replace("_", "-")} does not go with --no-gate, which checks nothing')
+    return None if args.no_gate else Limits(**given)
 
 
 @dataclasses.dataclass(frozen=True)

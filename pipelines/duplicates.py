@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.assemble import groups_of
 from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS, codes_from_arrow
 from pipelines.records import DUPLICATE_ID
@@ -69,7 +68,7 @@ def split_ids(
 
     With the `contents` of the N images, rows of `IDS_WITH_CONTENT`.
     """
-    for bucket, places in groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
+    for bucket, places in layout.groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
         taken = ids.take(pa.array(places))
         text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
         columns = [pa.array(places, pa.uint32()), text]

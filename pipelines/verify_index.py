@@ -25,6 +25,7 @@ from pipelines.index.code_tables import (
     codes_from_arrow,
     images_schema,
     partition_schema,
+    sample_schema,
 )
 from pipelines.index.manifest import DataFile, Manifest
 
@@ -151,8 +152,11 @@ def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
     yield Job(manifest.inputs, schema=INPUTS)
     if manifest.units:
         yield Job(manifest.units, schema=UNITS)
-    yield Job(manifest.sample, schema=pa.schema([('code', pa.binary(num_bytes)), ('row', pa.int64())]))
-    yield from (Job(file) for file in manifest.model_files)
+    of_sample = sample_schema(num_bytes)
+    yield Job(
+        manifest.sample, schema=of_sample if manifest.quality else pa.schema([of_sample.field(i) for i in (0, 1)])
+    )
+    yield from (Job(file) for file in manifest.all_files if file not in manifest.data_files)
 
 
 def check_file(folder: str, job: Job) -> Content:

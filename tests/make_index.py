@@ -189,7 +189,7 @@ def assemble(config, parts):
     made, blocks = cut_all(parts, config)
     partitions = [found for element in blocks.items() for found in write_partition(element, config, made)]
     samples = [sample_part(part, config) for part in parts]
-    sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
+    sample = keep_sample(pa.concat_tables(samples))
     publish_version(None, config, made, parts[::-1], partitions[::-1], sample)
 
 

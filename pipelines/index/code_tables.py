@@ -83,6 +83,13 @@ def partition_schema(num_bytes: int) -> pa.Schema:
     )
 
 
+def sample_schema(num_bytes: int) -> pa.Schema:
+    """Code, row, id and labels of the images in a version's sample; samples from before the gate have the first two."""
+    return pa.schema(
+        [('code', pa.binary(num_bytes)), ('row', pa.int64()), ('image_id', pa.string()), ('labels', LABELS)]
+    )
+
+
 def read_file(folder: str, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
     """A file of a version, or some of its columns.
 
@@ -144,9 +151,3 @@ class CodeRows:
         """Ordered by key, then by row."""
         order = np.lexsort((rows, keys))
         return cls(keys[order], codes[order], rows[order])
-
-
-def sample_table(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> pa.Table:
-    """The sample of a version: code and row."""
-    schema = pa.schema([('code', pa.binary(codes.shape[1])), ('row', pa.int64())])
-    return pa.Table.from_arrays([codes_to_arrow(codes), pa.array(rows)], schema=schema)

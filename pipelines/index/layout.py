@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,6 +222,16 @@ def intervals_near(
         distances = interval_distances(query_keys[block], lows[left], highs[left])
         needed[left] = (distances <= radii[block, None]).any(axis=0)
     return needed
+
+
+def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each distinct value, none below 0, with the indices where it stands, ascending."""
+    small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
+    order = np.argsort(small, kind='stable')
+    ordered = small[order]
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for places in np.split(order, starts) if len(order) else ():
+        yield int(values[places[0]]), places
 
 
 def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:

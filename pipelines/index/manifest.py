@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
@@ -17,6 +17,7 @@ from pipelines.index.files import digest
 from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1
+Gate = Literal['passed', 'failed', 'skipped']  # of a version, before it was served
 _END = b'\n}'
 
 
@@ -83,6 +84,8 @@ class Manifest:
         changes: of an incremental build the version it started from (`base`), how many images were `added`,
             `changed`, `unchanged` and `removed`, and what was taken over without encoding: whole `units`, and `images`
             of other units; None of a full build.
+        gate: whether it passed the checks that it must to be served, or none were made; None if from before there were.
+        quality: what the checks found, as JSON; None as before.
     """
 
     version: str
@@ -100,6 +103,8 @@ class Manifest:
     model_files: tuple[DataFile, ...] = ()
     units: DataFile | None = None
     changes: Mapping[str, Any] | None = None
+    gate: Gate | None = None
+    quality: DataFile | None = None
 
     @property
     def rows(self) -> int:
@@ -116,7 +121,7 @@ class Manifest:
     @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files)
+        return (*self.data_files, *self.model_files, *([self.quality] if self.quality else []))
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
@@ -150,6 +155,7 @@ class Manifest:
             value['sample'] = DataFile(**value['sample'])
             value['units'] = DataFile(**value['units']) if value.get('units') else None
             value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
+            value['quality'] = DataFile(**value['quality']) if value.get('quality') else None
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
