@@ -16,7 +16,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -39,6 +40,7 @@ from pipelines.assemble import (
 )
 from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
 from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.build_stats import Work
 from pipelines.code_files import read_codes
 from pipelines.duplicates import (
     IDS,
@@ -54,6 +56,7 @@ from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
+from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.shards import WorkUnit, read_unit
 
@@ -80,6 +83,8 @@ class Staged:
         origin: what it was made from.
         taken_over: whether the files are those of the base.
         reused: images that the base knew, if not.
+        work: when.
+        sums: of `encode.Measures`.
     """
 
     part: int
@@ -90,6 +95,8 @@ class Staged:
     origin: Origin
     taken_over: bool = False
     reused: int = 0
+    work: Work | None = None
+    sums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
@@ -160,6 +167,7 @@ class EncodeUnit(beam.DoFn):
 
     def process(self, unit: WorkUnit) -> Iterator[Any]:
         """One `Staged`; ('ids', (bucket, ids)) for the comparison; ('left', part) of a base part that is replaced."""
+        started = time.time()
         origin = origin_of(unit, self.config.options)
         taken = take_over(unit, origin, self.config)
         staged, images = taken or self._stage_unit(unit, origin)
@@ -179,7 +187,7 @@ class EncodeUnit(beam.DoFn):
             taken_over=staged.rows if taken else 0,
             reused=staged.reused,
         )
-        yield staged
+        yield dataclasses.replace(staged, work=Work(started, time.time()))
         kind = TAKEN if taken else FRESH
         uri = self.config.path(
             f'{versions.STAGING_FOLDER}/unit-{unit.number:05d}-{files.digest(staged.images.encode())}.ids'
@@ -194,8 +202,9 @@ class EncodeUnit(beam.DoFn):
         distribute(**encoded.measures)
         images = self._stage('images', unit.number, files.table_bytes(encoded.images, **IMAGES_OPTIONS))
         rejects = self._stage('rejects', unit.number, files.table_bytes(rejects_table(encoded.rejects)))
-        rows, records_read, reused = len(encoded.images), encoded.records_read, encoded.reused
-        return Staged(unit.number, images, rows, rejects, records_read, origin, False, reused), encoded.images
+        staged = Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read, origin)
+        sums = {name: sum(values) for name, values in encoded.measures.items()}
+        return dataclasses.replace(staged, reused=encoded.reused, sums=sums), encoded.images
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
         config = self.config
@@ -258,6 +267,7 @@ class FinishPart(beam.DoFn):
 
     def process(self, element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[Part]:
         """(part number, its `Staged` and the places of its duplicates) to one `Part`."""
+        started = time.time()
         number, joined = element
         (staged,) = joined['staged']
         places = np.frombuffer(b''.join(joined['duplicates']), '<u4')
@@ -273,15 +283,20 @@ class FinishPart(beam.DoFn):
         rows = staged.rows - len(places)
         count(duplicates=len(places), indexed=rows)
         of_rejects = len(rejects), files.table_bytes(rejects)
+        reasons = {row['values']: row['counts'] for row in rejects['reason'].value_counts().to_pylist()}
+        count(**{f'rejected_{reason}': n for reason, n in reasons.items() if reason != DUPLICATE_ID})
         yield Part(
             number,
             self._write(versions.images_path(number), rows, content),
             self._write(versions.rejects_path(number), *of_rejects) if len(rejects) else None,
             staged.records_read,
-            {row['values']: row['counts'] for row in rejects['reason'].value_counts().to_pylist()},
+            reasons,
             staged.origin,
             staged.taken_over,
             staged.reused,
+            staged.work,
+            Work(started, time.time()),
+            staged.sums,
         )
 
     def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
-from hashing_model.errors import InputError
+from hashing_model.errors import InputError, exit_code
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
@@ -195,7 +195,23 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Build an index and publish it."""
+    """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
+    from pipelines.build_stats import write_metrics
+
+    started, version, code = time.time(), versions.new_version_id(), 0
+    if args.metrics_file:
+        files.check_writable(args.metrics_file)
+    try:
+        _build(args, beam_args, version, started)
+    except BaseException as e:
+        code = exit_code(e)
+        raise
+    finally:
+        if args.metrics_file:
+            write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
+
+
+def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
     if args.codes:
         for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
             if getattr(args, option):
@@ -218,10 +234,8 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     base = None if args.full or not believed.text else _base(index, believed.text, given)
     units = with_states(given.units, given.inputs)
     units = with_base_parts(units, base, given.options) if base else units
-    version = versions.new_version_id()
     folder = versions.version_folder(index, version)
     files.check_writable(files.join(folder, versions.MANIFEST_PATH))
-    started = time.monotonic()
     try:
         config = BuildConfig(
             index=index,
@@ -237,6 +251,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             believed=believed,
             base=base.manifest.version if base else None,
             gate=gate,
+            started=started,
         )
         run_pipeline(lambda root: define_pipeline(root, config, units), options)
     except JobLostError:
@@ -246,10 +261,9 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             versions.discard(index, version)
         raise
     manifest = versions.read_manifest(index, version)
-    seconds = time.monotonic() - started
     if manifest.changes:
         tell(describe_changes(manifest))
-    tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
+    tell(f'{args.index}: version {version} in {time.time() - started:.0f} s; {describe_counters(manifest)}')
 
 
 def _gate_limits(args: argparse.Namespace) -> Limits | None:

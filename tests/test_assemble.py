@@ -113,7 +113,7 @@ def test_a_repeated_bundle_writes_the_same_bytes(tmp_path):
     parts = [write_part(0, skewed_codes(300), config)]
     made, cut = cut_all(parts, config)
     for group, found in cut.items():
-        first, again = (list(write_partition((group, b), config, made)) for b in (found, found[::-1]))
+        first, again = ([w[:3] for w in write_partition((group, b), config, made)] for b in (found, found[::-1]))
         assert first == again
     again = cut_all(parts, config)[1]
     assert again == cut

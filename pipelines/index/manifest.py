@@ -86,6 +86,7 @@ class Manifest:
             of other units; None of a full build.
         gate: whether it passed the checks that it must to be served, or none were made; None if from before there were.
         quality: what the checks found, as JSON; None as before.
+        build: what the build did and how long it took, as JSON; None as before.
     """
 
     version: str
@@ -105,6 +106,7 @@ class Manifest:
     changes: Mapping[str, Any] | None = None
     gate: Gate | None = None
     quality: DataFile | None = None
+    build: DataFile | None = None
 
     @property
     def rows(self) -> int:
@@ -121,7 +123,7 @@ class Manifest:
     @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files, *([self.quality] if self.quality else []))
+        return (*self.data_files, *self.model_files, *(file for file in (self.quality, self.build) if file))
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
@@ -153,9 +155,9 @@ class Manifest:
             value['rejects'] = tuple(DataFile(**f) for f in value['rejects'])
             value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
-            value['units'] = DataFile(**value['units']) if value.get('units') else None
             value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
-            value['quality'] = DataFile(**value['quality']) if value.get('quality') else None
+            for name in ('units', 'quality', 'build'):
+                value[name] = DataFile(**value[name]) if value.get(name) else None
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
