@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits
@@ -126,15 +127,17 @@ class HashModel:
     def encode_features(self, groups: Groups) -> NDArray[np.uint8]:
         """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes].
 
-        A code does not depend on the images beside it: a matrix product rounds by its number of rows, so that a bit
-        near its threshold would, and therefore all products here have BLOCK_ROWS rows.
+        A code depends neither on the images beside it nor on how many cores there are. A matrix product rounds by its
+        number of rows and by how it is cut for threads, and with it a bit near its threshold would change; so all
+        products here have BLOCK_ROWS rows and one thread, which is faster too where TensorFlow keeps the cores busy.
         """
         count = len(next(iter(groups.values())))
         codes = [np.zeros((0, self.spec.num_bytes), np.uint8)]
-        for first in range(0, count, BLOCK_ROWS):
-            block = {g: _padded(x[first : first + BLOCK_ROWS]) for g, x in groups.items()}
-            bits = np.concatenate(list(self.activations(block).values()), axis=1) >= 0
-            codes.append(pack_bits(bits[: count - first]))
+        with _blas().limit(limits=1, user_api='blas'):
+            for first in range(0, count, BLOCK_ROWS):
+                block = {g: _padded(x[first : first + BLOCK_ROWS]) for g, x in groups.items()}
+                bits = np.concatenate(list(self.activations(block).values()), axis=1) >= 0
+                codes.append(pack_bits(bits[: count - first]))
         return np.concatenate(codes)
 
     def activations(self, groups: Groups) -> dict[str, NDArray[np.float32]]:
@@ -255,6 +258,12 @@ class HashModel:
                 arrays[f'weights/{name}/hidden{i}'] = weights
                 arrays[f'offset/{name}/hidden{i}'] = offset
         return arrays
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """What sets the number of threads of numpy's matrix products."""
+    return ThreadpoolController()
 
 
 def _padded(x: NDArray[np.float32]) -> NDArray[np.float32]:
