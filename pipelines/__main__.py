@@ -2,7 +2,7 @@
 
 Arguments and messages only. Commands import what they need when they run, so that `--help`, `inspect` and those
 about versions load neither Beam nor TensorFlow.
-Exit codes: 0 done, 1 failed, 2 bad input or options.
+Exit codes: 0 done, 1 failed, 2 bad input or options, 3 built but not good enough to be served.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from hashing_model.errors import BuildError, InputError
+from hashing_model.errors import BuildError, InputError, exit_code
 
 DESCRIPTION = """\
 Build and query indexes of images: each image becomes a binary code with named segments
@@ -25,6 +25,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
 PROGRESS_SECONDS = 15
+STAGES = 'pipelines.build_stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
 VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
@@ -220,9 +221,56 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
     )
     parser.add_argument(
+        '--full',
+        action='store_true',
+        help='make everything anew; else what did not change since the served version is taken over from it',
+    )
+    parser.add_argument(
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
+    parser.add_argument(
+        '--metrics-file',
+        metavar='FILE',
+        help="write how the build ended, for Prometheus' node-exporter to pick up; written after a failure, too",
+    )
     _reading(parser)
+    _gate(parser)
+
+
+def _gate(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'gate',
+        'A version that fails a check is kept, but not served, and the exit code is 3. Results are in quality.json. '
+        'Shares are numbers from 0 to 1.',
+    )
+    group.add_argument(
+        '--max-reject-rate', type=float, metavar='SHARE', help='of the records that may be rejected (default: 0.05)'
+    )
+    group.add_argument(
+        '--max-fewer-rows',
+        type=float,
+        metavar='SHARE',
+        help="of the served version's images that the new one may have fewer (default: 0.1)",
+    )
+    group.add_argument(
+        '--max-equal-codes',
+        type=float,
+        metavar='SHARE',
+        help='of the images that may have one and the same code (default: 0.5)',
+    )
+    group.add_argument(
+        '--min-entropy',
+        type=float,
+        metavar='BITS',
+        help='collision entropy that each segment must have; 0 if all images agree in it (default: 0.01)',
+    )
+    group.add_argument(
+        '--max-map-loss',
+        type=float,
+        metavar='SHARE',
+        help='how much mAP on labelled images may be below that of the served version (default: 0.02)',
+    )
+    group.add_argument('--no-gate', action='store_true', help='serve the version without these checks')
 
 
 def _query(parser: argparse.ArgumentParser) -> None:
@@ -315,14 +363,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         module = version_commands if args.command in VERSION_COMMANDS else commands
         getattr(module, args.command)(args, rest)
-    except InputError as e:
-        return _fail(e, 2, args.verbose)
-    except (BuildError, OSError) as e:
-        return _fail(e, 1, args.verbose)
-    except KeyboardInterrupt:
-        return _fail('interrupted', 130, False)
+    except (InputError, BuildError, OSError) as e:
+        return _fail(e, exit_code(e), args.verbose)
+    except KeyboardInterrupt as e:
+        return _fail('interrupted', exit_code(e), False)
     except Exception as e:
-        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', 1, args.verbose)
+        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', exit_code(e), args.verbose)
     return 0
 
 
@@ -344,7 +390,7 @@ def set_up_logging(verbose: bool) -> None:
 
 
 class _NowAndThen(logging.Filter):
-    """Lets one INFO record pass in so many seconds, and everything more serious."""
+    """Lets one INFO record pass in so many seconds, everything more serious, and what stages have done."""
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -354,6 +400,8 @@ class _NowAndThen(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log the record."""
         if record.levelno > logging.INFO:
+            return True
+        if record.name == STAGES:
             return True
         due = time.monotonic() - self.last >= self.seconds
         self.last = time.monotonic() if due else self.last
