@@ -25,7 +25,7 @@ import launch  # noqa: E402
 from launch import command_line, options_of  # noqa: E402
 
 TEMPLATES = ('build', 'query')
-NOT_ON_DATAFLOW = {'explain'}  # told when the job has ended, which no template waits for
+NOT_ON_DATAFLOW = {'explain', 'metrics_file'}  # told when the job has ended, which no template waits for
 REFUSED = {
     'index': ('index', 'gs://b', 'gs://bucket', 'gs://bucket/', 'gs://bucket/index/', 'gs://bucket/*', 's3://bucket/i'),
     'images': ('photos', 'gs://bucket', 'gs://bucket/a,', 'gs://bucket/a,b', ',gs://bucket/a'),
@@ -38,6 +38,12 @@ REFUSED = {
     'partition_rows': ('0', '-1', '1e6', '2,000'),
     'k': ('0', '-1', 'many', 'all of them'),
     'radius': ('-1', '1.5', 'far'),
+    'full': ('yes', '1'),
+    'no_gate': ('no', 'TRUE'),
+    **dict.fromkeys(
+        ('max_reject_rate', 'max_fewer_rows', 'max_equal_codes', 'max_map_loss'), ('2', '-0.1', '5%', '.5')
+    ),
+    'min_entropy': ('-1', 'low', '1e3'),
     'image_field': ('jpg,png', ' jpg'),
     'id_field': ('a,b',),
     'caption_field': ('a,b',),
@@ -94,7 +100,8 @@ def test_parameters_are_the_options_of_the_command_and_some_of_beam(template):
 
 @pytest.mark.parametrize('template', TEMPLATES)
 def test_examples_make_a_command_line(template):
-    given = {p['name']: example_of(p) for p in parameters_of(template) if p['name'] not in ('codes', 'ids')}
+    others = ('codes', 'ids', 'no_gate')  # what does not go with the rest
+    given = {p['name']: example_of(p) for p in parameters_of(template) if p['name'] not in others}
     words = command_line([f'--{name}={value}' for name, value in given.items()])
     args, rest = make_parser().parse_known_args(words)
     assert args.command == template
