@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,11 +59,6 @@ NEIGHBOURS = 10  # nearest answers asked for
 QUERIES = 1000  # asked at once
 CLUSTER_ROWS, FLIPPED = 200, 0.06  # as the benchmarks draw codes
 SAMPLED_ROWS = 4 * files.ROW_GROUP_ROWS  # written to see what a row takes
-# Where a plan warns.
-GRAPH_LIMIT = 10e6  # bytes; Dataflow refuses graphs of 20 MB or so
-SMALL_BLOCK = 100  # rows
-MANY_BLOCKS = 1e8
-MANY_FILES = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,6 +347,21 @@ class ScalePlan:
         return self.scale.units * (2 + sum(b.staged > 0 for b in self.blocks))
 
     @property
+    def compared_bytes(self) -> float:
+        """Memory of a bucket of ids in which duplicates are found."""
+        return self.scale.rows / id_buckets(self.scale) * COMPARED_ID_BYTES
+
+    @property
+    def build_graph_bytes(self) -> float:
+        """The work units in the graph of the build job."""
+        return self.scale.units * UNIT_GRAPH_BYTES
+
+    @property
+    def query_graph_bytes(self) -> float:
+        """The manifest in the graph of a query job."""
+        return (self.scale.units + self.table_files) * FILE_GRAPH_BYTES
+
+    @property
     def range_reads(self) -> float:
         """Requests for blocks in files."""
         return sum(b.count for b in self.blocks if b.staged)
@@ -373,48 +383,6 @@ class ScalePlan:
         """Memory of a worker process of one core: before it has any rows, and in the step that holds most."""
         scale = self.scale
         sorting = max(t.file_rows for t in self.tables) * (SORTED_ROW_BYTES + SORTED_CODE_BYTES * scale.spec.num_bytes)
-        comparing = scale.rows / id_buckets(scale) * COMPARED_ID_BYTES
         reading = scale.rows_per_unit * READ_ROW_BYTES if scale.from_codes else 0
         base = CODES_WORKER_BYTES if scale.from_codes else IMAGES_WORKER_BYTES
-        return base + max(THREADS * sorting, THREADS * comparing, reading)
-
-
-def limits(plan: ScalePlan) -> Iterator[str]:
-    """What is in the way of such a build, or of queries afterwards, a line each."""
-    scale = plan.scale
-    shared = max(plan.tables, key=lambda t: t.files_per_prefix)
-    if shared.files_per_prefix > 1:
-        yield (
-            f'{shared.files_per_prefix:,} files share a prefix, as none is longer than {layout.HISTOGRAM_BITS} bits: '
-            'queries read all of them. Take larger partitions'
-        )
-    smallest = min(b.rows for b in plan.codes)
-    if smallest < SMALL_BLOCK and sum(b.count for b in plan.codes) > MANY_BLOCKS:
-        yield (
-            f'codes go to their partition files in {sum(b.count for b in plan.codes):,.0f} blocks of '
-            f'{smallest:,.0f} rows each. Take larger shards'
-        )
-    if plan.range_reads > MANY_BLOCKS:
-        yield f'{plan.range_reads:,.0f} blocks are read from files, each by a request of its own. Take larger shards'
-    if scale.units * UNIT_GRAPH_BYTES > GRAPH_LIMIT:
-        yield (
-            f'the list of {scale.units:,} work units takes {scale.units * UNIT_GRAPH_BYTES / 1e6:,.0f} MB of the build '
-            "job's graph; Dataflow refuses more than 20 MB or so. Take larger shards"
-        )
-    of_queries = (scale.units + plan.table_files) * FILE_GRAPH_BYTES
-    if of_queries > GRAPH_LIMIT:
-        yield (
-            f'every step of a query job holds the manifest: {of_queries / 1e6:,.0f} MB of graph in all; Dataflow '
-            'refuses more than 20 MB or so. Take larger shards'
-        )
-    if plan.staged_files + scale.units + plan.table_files > MANY_FILES:
-        yield (
-            f'the last step, on one worker, lists {plan.staged_files + scale.units + plan.table_files:,} files and '
-            f'deletes {plan.staged_files:,} of them. Take larger shards'
-        )
-    comparing = scale.rows / id_buckets(scale) * COMPARED_ID_BYTES
-    if comparing > 0.5e9:
-        yield (
-            f'each of {id_buckets(scale)} buckets, in which duplicate ids are found, has '
-            f'{scale.rows / id_buckets(scale):,.0f} ids and takes {comparing / 1e9:.1f} GB'
-        )
+        return base + max(THREADS * sorting, THREADS * self.compared_bytes, reading)

@@ -1,15 +1,23 @@
-"""Scale plans as a table with a column for each: `grainhash plan`."""
+"""Scale plans as a table with a column for each, and what is in their way: `grainhash plan`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.build_index import ID_BUCKETS
+from pipelines.index.layout import HISTOGRAM_BITS
 from pipelines.inspect_index import describe_size
-from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes, limits
+from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
+
+# Where `limits` warns.
+SMALL_BLOCK, MANY_BLOCKS = 100, 1e8  # rows; blocks
+GRAPH_BYTES = 10e6  # half of what Dataflow is said to take
+MANY_FILES = 1e6
+BUCKET_BYTES = 0.5e9
 
 
 def print_plans(plans: Sequence[ScalePlan], workers: int | None = None, price: float | None = None) -> None:
@@ -36,6 +44,30 @@ def print_plans(plans: Sequence[ScalePlan], workers: int | None = None, price: f
     for plan in plans:
         for line in limits(plan):
             console.print(f'{describe_count(plan.scale.rows)} images: {line}')
+
+
+def limits(plan: ScalePlan) -> Iterator[str]:
+    """What is in the way of such a build, or of queries afterwards, a line each."""
+    shared = max(t.files_per_prefix for t in plan.tables)
+    if shared > 1:
+        yield f'{shared:,} files share a prefix of {HISTOGRAM_BITS} bits, the longest: a query reads all of them'
+    blocks, rows = sum(b.count for b in plan.codes), min(b.rows for b in plan.codes)
+    if blocks > MANY_BLOCKS and rows < SMALL_BLOCK:
+        yield f'codes go to their partition files in {describe_count(blocks)} blocks of {rows:,.0f} rows'
+    if plan.range_reads > MANY_BLOCKS:
+        yield f'{describe_count(plan.range_reads)} blocks are read from files, each by a request of its own'
+    if plan.build_graph_bytes > GRAPH_BYTES:
+        yield f"the work units take {describe_size(plan.build_graph_bytes)} of the build job's graph"
+    if plan.query_graph_bytes > GRAPH_BYTES:
+        yield f"the manifest takes {describe_size(plan.query_graph_bytes)} of a query job's graph, in all its steps"
+    listed = plan.staged_files + plan.scale.units + plan.table_files
+    if listed > MANY_FILES:
+        yield (
+            f'the last step, on one worker, lists {describe_count(listed)} files and deletes '
+            f'{describe_count(plan.staged_files)}'
+        )
+    if plan.compared_bytes > BUCKET_BYTES:
+        yield f'a bucket of ids, of {ID_BUCKETS[1]} at most, takes {describe_size(plan.compared_bytes)} of memory'
 
 
 def _rows(workers: int | None, price: float | None) -> dict[str, Callable[[ScalePlan], str]]:
