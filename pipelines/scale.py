@@ -225,7 +225,7 @@ def id_blocks(scale: Scale) -> Blocks:
 
 
 def id_buckets(scale: Scale) -> int:
-    """Buckets of ids, as `build_index.EncodeUnit` counts them."""
+    """Buckets of ids, as `build_index.put_ids` counts them."""
     return min(max(ID_BUCKETS[0] * scale.units, ID_BUCKETS[0]), ID_BUCKETS[1])
 
 
