@@ -367,7 +367,6 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     manifest = versions.read_manifest(index)
-    folder = versions.version_folder(index, manifest.version)
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
@@ -375,11 +374,13 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     units = _query_units(args, manifest)
     config = QueryConfig(
-        folder=folder,
-        manifest=dataclasses.replace(manifest, rejects=()),  # it travels to every step
+        index=index,
+        version=manifest.version,
         output=files.absolute(args.output),
         ids=files.absolute(args.ids) if args.ids else None,
-        model=files.join(folder, versions.MODEL_FOLDER) if args.images else None,
+        model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER)
+        if args.images
+        else None,
         options=read_options(args),
         k=None if args.k is None else min(args.k, manifest.rows),
         radius=args.radius,

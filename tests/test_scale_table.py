@@ -65,7 +65,7 @@ def test_large_shards_leave_fewer_limits():
 
 
 def test_files_that_share_a_prefix_are_told():
-    line, *_ = limits(ScalePlan.of(Scale(3 << 20, CodeSpec.parse("code=16"), partition_rows=20)))
+    line, *_ = limits(ScalePlan.of(Scale(3 << 20, CodeSpec.parse('code=16'), partition_rows=20)))
     assert line.startswith('3 files share a prefix of 16 bits')
 
 
