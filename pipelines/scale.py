@@ -52,8 +52,8 @@ IMAGE_ROW_BYTES, CODES_ROW_BYTES = 48, 10
 ID_LETTERS = 16
 REFERENCE_BYTES = 106  # of an element that names a block in a bucket, as Beam codes it
 ELEMENT_BYTES = 20  # of an element around a block that it holds
-UNIT_GRAPH_BYTES = 14  # a unit's share of the job's graph, where Beam compresses it
-FILE_GRAPH_BYTES = 318  # a file's share of the graph of a query job: the manifest is in each of its steps
+UNIT_GRAPH_BYTES = 55  # a unit's share of the job's graph, in a bucket, where its state is with it
+PARTITION_GRAPH_BYTES, PART_GRAPH_BYTES = 73, 58  # of a partition file and, where ids ask, of an images part
 
 NEIGHBOURS = 10  # nearest answers asked for
 QUERIES = 1000  # asked at once
@@ -358,8 +358,8 @@ class ScalePlan:
 
     @property
     def query_graph_bytes(self) -> float:
-        """The manifest in the graph of a query job."""
-        return (self.scale.units + self.table_files) * FILE_GRAPH_BYTES
+        """The files in the graph of a query job with `--ids`; images parts are not in those of others."""
+        return self.table_files * PARTITION_GRAPH_BYTES + self.scale.units * PART_GRAPH_BYTES
 
     @property
     def range_reads(self) -> float:

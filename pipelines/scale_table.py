@@ -59,7 +59,7 @@ def limits(plan: ScalePlan) -> Iterator[str]:
     if plan.build_graph_bytes > GRAPH_BYTES:
         yield f"the work units take {describe_size(plan.build_graph_bytes)} of the build job's graph"
     if plan.query_graph_bytes > GRAPH_BYTES:
-        yield f"the manifest takes {describe_size(plan.query_graph_bytes)} of a query job's graph, in all its steps"
+        yield f'the files take {describe_size(plan.query_graph_bytes)} of the graph of a query job with --ids'
     listed = plan.staged_files + plan.scale.units + plan.table_files
     if listed > MANY_FILES:
         yield (
@@ -90,12 +90,12 @@ def _rows(workers: int | None, price: float | None) -> dict[str, Callable[[Scale
         'written on the way and deleted': lambda p: describe_size(p.staged_bytes),
         'shuffled': lambda p: describe_size(sum(b.shuffled for b in p.blocks)),
         'blocks shuffled': lambda p: describe_count(sum(b.count for b in p.blocks)),
-        'core-hours, encoding': lambda p: f'{p.encoding_hours:,.1f}',
-        'core-hours, indexing': lambda p: f'{p.indexing_hours:,.1f}',
+        'core-hours, encoding': lambda p: describe_hours(p.encoding_hours),
+        'core-hours, indexing': lambda p: describe_hours(p.indexing_hours),
         'memory of a worker process': lambda p: describe_size(p.worker_bytes),
     }
     if workers is not None:
-        rows[f'hours on {workers:,} cores'] = lambda p: f'{hours(p) / workers:,.1f}'
+        rows[f'hours on {workers:,} cores'] = lambda p: describe_hours(hours(p) / workers)
     if price is not None:
         rows[f'core-hours at {price:g}'] = lambda p: f'{hours(p) * price:,.2f}'
     rows['candidates of a query, uniform codes'] = lambda p: _visited(p, p.uniform_candidates)
@@ -122,3 +122,12 @@ def describe_count(number: float) -> str:
         if number >= size:
             return f'{float(f"{number / size:.3g}"):,g} {word}'
     return f'{number:,.0f}'
+
+
+def describe_hours(hours: float) -> str:
+    """Hours to two digits at least.
+
+    >>> describe_hours(0.01234), describe_hours(1234.56)
+    ('0.012', '1,235')
+    """
+    return f'{hours:.2g}' if hours < 100 else f'{hours:,.0f}'
