@@ -38,7 +38,7 @@ ROW_SECONDS, CODE_BYTE_SECONDS = 0.4e-6, 0.04e-6  # of a row: read, its id compa
 TABLE_ROW_SECONDS = 0.2e-6  # of a row, in every table: cut, sorted, written
 # Making, coding and gathering a block of 1 to 20 rows took 37 to 39 us; a GroupByKey some 4 us for an element.
 BLOCK_SECONDS = 42e-6
-# CPU time of `encode.encode_unit` on one thread: 300 emoji of the embedded catalogue at 224 px, three times; it was 86 at
+# CPU time of `encode.encode_unit` on one thread: 300 emoji of the embedded catalogue at 224 px, 3 times; it was 86 at
 # 96 px, where whole builds on 2 cores make 137 images a second (README).
 IMAGES_PER_CORE_SECOND = 45.0
 # Most memory of whole builds of 10 million codes in files of 5 million rows, two at once: 1.39 GB for 64 bits, 2.08 GB
