@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, places_schema
+from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, parts_in_run, rows_schema
 from pipelines.blocks import INLINE_BYTES
 from pipelines.build_index import ID_BUCKETS
 from pipelines.code_files import UNIT_ROWS
@@ -206,7 +206,7 @@ class Blocks:
         """Those of so many units, whose rows each go to one of the groups by chance.
 
         Args:
-            units, rows: work units, and rows of each.
+            units, rows: work units, or runs of them, and rows of each.
             groups: partition files of a table, or buckets of ids.
             batch: so many rows as they are sent.
         """
@@ -221,7 +221,8 @@ def id_blocks(scale: Scale) -> Blocks:
     """Ids on their way to the buckets in which duplicates are found."""
 
     def batch(rows: int) -> pa.RecordBatch:
-        return pa.RecordBatch.from_arrays([_places(rows), pa.array(['x' * ID_LETTERS] * rows)], schema=IDS)
+        columns = [pa.array(np.zeros(rows, np.uint32)), pa.array(['x' * ID_LETTERS] * rows)]
+        return pa.RecordBatch.from_arrays(columns, schema=IDS)
 
     return Blocks.cut(scale.units, scale.rows_per_unit, id_buckets(scale), batch)
 
@@ -232,18 +233,15 @@ def id_buckets(scale: Scale) -> int:
 
 
 def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
-    """Codes on their way to the partition files of each table."""
-    schema = places_schema(scale.spec)
+    """Codes on their way to the partition files of each table, from runs of units."""
+    schema = rows_schema(scale.spec)
 
     def batch(rows: int) -> pa.RecordBatch:
         codes = code_tables.codes_to_arrow(np.zeros((rows, scale.spec.num_bytes), np.uint8))
-        return pa.RecordBatch.from_arrays([_places(rows), codes], schema=schema)
+        return pa.RecordBatch.from_arrays([pa.array(np.zeros(rows, np.int64)), codes], schema=schema)
 
-    return [Blocks.cut(scale.units, scale.rows_per_unit, table.files, batch) for table in tables]
-
-
-def _places(rows: int) -> pa.Array:
-    return pa.array(np.zeros(rows), pa.uint32())
+    runs = math.ceil(scale.units / parts_in_run(scale.units, scale.rows))
+    return [Blocks.cut(runs, math.ceil(scale.rows / runs), table.files, batch) for table in tables]
 
 
 # What a query visits
@@ -335,7 +333,9 @@ class ScalePlan:
     @property
     def stored_bytes(self) -> float:
         """Bytes of the version, but for its model, its rejects, and the list of its inputs."""
-        sample = min(self.scale.rows, SAMPLE_ROWS) * (self.scale.spec.num_bytes + 8)
+        sample = min(self.scale.rows, SAMPLE_ROWS) * (
+            images_bytes(self.scale) / self.scale.rows + 8
+        )  # with row numbers
         return self.table_bytes + images_bytes(self.scale) + self.manifest_bytes + sample
 
     @property
@@ -345,8 +345,9 @@ class ScalePlan:
 
     @property
     def staged_files(self) -> int:
-        """How many files these are: images and rejects of each unit, and its blocks of ids and of each table."""
-        return self.scale.units * (2 + sum(b.staged > 0 for b in self.blocks))
+        """How many files these are: images, rejects and ids of each unit, and the codes of each run by table."""
+        runs = math.ceil(self.scale.units / parts_in_run(self.scale.units, self.scale.rows))
+        return self.scale.units * (2 + (self.ids.staged > 0)) + runs * sum(b.staged > 0 for b in self.codes)
 
     @property
     def compared_bytes(self) -> float:

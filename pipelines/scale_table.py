@@ -14,7 +14,7 @@ from pipelines.inspect_index import describe_size
 from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
 
 # Where `limits` warns.
-SMALL_BLOCK, MANY_BLOCKS = 100, 1e8  # rows; blocks
+MANY_BLOCKS = 1e8
 GRAPH_BYTES = 10e6  # half of what Dataflow is said to take
 MANY_FILES = 1e6
 BUCKET_BYTES = 0.5e9
@@ -51,9 +51,6 @@ def limits(plan: ScalePlan) -> Iterator[str]:
     shared = max(t.files_per_prefix for t in plan.tables)
     if shared > 1:
         yield f'{shared:,} files share a prefix of {HISTOGRAM_BITS} bits, the longest: a query reads all of them'
-    blocks, rows = sum(b.count for b in plan.codes), min(b.rows for b in plan.codes)
-    if blocks > MANY_BLOCKS and rows < SMALL_BLOCK:
-        yield f'codes go to their partition files in {describe_count(blocks)} blocks of {rows:,.0f} rows'
     if plan.range_reads > MANY_BLOCKS:
         yield f'{describe_count(plan.range_reads)} blocks are read from files, each by a request of its own'
     if plan.build_graph_bytes > GRAPH_BYTES:

@@ -3,14 +3,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from make_index import config_for, make_codes, make_version, write_codes, write_codes_part
+from make_index import config_for, cut_all, make_codes, make_version, write_codes, write_codes_part
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import hamming, pack_bits
 from hashing_model.errors import InputError
-from pipelines import blocks, scale
+from pipelines import assemble, blocks, scale
 from pipelines.__main__ import main
-from pipelines.assemble import cut_codes, make_layout, part_histograms
 from pipelines.build_index import ID_BUCKETS
 from pipelines.duplicates import split_ids
 from pipelines.index import layout, versions
@@ -106,16 +105,16 @@ def test_prefixes_that_cannot_grow_share_their_files():
 def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inline):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
     monkeypatch.setattr(scale, 'INLINE_BYTES', inline)
-    asked = Scale(12_000, DEFAULT, True, 3_000, 75)  # 47 rows, by chance up to 70
+    monkeypatch.setattr(assemble, 'CUT_ROWS', 5_000)
+    asked = Scale(12_000, DEFAULT, True, 2_000, 75)  # 47 rows, by chance up to 70
     config = config_for(tmp_path, asked.units, DEFAULT, asked.partition_rows)
     parts = [
         write_codes_part(n, make_codes('uniform', asked.rows_per_unit, DEFAULT, n), config) for n in range(asked.units)
     ]
-    histograms = [part_histograms(part, config, asked.rows) for part in parts]
-    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, asked.rows)
-    cut = [(key, block) for part in parts for key, (_, block) in cut_codes(part, config, made)]
+    cut = cut_all(parts, config)[1]
+    assert {run for found in cut.values() for run, _ in found} == {0, 1, 2}
     for number, planned in enumerate(code_blocks(asked, plan_tables(asked))):
-        found = [block for (table, _, _), block in cut if table == number]
+        found = [block for (table, _, _), of_file in cut.items() if table == number for _, block in of_file]
         assert len(found) == near(planned.count, 0.1)
         assert asked.rows / len(found) == near(planned.rows, 0.1)
         if inline:

@@ -61,10 +61,10 @@ def test_without_workers_and_price_there_are_no_hours_and_no_money(capsys):
 
 def test_large_shards_leave_fewer_limits():
     spec = CodeSpec.default()
-    assert not list(limits(ScalePlan.of(Scale(10**7, spec))))
+    assert not list(limits(ScalePlan.of(Scale(10**9, spec))))
     small, large = (list(limits(ScalePlan.of(Scale(10**10, spec, unit_rows=n)))) for n in (10_000, 1_000_000))
     for what in (
-        'blocks of 2 rows',
+        'blocks are read',
         "of the build job's graph",
         'of the graph of a query job',
         'on one worker',
