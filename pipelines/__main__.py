@@ -245,7 +245,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
         '--images-per-core-second',
         type=float,
         metavar='R',
-        help='what one core encodes, which python -m benchmarks.build measures (default: 45, at 224 pixels)',
+        help='what one core encodes, which python -m benchmarks.build measures (default: 37, at 224 pixels)',
     )
     parser.add_argument('--workers', type=int, metavar='N', help='tell the hours that so many cores take')
     parser.add_argument(

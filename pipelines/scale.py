@@ -38,9 +38,9 @@ ROW_SECONDS, CODE_BYTE_SECONDS = 0.4e-6, 0.04e-6  # of a row: read, its id compa
 TABLE_ROW_SECONDS = 0.2e-6  # of a row, in every table: cut, sorted, written
 # Making, coding and gathering a block of 1 to 20 rows took 37 to 39 us; a GroupByKey some 4 us for an element.
 BLOCK_SECONDS = 42e-6
-# CPU time of `encode.encode_unit` on one thread: 300 emoji of the embedded catalogue at 224 px, 3 times; it was 86 at
-# 96 px, where whole builds on 2 cores make 137 images a second (README).
-IMAGES_PER_CORE_SECOND = 45.0
+# Whole builds of 789 emoji: `python -m benchmarks.build --images examples/catalogue/index-fluent-0000[01].tar.gz
+# --rounds 1`, at 224 px.
+IMAGES_PER_CORE_SECOND = 37.0
 # Most memory of whole builds of 10 million codes in files of 5 million rows, two at once: 1.39 GB for 64 bits, 2.08 GB
 # for 128; in files of 1.25 million rows, where reading 2 million rows takes most: 0.98 and 1.10 GB.
 CODES_WORKER_BYTES = 0.27e9  # before it has any rows
