@@ -28,6 +28,7 @@ from pipelines.assemble import (
     make_layout,
     part_histograms,
     publish_version,
+    run_of,
     sample_part,
     write_inputs,
     write_partition,
@@ -169,9 +170,11 @@ def cut_all(parts, config):
     rows = sum(part.images.rows for part in parts)
     histograms = [part_histograms(part, config, rows) for part in parts]
     made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
-    blocks = collections.defaultdict(list)
+    runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
-        for group, block in cut_codes(part, config, made):
+        runs[run_of(part, config, rows)].append(part)
+    for run in runs.items():
+        for group, block in cut_codes(run, config, made):
             blocks[group].append(block)
     return made, blocks
 
