@@ -295,7 +295,7 @@ def built(tmp_path_factory):
 def kept(built):
     """`built`, and its files as they were again afterwards."""
     config, manifest, _ = built
-    contents = {file.path: files.read_bytes(config.path(file.path)) for file in manifest.data_files}
+    contents = {file.path: files.read_bytes(config.path(file.path)) for file in manifest.all_files}
     yield built
     for path, content in contents.items():
         files.write_bytes(config.path(path), content)

@@ -112,9 +112,14 @@ class Manifest:
         return (*self.images, *codes, *self.rejects, self.inputs, self.sample)
 
     @property
+    def other_files(self) -> tuple[DataFile, ...]:
+        """Those that are no Parquet and have no rows: of the model, and what the gate found."""
+        return (*self.model_files, *([self.quality] if self.quality else []))
+
+    @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files, *([self.quality] if self.quality else []))
+        return (*self.data_files, *self.other_files)
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
