@@ -147,7 +147,7 @@ def test_the_manifest_knows_every_file_and_its_rows_and_bytes(tmp_path):
         assert pq.read_metadata(folder / file.path).num_rows == file.rows
         assert (folder / file.path).stat().st_size == file.bytes
     assert sorted(p.name for p in folder.iterdir()) == [
-        *('codes', 'images', 'inputs.parquet', 'manifest.json', 'sample.parquet')
+        *('codes', 'images', 'inputs.parquet', 'manifest.json', 'quality.json', 'sample.parquet')
     ]
 
 
