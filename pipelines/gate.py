@@ -280,7 +280,10 @@ def equal_codes(codes: NDArray[np.uint8], limit: float) -> Check:
         return skipped('equal_codes', limit, f'{len(codes)} images are too few')
     largest = len(next(iter(metrics.collisions(codes, 1)), [0]))
     share = largest / len(codes)
-    detail = f'{percent(share)} of the images have one and the same code (at most {percent(limit)})'
+    detail = (
+        f'{largest:,} of {len(codes):,} images in the sample have one and the same code, {percent(share)} '
+        f'(at most {percent(limit)})'
+    )
     return Check('equal_codes', share, limit, share <= limit, detail)
 
 

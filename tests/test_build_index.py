@@ -524,7 +524,8 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     manifest = build(tmp_path / 'index', code_files / 'codes-*.parquet', '--partition-rows', 200, REPEATED)
     assert data_bytes(tmp_path / 'index') == data_bytes(code_files / 'index')
     assert manifest.counters == read_served(code_files / 'index').counters
-    once = ('inputs.parquet', '.probe', 'CURRENT')  # before the pipeline runs, and what its repetition leaves alone
+    once = ('inputs.parquet', '.probe', 'CURRENT', 'sample.parquet', 'quality.json', 'manifest.json')
+    # written before the pipeline runs, or left alone by its repetition
     assert {times for path, times in written.items() if not path.endswith(once)} == {2}
     assert {path.rpartition('.')[2] for path in written} >= {'parquet', 'arrow', 'ids'}
     assert len(written) > 100
@@ -699,7 +700,8 @@ def test_a_rebuild_moves_current_and_keeps_the_old_version(served):
     (first,) = (index / 'versions').iterdir()
     old = data_bytes(index)
     codes = make_codes('uniform', 10, CodeSpec.parse('code=64'), seed=1)
-    manifest = build(index, write_codes(served / 'few.parquet', [str(i) for i in range(10)], codes))
+    few = write_codes(served / 'few.parquet', [str(i) for i in range(10)], codes)
+    manifest = build(index, few, '--max-fewer-rows', '1')
     assert (index / 'CURRENT').read_text() == f'{manifest.version}\n'
     assert sorted(p.name for p in (index / 'versions').iterdir()) == sorted([first.name, manifest.version])
     assert manifest.rows == 10

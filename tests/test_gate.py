@@ -548,7 +548,7 @@ def test_codes_that_are_all_equal_fail_the_gate(tmp_path, capsys):
     code, manifest = build_codes(tmp_path, np.tile(uniform(1), (130, 1)), '--segments', 'fine=8,look=8')
     assert (code, failed_checks(manifest, tmp_path)) == (3, ['equal_codes', 'entropy'])
     line = error_line(capsys)
-    assert '100 % of the images have one and the same code (at most 50 %)' in line
+    assert '130 of 130 images in the sample have one and the same code, 100 % (at most 50 %)' in line
     assert 'segment fine has a collision entropy of 0 bits (at least 0.01)' in line
 
 
