@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from hashing_model.errors import BuildError, GateError, InputError
+from hashing_model.errors import BuildError, InputError, exit_code
 
 DESCRIPTION = """\
 Build and query indexes of images: each image becomes a binary code with named segments
@@ -25,6 +25,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
 PROGRESS_SECONDS = 15
+STAGES = 'pipelines.build_stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
 VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
@@ -220,7 +221,17 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
     )
     parser.add_argument(
+        '--full',
+        action='store_true',
+        help='make everything anew; else what did not change since the served version is taken over from it',
+    )
+    parser.add_argument(
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
+    )
+    parser.add_argument(
+        '--metrics-file',
+        metavar='FILE',
+        help="write how the build ended, for Prometheus' node-exporter to pick up; written after a failure, too",
     )
     _reading(parser)
     _gate(parser)
@@ -352,16 +363,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         module = version_commands if args.command in VERSION_COMMANDS else commands
         getattr(module, args.command)(args, rest)
-    except InputError as e:
-        return _fail(e, 2, args.verbose)
-    except GateError as e:
-        return _fail(e, 3, args.verbose)
-    except (BuildError, OSError) as e:
-        return _fail(e, 1, args.verbose)
-    except KeyboardInterrupt:
-        return _fail('interrupted', 130, False)
+    except (InputError, BuildError, OSError) as e:
+        return _fail(e, exit_code(e), args.verbose)
+    except KeyboardInterrupt as e:
+        return _fail('interrupted', exit_code(e), False)
     except Exception as e:
-        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', 1, args.verbose)
+        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', exit_code(e), args.verbose)
     return 0
 
 
@@ -383,7 +390,7 @@ def set_up_logging(verbose: bool) -> None:
 
 
 class _NowAndThen(logging.Filter):
-    """Lets one INFO record pass in so many seconds, and everything more serious."""
+    """Lets one INFO record pass in so many seconds, everything more serious, and what stages have done."""
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -393,6 +400,8 @@ class _NowAndThen(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log the record."""
         if record.levelno > logging.INFO:
+            return True
+        if record.name == STAGES:
             return True
         due = time.monotonic() - self.last >= self.seconds
         self.last = time.monotonic() if due else self.last

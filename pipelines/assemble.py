@@ -10,7 +10,8 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
+from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
 from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.build_stats import Stage, Work, write_stats
 from pipelines.duplicates import id_hashes
 from pipelines.gate import Limits, enforce, judge
 from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import INPUTS, CodeRows
+from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
@@ -34,6 +37,7 @@ SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
+WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class BuildConfig:
         partition_rows: rows a partition file should not exceed.
         threads: per worker process, for TensorFlow and the features; None for one per core.
         believed: what `CURRENT` was when the build began; see `versions.publish`.
+        base: the version that an incremental build starts from; None for a full build.
+        started: when the command began, in seconds since 1970.
         gate: what the version must keep to be served; None to serve it unchecked.
     """
 
@@ -66,6 +72,8 @@ class BuildConfig:
     partition_rows: int = PARTITION_ROWS
     threads: int | None = None
     believed: Current | None = None
+    base: str | None = None
+    started: float = dataclasses.field(default_factory=time.time)
     gate: Limits | None = Limits()
 
     def __post_init__(self) -> None:
@@ -84,13 +92,22 @@ class BuildConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A unit that is finished: its files and its counts."""
+    """A unit that is finished: its files, its counts, what it was made from, what needed no encoding, and its work.
+
+    `taken_over` if the whole unit is that of the base; else `reused` images are. `sums` are those of `encode.Measures`.
+    """
 
     number: int
     images: DataFile
     rejects: DataFile | None
     records_read: int
     reasons: dict[str, int]
+    origin: Origin
+    taken_over: bool = False
+    reused: int = 0
+    encoding: Work | None = None
+    finishing: Work | None = None
+    sums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +122,21 @@ class TableLayout:
 def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
     """Write the list of files that a build reads into a version's folder, before the build."""
     paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
-    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs]]
+    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=INPUTS)
     return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
+
+
+def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
+    """Write what each part was made from, for a later incremental build."""
+    rows = []
+    for part in parts:
+        settled = not UNSETTLED & set(part.reasons)
+        content = part.origin.content if settled else ''
+        rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})
+    table = pa.Table.from_pylist(rows, schema=UNITS)
+    return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
 def keep_sample(images: pa.Table) -> pa.Table:
@@ -188,8 +216,9 @@ def partition_places(
 
 def write_partition(
     element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: TableLayout
-) -> Iterator[tuple[int, str, DataFile]]:
-    """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
+) -> Iterator[WrittenPartition]:
+    """Sort the blocks of one partition file by key and row and write it."""
+    started = time.time()
     (table, leaf, number), blocks = element
     substring, prefix = tables.substrings[table], tables.prefixes[table][leaf]
     codes, rows = gather_blocks(blocks, config.spec)
@@ -198,7 +227,8 @@ def write_partition(
     content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
     written = files.table_bytes(content, **code_tables.PARTITION_OPTIONS)
-    yield table, prefix, versions.write_data_file(config.folder, name, len(content), written)
+    file = versions.write_data_file(config.folder, name, len(content), written)
+    yield table, prefix, file, Work(started, time.time())
 
 
 def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -215,8 +245,9 @@ def publish_version(
     config: BuildConfig,
     tables: TableLayout,
     parts: Sequence[Part],
-    partitions: Sequence[tuple[int, str, DataFile]],
+    partitions: Sequence[WrittenPartition],
     sample: pa.Table,
+    changes: Sequence[NDArray[np.int64]] = (),
 ) -> int:
     """Finish the version unless it is, and publish it if its gate lets it; returns its rows.
 
@@ -227,10 +258,15 @@ def publish_version(
         GateError: the version is finished, but failed its gate.
     """
     if not files.exists(config.path(versions.MANIFEST_PATH)):
-        manifest = describe_version(config, tables, sorted(parts, key=lambda p: p.number), partitions, sample)
+        started = time.time()
+        parts = sorted(parts, key=lambda p: p.number)
+        manifest = describe_version(config, tables, parts, partitions, sample, changes)
         check_version(manifest, config.folder)
         served = (config.believed or versions.look(config.index)).text
         manifest = judge(manifest, config.index, sample, config.gate, served)
+        stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
+        stats = write_stats(config.folder, manifest, stages, config.started)
+        manifest = dataclasses.replace(manifest, build=stats)
         files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
     manifest = versions.read_manifest(config.index, config.version)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
@@ -239,12 +275,42 @@ def publish_version(
     return manifest.rows
 
 
+def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[Stage]:
+    """What was done until all files were there."""
+    sums = sum((collections.Counter(p.sums) for p in parts), collections.Counter())
+    milliseconds = {f'{name.removesuffix("_us")}_ms': us // 1000 for name, us in sums.items() if name.endswith('_us')}
+    rejected = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
+    yield Stage.of(
+        'encode',
+        [p.encoding for p in parts if p.encoding],
+        records_read=sum(p.records_read for p in parts),
+        taken_over=sum(p.images.rows for p in parts if p.taken_over),
+        reused=sum(p.reused for p in parts),
+        image_bytes=sums['image_bytes'],
+        **milliseconds,
+    )
+    yield Stage.of(
+        'finish',
+        [p.finishing for p in parts if p.finishing],
+        indexed=sum(p.images.rows for p in parts),
+        **{f'rejected_{reason}': count for reason, count in sorted(rejected.items())},
+        bytes=sum(p.images.bytes for p in parts),
+    )
+    yield Stage.of(
+        'partition',
+        [work for *_, work in partitions],
+        rows=sum(file.rows for _, _, file, _ in partitions),
+        bytes=sum(file.bytes for _, _, file, _ in partitions),
+    )
+
+
 def describe_version(
     config: BuildConfig,
     tables: TableLayout,
     parts: Sequence[Part],
-    partitions: Sequence[tuple[int, str, DataFile]],
+    partitions: Sequence[WrittenPartition],
     sample: pa.Table,
+    changes: Sequence[NDArray[np.int64]] = (),
 ) -> Manifest:
     """Write the sample, and list all that was written in a manifest that is not written yet."""
     sampled = files.table_bytes(sample)
@@ -261,6 +327,8 @@ def describe_version(
         libraries=library_versions(),
         sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
         model_files=tuple(list_model_files(config.folder)),
+        units=write_units(config.folder, parts),
+        changes=add_changes(parts, config.base, changes[0]) if config.base else None,
     )
 
 
@@ -309,12 +377,26 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
     return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 
+def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64]) -> dict[str, Any]:
+    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError."""
+    counts = dict(zip(CHANGES, changes.tolist(), strict=True))
+    rows = sum(p.images.rows for p in parts)
+    if counts['added'] + counts['changed'] + counts['unchanged'] != rows:
+        raise BuildError(f'{rows} images were indexed: {", ".join(f"{n} {name}" for name, n in counts.items())}')
+    return {
+        'base': base,
+        **counts,
+        'units': sum(p.taken_over for p in parts),
+        'images': sum(p.reused for p in parts),
+    }
+
+
 def list_tables(
-    tables: TableLayout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
+    tables: TableLayout, partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
     """The manifest's tables, with every prefix of the layout, those without rows too."""
     written = collections.defaultdict(list)
-    for table, prefix, file in partitions:
+    for table, prefix, file, _ in partitions:
         written[table, prefix].append(file)
     return tuple(
         Table(
@@ -331,5 +413,5 @@ def list_tables(
 
 def library_versions() -> dict[str, str]:
     """Versions of what wrote the index."""
-    names = ('grainhash', 'apache-beam', 'numpy', 'pyarrow', 'tensorflow', 'keras')
+    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
     return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
-from hashing_model.errors import InputError
+from hashing_model.errors import InputError, exit_code
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hashing_model.model import HashModel
     from hashing_model.train import History
     from hashing_model.training import Training
+    from pipelines.base_version import Base
     from pipelines.evaluate_codes import Images
     from pipelines.gate import Limits
     from pipelines.records import Reject
@@ -194,7 +195,23 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Build an index and publish it."""
+    """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
+    from pipelines.build_stats import write_metrics
+
+    started, version, code = time.time(), versions.new_version_id(), 0
+    if args.metrics_file:
+        files.check_writable(args.metrics_file)
+    try:
+        _build(args, beam_args, version, started)
+    except BaseException as e:
+        code = exit_code(e)
+        raise
+    finally:
+        if args.metrics_file:
+            write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
+
+
+def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
     if args.codes:
         for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
             if getattr(args, option):
@@ -204,6 +221,7 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
     from pipelines.assemble import BuildConfig, write_inputs
+    from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline
     from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
@@ -213,16 +231,17 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     versions.check_index_folder(index)
     believed = versions.look(index)
     given = _codes_input(args) if args.codes else _images_input(args)
-    version = versions.new_version_id()
+    base = None if args.full or not believed.text else _base(index, believed.text, given)
+    units = with_states(given.units, given.inputs)
+    units = with_base_parts(units, base, given.options) if base else units
     folder = versions.version_folder(index, version)
     files.check_writable(files.join(folder, versions.MANIFEST_PATH))
-    started = time.monotonic()
     try:
         config = BuildConfig(
             index=index,
             version=version,
             spec=given.spec,
-            unit_count=len(given.units),
+            unit_count=len(units),
             inputs=write_inputs(folder, given.inputs),
             model=_copy_model(files.absolute(args.model), folder) if args.model else None,
             model_info=given.model_info,
@@ -230,9 +249,11 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             partition_rows=args.partition_rows,
             threads=threads_per_worker(options),
             believed=believed,
+            base=base.manifest.version if base else None,
             gate=gate,
+            started=started,
         )
-        run_pipeline(lambda root: define_pipeline(root, config, given.units), options)
+        run_pipeline(lambda root: define_pipeline(root, config, units), options)
     except JobLostError:
         raise
     except BaseException:
@@ -240,8 +261,9 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             versions.discard(index, version)
         raise
     manifest = versions.read_manifest(index, version)
-    seconds = time.monotonic() - started
-    tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
+    if manifest.changes:
+        tell(describe_changes(manifest))
+    tell(f'{args.index}: version {version} in {time.time() - started:.0f} s; {describe_counters(manifest)}')
 
 
 def _gate_limits(args: argparse.Namespace) -> Limits | None:
@@ -264,6 +286,20 @@ class _BuildInput:
     spec: CodeSpec
     options: ReadOptions
     model_info: dict[str, str] | None = None
+
+
+def _base(index: str, version: str, given: _BuildInput) -> Base | None:
+    """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
+    from pipelines.assemble import library_versions
+    from pipelines.base_version import check_base, open_base
+
+    try:
+        base = open_base(index, version)
+        check_base(base.manifest, given.spec, given.model_info, library_versions())
+    except (InputError, OSError) as e:
+        tell(f'nothing is taken over from version {version}: {e}')
+        return None
+    return base
 
 
 def _images_input(args: argparse.Namespace) -> _BuildInput:
@@ -518,6 +554,15 @@ def describe_counters(manifest: Manifest) -> str:
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in c['reasons'].items())
         text += f', {c["rejected"]:,} rejected ({reasons})'
     return text
+
+
+def describe_changes(manifest: Manifest) -> str:
+    """How a version differs from its base, and what was taken over from there."""
+    c = manifest.changes or {}
+    counts = ', '.join(f'{c[name]:,} {name}' for name in ('added', 'changed', 'unchanged', 'removed'))
+    taken = f'{c["units"]:,} of {len(manifest.images):,} units taken over'
+    known = f', and {c["images"]:,} images of other units were known' if c['images'] else ''
+    return f'since version {c["base"]}: {counts}; {taken}{known}'
 
 
 def tell(message: str) -> None:

@@ -28,6 +28,7 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'images': manifest.rows,
         'counters': {k: v for k, v in manifest.counters.items() if k != 'reasons'},
         'rejects': manifest.counters['reasons'],
+        'changes': dict(manifest.changes) if manifest.changes else None,
         'gate': manifest.gate,
         'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
@@ -74,6 +75,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary['rejects']:
         rejects = ', '.join(f'{reason} {n:,}' for reason, n in summary['rejects'].items())
         console.print(f'rejects   {rejects}')
+    if summary['changes']:
+        c = summary['changes']
+        changes = ', '.join(f'{name} {c[name]:,}' for name in ('added', 'changed', 'unchanged', 'removed'))
+        console.print(f'changes   {changes}, since version {c["base"]}')
     if summary['gate']:
         console.print(f'gate      {summary["gate"]}')
     table = Table(box=None, pad_edge=False)

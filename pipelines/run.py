@@ -120,6 +120,14 @@ def count(**numbers: int) -> None:
         Metrics.counter(NAMESPACE, name).inc(n)
 
 
+def distribute(**numbers: Iterable[int]) -> None:
+    """Add to the job's distributions of these names, from a step."""
+    for name, values in numbers.items():
+        distribution = Metrics.distribution(NAMESPACE, name)
+        for value in values:
+            distribution.update(value)
+
+
 def counters(result: PipelineResult) -> dict[str, int]:
     """Totals of the counters that the job's steps kept."""
     totals: dict[str, int] = {}
@@ -162,7 +170,10 @@ class InThreads(beam.DoFn):
         """The results that are left."""
         while self.running:
             for result in self._next():
-                yield GlobalWindows.windowed_value(result)
+                if isinstance(result, beam.pvalue.TaggedOutput):
+                    yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
+                else:
+                    yield GlobalWindows.windowed_value(result)
         self.pool.shutdown()
 
     def _next(self) -> list[Any]:

@@ -32,6 +32,7 @@ from pipelines.assemble import (
     write_inputs,
     write_partition,
 )
+from pipelines.base_version import Origin
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
@@ -46,6 +47,7 @@ FLIPPED = 0.06  # of a cluster's bits
 CLUSTER_ROWS = 50
 REPEATED = '--direct_runner_bundle_repeat=1'
 TWO_PROCESSES = ('--direct_num_workers=2', '--direct_running_mode=multi_processing')
+ORIGIN = Origin('name', 'content', b'first', b'last')
 PORTABLE = ('--runner=PortableRunner', '--job_endpoint=embed', '--environment_type=LOOPBACK')
 
 
@@ -158,7 +160,8 @@ def write_part(number, codes, config, rejected=0):
     if rejected:
         content = files.table_bytes(rejects_table(rejects))
         rejects_file = versions.write_data_file(config.folder, rejects_name, rejected, content)
-    return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
+    reasons = {MISSING_ID: rejected} if rejected else {}
+    return Part(number, written, rejects_file, len(codes) + rejected, reasons, ORIGIN)
 
 
 def cut_all(parts, config):
@@ -213,7 +216,8 @@ def write_codes_part(number, codes, config, first=0):
     columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
     path = versions.images_path(number)
     content = files.table_bytes(pa.table(columns, schema=schema), **IMAGES_OPTIONS)
-    return Part(number, versions.write_data_file(config.folder, path, len(codes), content), None, len(codes), {})
+    written = versions.write_data_file(config.folder, path, len(codes), content)
+    return Part(number, written, None, len(codes), {}, ORIGIN)
 
 
 def read_partitions(index):

@@ -147,7 +147,8 @@ def test_the_manifest_knows_every_file_and_its_rows_and_bytes(tmp_path):
         assert pq.read_metadata(folder / file.path).num_rows == file.rows
         assert (folder / file.path).stat().st_size == file.bytes
     assert sorted(p.name for p in folder.iterdir()) == [
-        *('codes', 'images', 'inputs.parquet', 'manifest.json', 'quality.json', 'sample.parquet')
+        *('build.json', 'codes', 'images', 'inputs.parquet', 'manifest.json', 'quality.json', 'sample.parquet'),
+        'units.parquet',
     ]
 
 
@@ -524,7 +525,7 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     manifest = build(tmp_path / 'index', code_files / 'codes-*.parquet', '--partition-rows', 200, REPEATED)
     assert data_bytes(tmp_path / 'index') == data_bytes(code_files / 'index')
     assert manifest.counters == read_served(code_files / 'index').counters
-    once = ('inputs.parquet', '.probe', 'CURRENT', 'sample.parquet', 'quality.json', 'manifest.json')
+    once = ('inputs.parquet', '.probe', 'CURRENT', 'sample.parquet', 'units.parquet', '.json')
     # written before the pipeline runs, or left alone by its repetition
     assert {times for path, times in written.items() if not path.endswith(once)} == {2}
     assert {path.rpartition('.')[2] for path in written} >= {'parquet', 'arrow', 'ids'}

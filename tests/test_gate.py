@@ -627,12 +627,12 @@ def newest(folder):
     return known[-1]
 
 
-def no_code(pixels):
-    return np.zeros((len(pixels), 4), np.uint8)
+def no_code(features):
+    return np.zeros((len(features), 4), np.uint8)
 
 
-def any_code(pixels):
-    return np.random.default_rng(int(pixels.sum())).integers(0, 256, (len(pixels), 4), np.uint8)
+def any_code(features):
+    return np.random.default_rng(len(features)).integers(0, 256, (len(features), 4), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -642,8 +642,8 @@ def test_a_worse_model_fails_the_gate(catalogue, monkeypatch, capsys, codes, fai
     """What the same pictures have as codes says less of their labels, or nothing."""
     folder, _ = catalogue
     before = current(folder)
-    monkeypatch.setattr(HashModel, 'encode', lambda self, pixels: codes(pixels))
-    assert main([str(word) for word in build_images(folder)]) == 3
+    monkeypatch.setattr(HashModel, 'encode_features', lambda self, groups: codes(groups['color']))
+    assert main([str(word) for word in (*build_images(folder), '--full')]) == 3
     assert set(failed_checks(newest(folder), folder)) == failing
     assert f'in version {before}, which is served, 0.' in error_line(capsys)
     assert current(folder) == before

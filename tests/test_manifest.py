@@ -10,7 +10,7 @@ from hashing_model.errors import InputError
 from pipelines.index.layout import Substring
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 
-LATER = ('model_files', 'gate', 'quality')  # fields that the first manifests had not
+LATER = 'model_files', 'units', 'changes', 'gate', 'quality', 'build'  # fields that the first manifests had not
 
 
 def small_manifest(**changes):

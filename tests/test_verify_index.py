@@ -88,7 +88,8 @@ def a_partition(index, table=2):
 
 def test_a_version_as_built_is_whole(made, capsys):
     assert {path.split('/')[0] for path in paths_of(served_folder(made))} == {
-        *('codes', 'images', 'inputs.parquet', 'manifest.json', 'model', 'quality.json', 'rejects', 'sample.parquet')
+        *('build.json', 'codes', 'images', 'inputs.parquet', 'manifest.json', 'model', 'quality.json', 'rejects'),
+        *('sample.parquet', 'units.parquet'),
     }
     assert main(['verify', str(made)]) == 0
     out, err = capsys.readouterr()

@@ -19,7 +19,20 @@ from pipelines.index.manifest import DataFile
 
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
-INPUTS = pa.schema([('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64())])
+INPUTS = pa.schema(
+    [('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64()), ('generation', pa.int64())]
+)  # `generation`: of an object in Cloud Storage
+# What each images part was made from, a row per part: `name` says what was read and how, `content` what was in it
+# (empty if a later build must look again); the first and last of its files.
+UNITS = pa.schema(
+    [
+        ('name', pa.string()),
+        ('content', pa.string()),
+        ('first', pa.binary()),
+        ('last', pa.binary()),
+        ('records_read', pa.int64()),
+    ]
+)
 REJECTS = pa.schema([('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 
 # How the tables are written; the figures are of 2 million rows of 64-bit codes in clusters, on one core.

@@ -227,6 +227,11 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise OSError(f'cannot read {uri}: {e}') from e
 
 
+def parse_table(content: bytes | pa.Buffer, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file that was read."""
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
+
+
 def check_writable(uri: str) -> None:
     """Find out before long work whether a local file can be written there; leaves no trace. Buckets are not asked.
 

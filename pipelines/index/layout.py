@@ -242,6 +242,16 @@ def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     return z ^ z >> np.uint64(31)
 
 
+def mix_codes(start: NDArray[np.uint64], codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A fixed pseudo-random uint64 for each of N starting values and codes uint8 [N, B]."""
+    padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    mixed = start
+    for word in padded.view(np.uint64).T:
+        mixed = mix((mixed ^ word).view(np.int64))
+    return mixed
+
+
 def table_weights(substrings: Sequence[Substring], weights: Sequence[int]) -> tuple[int, ...]:
     """The weight of each table: that of its substring's segment."""
     return tuple(weights[s.segment] for s in substrings)

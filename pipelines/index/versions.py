@@ -50,7 +50,9 @@ def codes_path(table: int, prefix: str, part: int) -> str:
 
 SAMPLE_PATH = 'sample.parquet'
 INPUTS_PATH = 'inputs.parquet'
+UNITS_PATH = 'units.parquet'
 QUALITY_PATH = 'quality.json'
+BUILD_PATH = 'build.json'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
