@@ -261,7 +261,8 @@ def self_retrieval(folder: str, manifest: Manifest, asked: pa.Table) -> Check:
     if lost:
         detail += f', the first: {lost[0][1]} in table {lost[0][0]}'
     problem = next((p for _, p in results if p), None)
-    return Check('self_retrieval', count, 0, not count, detail + (f': {problem}' if problem else ''))
+    passed = not lost and problem is None
+    return Check('self_retrieval', count, 0, passed, detail + (f': {problem}' if problem else ''))
 
 
 def _alone(plan: SearchPlan, table: int) -> SearchPlan:
