@@ -197,7 +197,7 @@ def assemble(config, parts):
 
 
 def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
-    """An index of bare codes, as `build --codes` makes it.
+    """An index of bare codes, whatever they are like, as `build --codes --no-gate` makes it.
 
     Args:
         index: a folder.
@@ -207,7 +207,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         version: the version's id.
     """
     listed = write_inputs(versions.version_folder(str(index), version), [])
-    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
+    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows, gate=None)
     firsts = np.cumsum([0, *map(len, parts)]).tolist()
     assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
 
