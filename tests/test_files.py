@@ -140,7 +140,19 @@ def test_files_that_are_no_tables_are_named(tmp_path):
             files.read_table(path)
 
 
-def test_a_place_is_tried_without_a_trace(tmp_path):
+def test_without_credentials_for_google_a_bucket_is_refused_at_once(tmp_path, monkeypatch):
+    for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'CLOUD_STORAGE_EMULATOR_ENDPOINT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {'NO_GCE_CHECK': 'true', 'CLOUDSDK_CONFIG': str(tmp_path), 'HOME': str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    files.check_google_credentials.cache_clear()
+    with pytest.raises(InputError, match=r'^there are no credentials for Google Cloud Storage: run gcloud auth'):
+        files.exists('gs://bucket/a')
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path, monkeypatch):
+    monkeypatch.setenv('CLOUD_STORAGE_EMULATOR_ENDPOINT', 'http://127.0.0.1:1')
+    files.check_google_credentials.cache_clear()
     (tmp_path / 'file').write_bytes(b'keep')
     files.check_writable(str(tmp_path / 'file'))
     files.check_writable(str(tmp_path / 'a' / 'b' / 'new'))
