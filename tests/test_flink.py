@@ -59,10 +59,9 @@ def run(*command, seconds=JOB_SECONDS, **more):
     return process.returncode, output
 
 
-def start_group(*command, **more):
-    words = [str(word) for word in command]
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
-    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, **pipes, **more)
+def start_group(*command, stdout=subprocess.PIPE, **more):
+    options = {'stdout': stdout, 'stderr': subprocess.STDOUT, 'text': True, 'cwd': ROOT, 'start_new_session': True}
+    return subprocess.Popen([str(word) for word in command], **options, **more)
 
 
 def kill_group(process):
@@ -138,7 +137,7 @@ def pool():
         port = free.getsockname()[1]
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'  # workers are started as `python`
     command = sys.executable, '-m', 'apache_beam.runners.worker.worker_pool_main', f'--service_port={port}'
-    with start_group(*command, env={**os.environ, 'PATH': path}) as process:
+    with start_group(*command, stdout=subprocess.DEVNULL, env={**os.environ, 'PATH': path}) as process:
         try:
             until(lambda: listens(port), 'the pool does not listen')
             yield process, ('--environment_type=EXTERNAL', f'--environment_config=localhost:{port}')
@@ -159,7 +158,7 @@ def listens(port):
     return False
 
 
-@pytest.fixture(params=['Flink', 'Flink with worker processes', 'Prism', 'Spark'])
+@pytest.fixture
 def engine(request):
     """Its name, and options that run a job on it."""
     name = request.param.split()[0]
@@ -193,13 +192,12 @@ def codes(tmp_path_factory):
     return folder, reading, ('--codes', questions)
 
 
-@pytest.fixture(scope='module', params=['pictures', 'codes'])
+@pytest.fixture(scope='module')
 def given(request):
     """One of both, and `index` built of it locally, and what asking that gave."""
     folder, reading, asking = request.getfixturevalue(request.param)
     grainhash('build', *reading, '--index', folder / 'index')
-    said = ask(folder / 'index', asking, folder / 'answers.jsonl')
-    return folder, reading, asking, said
+    return folder, reading, asking, ask(folder / 'index', asking, folder / 'answers.jsonl')[1]
 
 
 def ask(index, asking, answers, *options):
@@ -212,9 +210,21 @@ def ask(index, asking, answers, *options):
 # Jobs
 
 
-def test_builds_and_answers_are_those_of_the_local_runner(engine, given, tmp_path):
+@pytest.mark.parametrize(
+    ('given', 'engine'),
+    [
+        ('pictures', 'Flink'),
+        ('pictures', 'Flink with worker processes'),
+        ('pictures', 'Prism'),
+        ('pictures', 'Spark'),
+        ('codes', 'Flink'),
+        ('codes', 'Flink with worker processes'),
+    ],
+    indirect=True,
+)
+def test_builds_and_answers_are_those_of_the_local_runner(given, engine, tmp_path):
     name, options = engine
-    folder, reading, asking, (_, told) = given
+    folder, reading, asking, told = given
     output = grainhash('build', *reading, '--index', tmp_path / 'index', *options)
     assert re.search(FINISHED[name], output)
     assert data_bytes(tmp_path / 'index') == data_bytes(folder / 'index')
@@ -226,23 +236,37 @@ def test_builds_and_answers_are_those_of_the_local_runner(engine, given, tmp_pat
     assert (tmp_path / 'answers.jsonl').read_bytes() == (folder / 'answers.jsonl').read_bytes()
 
 
+@pytest.mark.parametrize('given', ['codes'], indirect=True)
+def test_no_file_of_a_code_that_half_the_catalogue_has_is_larger_than_others(given):
+    for table in read_served(given[0] / 'index').tables:
+        rows = {partition.prefix: [file.rows for file in partition.files] for partition in table.partitions}
+        hottest = max(rows.values(), key=sum)
+        assert sum(hottest) >= ROWS / 2
+        assert len(hottest) > 10
+        assert max(hottest) < 1.1 * min(hottest)
+        assert max(map(max, rows.values())) <= PARTITION_ROWS
+
+
+@pytest.mark.parametrize('given', ['codes'], indirect=True)
 @pytest.mark.parametrize('restarts', [False, True], ids=['no restarts', 'restarts'])
-def test_a_killed_worker_fails_the_build_or_is_made_good_by_flink(restarts, flink, pool, codes, tmp_path):
-    _, reading, _ = codes
+def test_a_killed_worker_fails_the_build_or_is_made_good_by_flink(given, restarts, flink, pool, tmp_path):
+    folder, reading, _, _ = given
     workers, options = pool
-    index = tmp_path / 'index'
-    grainhash('build', *reading, '--index', index)
+    index = shutil.copytree(folder / 'index', tmp_path / 'index')
     served, bytes_served = versions.current_version(str(index)), data_bytes(index)
     options += (f'--flink_conf_dir={ROOT}/deploy/flink',) if restarts else ()
     command = [sys.executable, '-m', 'pipelines', 'build', *reading, '--index', index, *flink, *options, '--verbose']
-    with start_group(*command) as build:
+    with (tmp_path / 'log').open('w') as log, start_group(*command, stdout=log) as build:
         try:
-            until(lambda: len(list(index.rglob('staging/images-*.parquet'))), 'nothing was encoded')
-            for worker in children(workers.pid):
+            until(lambda: list(index.rglob('staging/images-*.parquet')), 'nothing was encoded')
+            killed = children(workers.pid)
+            for worker in killed:
                 os.kill(worker, signal.SIGKILL)
-            output = build.communicate(timeout=JOB_SECONDS)[0]
+            build.wait(JOB_SECONDS)
         finally:
             kill_group(build)
+    output = (tmp_path / 'log').read_text()
+    assert killed
     assert ('switched from state RUNNING to RESTARTING' in output) == restarts
     assert (build.returncode == 0) == restarts, output[-5000:]
     if not restarts:
@@ -254,4 +278,5 @@ def test_a_killed_worker_fails_the_build_or_is_made_good_by_flink(restarts, flin
 
 
 def children(pid):
-    return [int(child) for child in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+    """Processes that a process started, from whichever thread."""
+    return [int(child) for file in Path(f'/proc/{pid}/task').glob('*/children') for child in file.read_text().split()]
