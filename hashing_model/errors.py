@@ -7,3 +7,16 @@ class InputError(ValueError):
 
 class BuildError(RuntimeError):
     """A build whose own numbers do not add up; nothing was published; exit code 1."""
+
+
+class GateError(BuildError):
+    """A version that is finished but not good enough to be served; exit code 3."""
+
+
+def exit_code(error: BaseException) -> int:
+    """What the command line exits with after an error."""
+    if isinstance(error, InputError):
+        return 2
+    if isinstance(error, GateError):
+        return 3
+    return 130 if isinstance(error, KeyboardInterrupt) else 1

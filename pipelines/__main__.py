@@ -1,8 +1,8 @@
-"""The command line: `grainhash train | features | ... | build | query | inspect | versions | ... | demo`.
+"""The command line: `grainhash train | features | ... | plan | build | query | inspect | versions | ... | demo`.
 
 Arguments and messages only. Commands import what they need when they run, so that `--help`, `inspect` and those
 about versions load neither Beam nor TensorFlow.
-Exit codes: 0 done, 1 failed, 2 bad input or options.
+Exit codes: 0 done, 1 failed, 2 bad input or options, 3 built but not good enough to be served.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import argparse
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 
-from hashing_model.errors import BuildError, InputError
+from hashing_model.errors import BuildError, InputError, exit_code
 
 DESCRIPTION = """\
 Build and query indexes of images: each image becomes a binary code with named segments
@@ -25,6 +26,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
 PROGRESS_SECONDS = 15
+STAGES = 'pipelines.build_stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
 VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
@@ -46,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         'features': _features,
         'calibrate': _calibrate,
         'evaluate': _evaluate,
+        'plan': _plan,
         'build': _build,
         'query': _query,
         'inspect': _inspect,
@@ -70,6 +73,10 @@ HELP = {
     'features': ('Make the features of images and keep them, so that train reads no images.', BEAM),
     'calibrate': ('Fit the thresholds of a model to a catalogue, so that its bits are balanced there.', BEAM),
     'evaluate': ('Measure how good codes are, before or after an index is built.', None),
+    'plan': (
+        'Reckon what an index of so many images takes to build, keep and ask, before it is built.',
+        'Sizes are of evenly spread codes. See deploy/SCALING.md for where the figures come from.',
+    ),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
     'inspect': ('Show what an index holds.', None),
@@ -210,6 +217,42 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _reading(parser)
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        required=True,
+        type=_count,
+        metavar='N',
+        help='how many images, also as 10M or 1B; a column for each',
+    )
+    spec = parser.add_mutually_exclusive_group()
+    spec.add_argument(
+        '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
+    )
+    spec.add_argument('--bits', type=int, metavar='B', help='bits of a code of one segment, instead of --segments')
+    parser.add_argument('--codes', action='store_true', help='plan a build from codes: no image is encoded')
+    parser.add_argument(
+        '--unit-rows',
+        type=_count,
+        metavar='N',
+        help='images per shard, or per work unit of large shards (default: 10000; of --codes 2000000)',
+    )
+    parser.add_argument(
+        '--partition-rows', type=_count, default=2_000_000, metavar='N', help='as of build (default: 2000000)'
+    )
+    parser.add_argument(
+        '--images-per-core-second',
+        type=float,
+        metavar='R',
+        help='what one core encodes, which python -m benchmarks.build measures (default: 37, at 224 pixels)',
+    )
+    parser.add_argument('--workers', type=int, metavar='N', help='tell the hours that so many cores take')
+    parser.add_argument(
+        '--core-hour-price', type=float, metavar='P', help='of a core with its memory, in your currency: tell money'
+    )
+
+
 def _build(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
@@ -220,9 +263,56 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--segments', metavar='NAME=BITS,...', help='bits per segment of --codes (default: one segment)'
     )
     parser.add_argument(
+        '--full',
+        action='store_true',
+        help='make everything anew; else what did not change since the served version is taken over from it',
+    )
+    parser.add_argument(
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
+    parser.add_argument(
+        '--metrics-file',
+        metavar='FILE',
+        help="write how the build ended, for Prometheus' node-exporter to pick up; written after a failure, too",
+    )
     _reading(parser)
+    _gate(parser)
+
+
+def _gate(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        'gate',
+        'A version that fails a check is kept, but not served, and the exit code is 3. Results are in quality.json. '
+        'Shares are numbers from 0 to 1.',
+    )
+    group.add_argument(
+        '--max-reject-rate', type=float, metavar='SHARE', help='of the records that may be rejected (default: 0.05)'
+    )
+    group.add_argument(
+        '--max-fewer-rows',
+        type=float,
+        metavar='SHARE',
+        help="of the served version's images that the new one may have fewer (default: 0.1)",
+    )
+    group.add_argument(
+        '--max-equal-codes',
+        type=float,
+        metavar='SHARE',
+        help='of the images that may have one and the same code (default: 0.5)',
+    )
+    group.add_argument(
+        '--min-entropy',
+        type=float,
+        metavar='BITS',
+        help='collision entropy that each segment must have; 0 if all images agree in it (default: 0.01)',
+    )
+    group.add_argument(
+        '--max-map-loss',
+        type=float,
+        metavar='SHARE',
+        help='how much mAP on labelled images may be below that of the served version (default: 0.02)',
+    )
+    group.add_argument('--no-gate', action='store_true', help='serve the version without these checks')
 
 
 def _query(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +382,14 @@ def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--catalogue', metavar='DIR', help="folder of the shards (default: the source tree's)")
 
 
+def _count(text: str) -> int:
+    factor = {'k': 1_000, 'M': 1_000_000, 'B': 1_000_000_000}.get(text[-1:], 1)
+    digits = text if factor == 1 else text[:-1]
+    if not re.fullmatch('[0-9]{1,15}', digits):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number, or one before k, M or B')
+    return int(digits) * factor
+
+
 def _k(text: str) -> int | None:
     if text == 'all':
         return None
@@ -315,14 +413,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         module = version_commands if args.command in VERSION_COMMANDS else commands
         getattr(module, args.command)(args, rest)
-    except InputError as e:
-        return _fail(e, 2, args.verbose)
-    except (BuildError, OSError) as e:
-        return _fail(e, 1, args.verbose)
-    except KeyboardInterrupt:
-        return _fail('interrupted', 130, False)
+    except (InputError, BuildError, OSError) as e:
+        return _fail(e, exit_code(e), args.verbose)
+    except KeyboardInterrupt as e:
+        return _fail('interrupted', exit_code(e), False)
     except Exception as e:
-        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', 1, args.verbose)
+        return _fail(f'{type(e).__name__}: {_last_line(e)} (--verbose shows where)', exit_code(e), args.verbose)
     return 0
 
 
@@ -344,7 +440,7 @@ def set_up_logging(verbose: bool) -> None:
 
 
 class _NowAndThen(logging.Filter):
-    """Lets one INFO record pass in so many seconds, and everything more serious."""
+    """Lets one INFO record pass in so many seconds, everything more serious, and what stages have done."""
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -354,6 +450,8 @@ class _NowAndThen(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log the record."""
         if record.levelno > logging.INFO:
+            return True
+        if record.name == STAGES:
             return True
         due = time.monotonic() - self.last >= self.seconds
         self.last = time.monotonic() if due else self.last

@@ -10,7 +10,9 @@ import dataclasses
 import datetime
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,13 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
+from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
+from pipelines.build_stats import Stage, Work, write_stats
+from pipelines.duplicates import id_hashes
+from pipelines.gate import Limits, enforce, judge
 from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import INPUTS, CodeRows
+from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
@@ -30,8 +36,10 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
+CUT_ROWS = 2_000_000  # whose codes are cut together
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
+WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,9 @@ class BuildConfig:
         partition_rows: rows a partition file should not exceed.
         threads: per worker process, for TensorFlow and the features; None for one per core.
         believed: what `CURRENT` was when the build began; see `versions.publish`.
+        base: the version that an incremental build starts from; None for a full build.
+        started: when the command began, in seconds since 1970.
+        gate: what the version must keep to be served; None to serve it unchecked.
     """
 
     index: str
@@ -63,6 +74,9 @@ class BuildConfig:
     partition_rows: int = PARTITION_ROWS
     threads: int | None = None
     believed: Current | None = None
+    base: str | None = None
+    started: float = dataclasses.field(default_factory=time.time)
+    gate: Limits | None = Limits()
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
@@ -80,13 +94,22 @@ class BuildConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A unit that is finished: its files and its counts."""
+    """A unit that is finished: its files, its counts, what it was made from, what needed no encoding, and its work.
+
+    `taken_over` if the whole unit is that of the base; else `reused` images are. `sums` are those of `encode.Measures`.
+    """
 
     number: int
     images: DataFile
     rejects: DataFile | None
     records_read: int
     reasons: dict[str, int]
+    origin: Origin
+    taken_over: bool = False
+    reused: int = 0
+    encoding: Work | None = None
+    finishing: Work | None = None
+    sums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,28 +124,34 @@ class TableLayout:
 def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
     """Write the list of files that a build reads into a version's folder, before the build."""
     paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
-    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs]]
+    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=INPUTS)
     return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
 
 
-def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each distinct value, none below 0, with the indices where it stands, ascending."""
-    small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
-    order = np.argsort(small, kind='stable')
-    ordered = small[order]
-    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    for places in np.split(order, starts) if len(order) else ():
-        yield int(values[places[0]]), places
+def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
+    """Write what each part was made from, for a later incremental build."""
+    rows = []
+    for part in parts:
+        settled = not UNSETTLED & set(part.reasons)
+        content = part.origin.content if settled else ''
+        rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})
+    table = pa.Table.from_pylist(rows, schema=UNITS)
+    return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
-def keep_sample(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The SAMPLE_ROWS rows with the least `layout.mix`, in that order, so that any beginning is a sample too."""
-    mixed = layout.mix(rows)
-    least = np.argpartition(mixed, SAMPLE_ROWS)[:SAMPLE_ROWS] if len(rows) > SAMPLE_ROWS else np.arange(len(rows))
-    order = least[np.argsort(mixed[least])]  # no two rows mix to the same
-    return codes[order], rows[order]
+def keep_sample(images: pa.Table) -> pa.Table:
+    """The SAMPLE_ROWS images whose ids have the least hashes, in that order: rows of `code_tables.sample_schema`.
+
+    The next version's sample has the same images, as far as they are still there. Any beginning is a sample too.
+    """
+    hashes, rows = id_hashes(images['image_id']), images['row'].to_numpy()
+    least = np.arange(len(rows))
+    if len(rows) > SAMPLE_ROWS:
+        least = np.flatnonzero(hashes <= np.partition(hashes, SAMPLE_ROWS - 1)[SAMPLE_ROWS - 1])
+    order = least[np.lexsort((rows[least], hashes[least]))[:SAMPLE_ROWS]]
+    return images.take(pa.array(order))
 
 
 def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -138,9 +167,12 @@ def part_histograms(part: Part, config: BuildConfig, rows: int) -> list[NDArray[
     return [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
 
 
-def sample_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     """A part's share of the sample."""
-    return keep_sample(*read_part(part, config))
+    schema = code_tables.sample_schema(config.spec.num_bytes)
+    images = code_tables.read_file(config.folder, part.images, ['code', 'image_id', 'labels'])
+    rows = pa.array((np.int64(part.number) << 32) + np.arange(len(images)))
+    return keep_sample(images.append_column('row', rows).select(schema.names).cast(schema))
 
 
 def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> TableLayout:
@@ -150,23 +182,41 @@ def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: 
     return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
 
 
-def cut_codes(part: Part, config: BuildConfig, tables: TableLayout) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
-    """One part's codes by partition file, ((table, prefix number, file number), (part number, block))."""
-    codes, rows = read_part(part, config)
+def parts_in_run(parts: int, rows: int) -> int:
+    """How many of so many parts, which have so many rows together, are cut together: those of about CUT_ROWS rows.
+
+    Cut alone, many small parts would send many partition files a row or two each.
+    """
+    return max(CUT_ROWS * parts // max(rows, 1), 1)
+
+
+def run_of(part: Part, config: BuildConfig, rows: int) -> int:
+    """The number of the run of parts with which a part's codes are cut."""
+    return part.number // parts_in_run(config.unit_count, rows)
+
+
+def cut_codes(
+    element: tuple[int, Iterable[Part]], config: BuildConfig, tables: TableLayout
+) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
+    """The codes of one run of parts by partition file, ((table, prefix number, file number), (run number, block))."""
+    run, parts = element
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        read = list(pool.map(lambda part: read_part(part, config), sorted(parts, key=lambda p: p.number)))
+    codes, rows = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
     for table in range(len(tables.substrings)):
         keys, batches = [], []
         for key, places in partition_places(codes, rows, table, tables):
             keys.append(key)
-            taken = [pa.array(places, pa.uint32()), code_tables.codes_to_arrow(codes.take(places, axis=0))]
-            batches.append(pa.RecordBatch.from_arrays(taken, schema=places_schema(config.spec)))
-        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{part.number:05d}-{table}.arrow')
+            taken = [pa.array(rows[places]), code_tables.codes_to_arrow(codes.take(places, axis=0))]
+            batches.append(pa.RecordBatch.from_arrays(taken, schema=rows_schema(config.spec)))
+        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
         for key, block in zip(keys, put_blocks(uri, batches), strict=True):
-            yield key, (part.number, block)
+            yield key, (run, block)
 
 
-def places_schema(spec: CodeSpec) -> pa.Schema:
-    """Codes on the way from an images part to a partition: `place` is the row in the part."""
-    return pa.schema([('place', pa.uint32()), ('code', pa.binary(spec.num_bytes))])
+def rows_schema(spec: CodeSpec) -> pa.Schema:
+    """Codes on the way from their images parts to a partition, with their row numbers."""
+    return pa.schema([('row', pa.int64()), ('code', pa.binary(spec.num_bytes))])
 
 
 def partition_places(
@@ -179,15 +229,16 @@ def partition_places(
     shared = np.flatnonzero(counts[leaves] > 1)
     numbers[shared] = layout.mix(rows[shared]) % counts[leaves[shared]].astype(np.uint64)
     firsts = np.cumsum(counts) - counts  # files of all leaves numbered through
-    for file, places in groups_of(firsts[leaves] + numbers):
+    for file, places in layout.groups_of(firsts[leaves] + numbers):
         leaf = int(np.searchsorted(firsts, file, side='right')) - 1
         yield (table, leaf, file - int(firsts[leaf])), places
 
 
 def write_partition(
     element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: TableLayout
-) -> Iterator[tuple[int, str, DataFile]]:
-    """Sort the blocks of one partition file by key and row and write it: (table, prefix, file)."""
+) -> Iterator[WrittenPartition]:
+    """Sort the blocks of one partition file by key and row and write it."""
+    started = time.time()
     (table, leaf, number), blocks = element
     substring, prefix = tables.substrings[table], tables.prefixes[table][leaf]
     codes, rows = gather_blocks(blocks, config.spec)
@@ -196,16 +247,16 @@ def write_partition(
     content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
     written = files.table_bytes(content, **code_tables.PARTITION_OPTIONS)
-    yield table, prefix, versions.write_data_file(config.folder, name, len(content), written)
+    file = versions.write_data_file(config.folder, name, len(content), written)
+    yield table, prefix, file, Work(started, time.time())
 
 
 def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of (part number, block of `cut_codes`)."""
-    numbers, found = zip(*sorted(blocks, key=lambda block: block[0]), strict=True)
-    batches = get_blocks(found, places_schema(spec))
+    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of (run number, block of `cut_codes`)."""
+    _, found = zip(*sorted(blocks, key=lambda block: block[0]), strict=True)
+    batches = get_blocks(found, rows_schema(spec))
     codes = np.concatenate([code_tables.codes_from_arrow(batch['code']) for batch in batches])
-    rows = [(np.int64(n) << 32) + batch['place'].to_numpy() for n, batch in zip(numbers, batches, strict=True)]
-    return codes, np.concatenate(rows)
+    return codes, np.concatenate([batch['row'].to_numpy() for batch in batches])
 
 
 def publish_version(
@@ -213,44 +264,91 @@ def publish_version(
     config: BuildConfig,
     tables: TableLayout,
     parts: Sequence[Part],
-    partitions: Sequence[tuple[int, str, DataFile]],
-    sample: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    partitions: Sequence[WrittenPartition],
+    sample: pa.Table,
+    changes: Sequence[NDArray[np.int64]] = (),
 ) -> int:
-    """Write the sample, check everything, write the manifest, publish the version; returns its rows.
+    """Finish the version unless it is, and publish it if its gate lets it; returns its rows.
 
-    Done again, as runners may, it writes the same and leaves `CURRENT` alone.
+    Done again, as runners may, it takes the version as finished and leaves `CURRENT` alone.
 
     Raises:
         BuildError: something is missing, or another version was published since the build began.
+        GateError: the version is finished, but failed its gate.
     """
-    sampled = files.table_bytes(code_tables.sample_table(*sample))
-    parts = sorted(parts, key=lambda p: p.number)
-    manifest = Manifest(
+    if not files.exists(config.path(versions.MANIFEST_PATH)):
+        started = time.time()
+        parts = sorted(parts, key=lambda p: p.number)
+        manifest = describe_version(config, tables, parts, partitions, sample, changes)
+        check_version(manifest, config.folder)
+        served = (config.believed or versions.look(config.index)).text
+        manifest = judge(manifest, config.index, sample, config.gate, served)
+        stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
+        stats = write_stats(config.folder, manifest, stages, config.started)
+        manifest = dataclasses.replace(manifest, build=stats)
+        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+    manifest = versions.read_manifest(config.index, config.version)
+    files.delete_folder(config.path(versions.STAGING_FOLDER))
+    enforce(manifest, config.index)
+    versions.publish(config.index, config.version, config.believed)
+    return manifest.rows
+
+
+def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[Stage]:
+    """What was done until all files were there."""
+    sums = sum((collections.Counter(p.sums) for p in parts), collections.Counter())
+    milliseconds = {f'{name.removesuffix("_us")}_ms': us // 1000 for name, us in sums.items() if name.endswith('_us')}
+    rejected = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
+    yield Stage.of(
+        'encode',
+        [p.encoding for p in parts if p.encoding],
+        records_read=sum(p.records_read for p in parts),
+        taken_over=sum(p.images.rows for p in parts if p.taken_over),
+        reused=sum(p.reused for p in parts),
+        image_bytes=sums['image_bytes'],
+        **milliseconds,
+    )
+    yield Stage.of(
+        'finish',
+        [p.finishing for p in parts if p.finishing],
+        indexed=sum(p.images.rows for p in parts),
+        **{f'rejected_{reason}': count for reason, count in sorted(rejected.items())},
+        bytes=sum(p.images.bytes for p in parts),
+    )
+    yield Stage.of(
+        'partition',
+        [work for *_, work in partitions],
+        rows=sum(file.rows for _, _, file, _ in partitions),
+        bytes=sum(file.bytes for _, _, file, _ in partitions),
+    )
+
+
+def describe_version(
+    config: BuildConfig,
+    tables: TableLayout,
+    parts: Sequence[Part],
+    partitions: Sequence[WrittenPartition],
+    sample: pa.Table,
+    changes: Sequence[NDArray[np.int64]] = (),
+) -> Manifest:
+    """Write the sample, and list all that was written in a manifest that is not written yet."""
+    sampled = files.table_bytes(sample)
+    return Manifest(
         version=config.version,
-        created=finished_at(config),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         spec=config.spec,
         model=config.model_info,
-        tables=list_tables(tables, partitions, sample[0]),
+        tables=list_tables(tables, partitions, code_tables.codes_from_arrow(sample['code'])),
         images=tuple(p.images for p in parts),
         rejects=tuple(p.rejects for p in parts if p.rejects),
         inputs=config.inputs,
         counters=add_counters(parts, config.unit_count),
         libraries=library_versions(),
-        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample[0]), sampled),
+        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
         model_files=tuple(list_model_files(config.folder)),
+        units=write_units(config.folder, parts),
+        changes=add_changes(parts, config.base, changes[0]) if config.base else None,
     )
-    check_version(manifest, config.folder)
-    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
-    files.delete_folder(config.path(versions.STAGING_FOLDER))
-    versions.publish(config.index, config.version, config.believed)
-    return manifest.rows
-
-
-def finished_at(config: BuildConfig) -> str:
-    """The time, UTC and ISO 8601: now, or when an earlier attempt wrote the manifest."""
-    if files.exists(config.path(versions.MANIFEST_PATH)):
-        return versions.read_manifest(config.index, config.version).created
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
 
 
 def list_model_files(folder: str) -> Iterator[DataFile]:
@@ -298,12 +396,26 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
     return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 
+def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64]) -> dict[str, Any]:
+    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError."""
+    counts = dict(zip(CHANGES, changes.tolist(), strict=True))
+    rows = sum(p.images.rows for p in parts)
+    if counts['added'] + counts['changed'] + counts['unchanged'] != rows:
+        raise BuildError(f'{rows} images were indexed: {", ".join(f"{n} {name}" for name, n in counts.items())}')
+    return {
+        'base': base,
+        **counts,
+        'units': sum(p.taken_over for p in parts),
+        'images': sum(p.reused for p in parts),
+    }
+
+
 def list_tables(
-    tables: TableLayout, partitions: Sequence[tuple[int, str, DataFile]], sample: NDArray[np.uint8]
+    tables: TableLayout, partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
     """The manifest's tables, with every prefix of the layout, those without rows too."""
     written = collections.defaultdict(list)
-    for table, prefix, file in partitions:
+    for table, prefix, file, _ in partitions:
         written[table, prefix].append(file)
     return tuple(
         Table(
@@ -320,5 +432,5 @@ def list_tables(
 
 def library_versions() -> dict[str, str]:
     """Versions of what wrote the index."""
-    names = ('grainhash', 'apache-beam', 'numpy', 'pyarrow', 'tensorflow', 'keras')
+    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
     return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -2,11 +2,11 @@
 
     grainhash build --images PATTERN... --model DIR --index DIR
 
-    units -> Reshuffle -> Encode            staged images part and rejects of each unit; its ids
+    units -> Reshuffle -> Encode            staged images part and rejects of each unit, or those of the base; its ids
           -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> CountRows -> Histograms -> Layout (side inputs)
-          -> CutCodes -> GroupByKey -> WritePartition     codes/table=T/prefix=P/part-N.parquet
-          -> Publish                        everything checked, manifest.json, then CURRENT
+          -> GroupRuns -> CutCodes -> GroupByKey -> WritePartition    codes/table=T/prefix=P/part-N.parquet
+          -> Publish                        everything checked, quality.json, manifest.json, then CURRENT
 
 Elements are file numbers and `blocks`; a repeated bundle writes the same names with the same content.
 """
@@ -14,9 +14,10 @@ Elements are file numbers and `blocks`; a repeated bundle writes the same names 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -25,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.assemble import (
+    SAMPLE_ROWS,
     BuildConfig,
     Part,
     PartitionKey,
@@ -33,38 +35,69 @@ from pipelines.assemble import (
     make_layout,
     part_histograms,
     publish_version,
+    run_of,
     sample_part,
     write_partition,
 )
+from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
 from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.build_stats import Work
 from pipelines.code_files import read_codes
-from pipelines.duplicates import IDS, duplicate_places, split_ids, without_duplicates
+from pipelines.duplicates import (
+    IDS,
+    IDS_WITH_CONTENT,
+    contents,
+    count_changes,
+    duplicate_places,
+    split_ids,
+    without_duplicates,
+    without_places,
+)
 from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.run import InThreads, count, list_values
+from pipelines.records import DUPLICATE_ID
+from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.shards import WorkUnit, read_unit
 
+FRESH, TAKEN, LEFT = range(3)  # ids of a unit that was read, or taken over from the base; of a base part that was not
 ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
-CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of an images part, by the part's number
+CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """A unit that was encoded: where its rows and rejects wait for the duplicate search, how many records it gave.
+    """A unit that was encoded or taken over: where its rows and rejects wait for the duplicate search.
 
-    `rows` are those of the images. The names carry a digest of the content. Should a unit be encoded twice with other
-    results (on another kind of processor, say), the attempt that counts is the one whose names arrive.
+    Should a unit be encoded twice with other results (on another kind of processor, say), the attempt that counts is
+    the one whose names arrive.
+
+    Args:
+        part: the unit's number.
+        images: uri of its images; what was staged has a digest of the content in its name.
+        rows: of the images.
+        rejects: uri of its rejects, None if there are none.
+        records_read: how many records it gave.
+        origin: what it was made from.
+        taken_over: whether the files are those of the base.
+        reused: images that the base knew, if not.
+        work: when.
+        sums: of `encode.Measures`.
     """
 
     part: int
     images: str
     rows: int
-    rejects: str
+    rejects: str | None
     records_read: int
+    origin: Origin
+    taken_over: bool = False
+    reused: int = 0
+    work: Work | None = None
+    sums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
@@ -73,14 +106,21 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
         root
         | 'Units' >> beam.Create(units)
         | 'Spread' >> beam.Reshuffle()
-        | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('ids', main='staged')
+        | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('ids', 'left', main='staged')
     )
-    duplicates = (
-        encoded.ids
+    ids = encoded.ids
+    if config.base:
+        gone = root | 'GoneParts' >> beam.Create(parts_gone(config, units))
+        left = (gone, encoded.left) | 'PartsLeft' >> beam.Flatten() | 'SpreadLeft' >> beam.Reshuffle()
+        ids = (ids, left | 'LeftIds' >> beam.FlatMap(left_ids, config)) | 'AllIds' >> beam.Flatten()
+    found = (
+        ids
         | 'GroupIds' >> beam.GroupByKey()
         | 'ListIds' >> beam.Map(list_values)
-        | 'FindDuplicates' >> beam.ParDo(InThreads(bucket_duplicates)).with_output_types(tuple[int, bytes])
+        | 'FindDuplicates'
+        >> beam.ParDo(InThreads(compare_ids), bool(config.base)).with_outputs('changes', main='duplicates')
     )
+    duplicates = found.duplicates
     parts = (
         {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': duplicates}
         | 'JoinDuplicates' >> beam.CoGroupByKey()
@@ -92,12 +132,14 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     index_layout = beam.pvalue.AsSingleton(
         parts
         | 'CountKeys' >> beam.Map(part_histograms, config, rows)
-        | 'AddHistograms' >> beam.CombineGlobally(AddHistograms())
+        | 'AddHistograms' >> beam.CombineGlobally(AddArrays())
         | 'CutPrefixes' >> beam.Map(make_layout, config, rows)
     )
     partitions = (
         parts
-        | 'SpreadParts' >> beam.Reshuffle()
+        | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part, config, rows), part), rows)
+        | 'GroupRuns' >> beam.GroupByKey()
+        | 'ListParts' >> beam.Map(list_values)
         | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
         | 'GroupPartitions' >> beam.GroupByKey()
         | 'ListBlocks' >> beam.Map(list_values)
@@ -115,49 +157,109 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
             beam.pvalue.AsList(parts),
             beam.pvalue.AsList(partitions),
             beam.pvalue.AsSingleton(sample),
+            beam.pvalue.AsSingleton(found.changes | 'AddChanges' >> beam.CombineGlobally(AddArrays())),
         )
     )
 
 
 class EncodeUnit(beam.DoFn):
-    """Read, decode and encode one unit; stage its image rows and rejects; emit its ids."""
+    """Take a unit over from the base, or read, decode and encode it; stage its image rows and rejects; emit its ids."""
 
     def __init__(self, config: BuildConfig):
         self.config = config
-        self.buckets = min(max(16 * config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
 
     def process(self, unit: WorkUnit) -> Iterator[Any]:
-        """One `Staged`, and ('ids', (bucket, (unit number, block))) for the duplicate search."""
-        encoded = self._encode(unit)
+        """One `Staged`; ('ids', (bucket, ids)) for the comparison; ('left', part) of a base part that is replaced."""
+        started = time.time()
+        origin = origin_of(unit, self.config.options)
+        taken = take_over(unit, origin, self.config)
+        staged, images = taken or self._stage_unit(unit, origin)
         log.info(
-            'unit %d of %d, %s: %d records, %d rejected',
+            'unit %d of %d, %s: %s%d records, %d rejected',
             unit.number + 1,
             self.config.unit_count,
             unit.shard,
-            encoded.records_read,
-            len(encoded.rejects),
+            'unchanged, ' if taken else f'{staged.reused} known, ' if staged.reused else '',
+            staged.records_read,
+            staged.records_read - staged.rows,
         )
+        count(
+            records_read=staged.records_read,
+            rejected=staged.records_read - staged.rows,
+            encoded=0 if taken else staged.rows - staged.reused,
+            taken_over=staged.rows if taken else 0,
+            reused=staged.reused,
+        )
+        yield dataclasses.replace(staged, work=Work(started, time.time()))
+        kind = TAKEN if taken else FRESH
+        uri = self.config.path(
+            f'{versions.STAGING_FOLDER}/unit-{unit.number:05d}-{files.digest(staged.images.encode())}.ids'
+        )
+        for ids in put_ids(images, unit.number, kind, self.config, uri):
+            yield beam.pvalue.TaggedOutput('ids', ids)
+        if unit.base_part is not None and not taken:
+            yield beam.pvalue.TaggedOutput('left', unit.base_part)
+
+    def _stage_unit(self, unit: WorkUnit, origin: Origin) -> tuple[Staged, pa.Table]:
+        encoded = self._encode(unit)
+        distribute(**encoded.measures)
         images = self._stage('images', unit.number, files.table_bytes(encoded.images, **IMAGES_OPTIONS))
         rejects = self._stage('rejects', unit.number, files.table_bytes(rejects_table(encoded.rejects)))
-        count(records_read=encoded.records_read, rejected=len(encoded.rejects), encoded=len(encoded.images))
-        yield Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read)
-        split = list(split_ids(encoded.images['image_id'], self.buckets))
-        uri = self.config.path(f'{images}.ids')
-        for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
-            yield beam.pvalue.TaggedOutput('ids', (bucket, (unit.number, block)))
+        staged = Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read, origin)
+        sums = {name: sum(values) for name, values in encoded.measures.items()}
+        return dataclasses.replace(staged, reused=encoded.reused, sums=sums), encoded.images
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
-        if self.config.model is None:
-            return read_codes(unit, self.config.spec)
-        fingerprint = (self.config.model_info or {}).get('fingerprint')
-        model = load_model(self.config.model, self.config.threads, fingerprint)
-        return encode_unit(read_unit(unit, self.config.options), model)
+        config = self.config
+        if config.model is None:
+            return read_codes(unit, config.spec)
+        fingerprint = (config.model_info or {}).get('fingerprint')
+        model = load_model(config.model, config.threads, fingerprint)
+        known = known_images(open_base(config.index, config.base), unit.base_parts) if config.base else None
+        return encode_unit(read_unit(unit, config.options), model, known)
 
     def _stage(self, kind: str, number: int, content: pa.Buffer) -> str:
-        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        path = f'{versions.STAGING_FOLDER}/{kind}-{number:05d}-{digest}.parquet'
-        files.write_bytes(self.config.path(path), content)
-        return path
+        uri = self.config.path(f'{versions.STAGING_FOLDER}/{kind}-{number:05d}-{files.digest(content)}.parquet')
+        files.write_bytes(uri, content)
+        return uri
+
+
+def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> tuple[Staged, pa.Table] | None:
+    """A unit's part of the base, with what its ids need, if nothing of the unit changed since."""
+    if config.base is None or unit.base_part is None:
+        return None
+    base, part = open_base(config.index, config.base), unit.base_part
+    if base.units[part] != origin:
+        return None
+    images = read_images(base, part, ['image_id', 'digest', 'code'])
+    if images is None:
+        return None
+    rejects = base.rejects_of(part)
+    uris = base.path(base.manifest.images[part]), base.path(rejects) if rejects else None
+    return Staged(unit.number, uris[0], len(images), uris[1], base.records_read[part], origin, True), images
+
+
+def put_ids(
+    images: pa.Table, number: int, kind: int, config: BuildConfig, uri: str
+) -> Iterator[tuple[int, tuple[int, int, Block]]]:
+    """The ids of a unit or part by bucket, to be compared: (bucket, (kind, number, block))."""
+    buckets = min(max(16 * config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
+    split = list(split_ids(images['image_id'], buckets, contents(images) if config.base else None))
+    for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
+        yield bucket, (kind, number, block)
+
+
+def parts_gone(config: BuildConfig, units: Sequence[WorkUnit]) -> list[int]:
+    """The parts of the base that are no unit's any more, as those of shards that were deleted."""
+    count = len(open_base(config.index, config.base).units)
+    return sorted(set(range(count)) - {unit.base_part for unit in units})
+
+
+def left_ids(part: int, config: BuildConfig) -> Iterator[tuple[int, tuple[int, int, Block]]]:
+    """The ids of a part of the base that is not taken over, as `put_ids` gives them."""
+    base = open_base(config.index, config.base)
+    images = files.read_table(base.path(base.manifest.images[part]), ['image_id', 'digest', 'code'])
+    return put_ids(images, part, LEFT, config, config.path(f'{versions.STAGING_FOLDER}/left-{part:05d}.ids'))
 
 
 class FinishPart(beam.DoFn):
@@ -168,38 +270,47 @@ class FinishPart(beam.DoFn):
 
     def process(self, element: tuple[int, dict[str, Iterable[Any]]]) -> Iterator[Part]:
         """(part number, its `Staged` and the places of its duplicates) to one `Part`."""
+        started = time.time()
         number, joined = element
         (staged,) = joined['staged']
         places = np.frombuffer(b''.join(joined['duplicates']), '<u4')
-        rejects = files.read_table(self.config.path(staged.rejects))
+        rejects = files.read_table(staged.rejects) if staged.rejects else rejects_table([])
         if len(places):
             duplicates = np.zeros(staged.rows, bool)
             duplicates[places] = True
-            images, dropped = without_duplicates(files.read_table(self.config.path(staged.images)), duplicates)
+            images, dropped = without_duplicates(files.read_table(staged.images), duplicates)
             rejects = pa.concat_tables([rejects, dropped])
             content = files.table_bytes(images, **IMAGES_OPTIONS)
         else:
-            content = files.read_bytes(self.config.path(staged.images))
+            content = files.read_bytes(staged.images)
         rows = staged.rows - len(places)
         count(duplicates=len(places), indexed=rows)
         of_rejects = len(rejects), files.table_bytes(rejects)
+        reasons = {row['values']: row['counts'] for row in rejects['reason'].value_counts().to_pylist()}
+        count(**{f'rejected_{reason}': n for reason, n in reasons.items() if reason != DUPLICATE_ID})
         yield Part(
             number,
             self._write(versions.images_path(number), rows, content),
             self._write(versions.rejects_path(number), *of_rejects) if len(rejects) else None,
             staged.records_read,
-            {row['values']: row['counts'] for row in rejects['reason'].value_counts().to_pylist()},
+            reasons,
+            staged.origin,
+            staged.taken_over,
+            staged.reused,
+            staged.work,
+            Work(started, time.time()),
+            staged.sums,
         )
 
     def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
         return versions.write_data_file(self.config.folder, name, rows, content)
 
 
-class AddHistograms(beam.CombineFn):
-    """Sums, table by table, of key histograms given as lists of int64 arrays."""
+class AddArrays(beam.CombineFn):
+    """Sums of int64 arrays, such as key histograms, given as lists of one for each table; [] if there are none."""
 
     def create_accumulator(self) -> list[NDArray]:
-        """No histograms yet."""
+        """No arrays yet."""
         return []
 
     def add_input(self, total: list[NDArray], one: list[NDArray]) -> list[NDArray]:
@@ -219,32 +330,46 @@ class AddHistograms(beam.CombineFn):
 
 
 class Sample(beam.CombineFn):
-    """The rows of least `layout.mix`, at most SAMPLE_ROWS: a uniform sample that a repeated bundle cannot change."""
+    """`keep_sample` of all parts: a uniform sample that a repeated bundle cannot change.
 
-    def create_accumulator(self) -> tuple[NDArray, NDArray] | None:
-        """No rows yet."""
-        return None
+    Tables wait in a list until they are worth sorting out, so that many small parts cost little.
+    """
 
-    def add_input(self, kept: Any, more: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
-        """Codes uint8 [N, B] and rows int64 [N] of one part."""
-        if kept is None:
-            return keep_sample(*more)
-        return keep_sample(*(np.concatenate(pair) for pair in zip(kept, more, strict=True)))
+    def create_accumulator(self) -> list[pa.Table]:
+        """No images yet."""
+        return []
 
-    def merge_accumulators(self, several: Iterable[Any]) -> Any:
-        """The least of several samples."""
-        merged = None
-        for one in several:
-            merged = self.add_input(merged, one) if one is not None else merged
-        return merged
+    def add_input(self, kept: list[pa.Table], more: pa.Table) -> list[pa.Table]:
+        """Rows of `code_tables.sample_schema` of one part."""
+        return self.merge_accumulators([kept, [more]])
 
-    def extract_output(self, kept: Any) -> Any:
-        """Codes and rows."""
-        return kept
+    def merge_accumulators(self, several: Iterable[list[pa.Table]]) -> list[pa.Table]:
+        """All of them; sorted out, if there are many."""
+        tables = list(itertools.chain(*several))
+        return tables if sum(map(len, tables)) <= 4 * SAMPLE_ROWS else self.compact(tables)
+
+    def compact(self, kept: list[pa.Table]) -> list[pa.Table]:
+        """Only what may be in the sample, before it travels."""
+        return [keep_sample(pa.concat_tables(kept))] if kept else []
+
+    def extract_output(self, kept: list[pa.Table]) -> pa.Table:
+        """The sample."""
+        return keep_sample(pa.concat_tables(kept))
 
 
-def bucket_duplicates(element: tuple[int, Iterable[tuple[int, Block]]]) -> Iterator[tuple[int, bytes]]:
-    """Ids of one bucket, (unit number, block), to (unit number, places of ids that were seen before)."""
-    numbers, blocks = zip(*element[1], strict=True)
-    for number, places in duplicate_places(zip(numbers, get_blocks(blocks, IDS), strict=True)):
+def compare_ids(element: tuple[int, list[tuple[int, int, Block]]], with_base: bool) -> Iterator[Any]:
+    """Ids of one bucket, as `put_ids` gives them, to (unit number, places of ids that were seen before).
+
+    With a base, also one ('changes', counts of `count_changes`).
+    """
+    blocks = sorted(element[1], key=lambda block: block[:2])
+    batches = get_blocks([block for *_, block in blocks], IDS_WITH_CONTENT if with_base else IDS)
+    ids = [(kind, number, batch) for (kind, number, _), batch in zip(blocks, batches, strict=True)]
+    duplicates = dict(duplicate_places((number, batch) for kind, number, batch in ids if kind != LEFT))
+    for number, places in duplicates.items():
         yield number, places.astype('<u4').tobytes()
+    if with_base:
+        now = [without_places(batch, duplicates.get(number)) for kind, number, batch in ids if kind != LEFT]
+        before = [batch for kind, _, batch in ids if kind != FRESH]
+        tables = (pa.Table.from_batches(batches, IDS_WITH_CONTENT) for batches in (now, before))
+        yield beam.pvalue.TaggedOutput('changes', [count_changes(*tables)])

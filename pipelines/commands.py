@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
-from hashing_model.errors import InputError
+from hashing_model.errors import InputError, exit_code
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from hashing_model.model import HashModel
     from hashing_model.train import History
     from hashing_model.training import Training
+    from pipelines.base_version import Base
     from pipelines.evaluate_codes import Images
+    from pipelines.gate import Limits
     from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
@@ -192,8 +194,40 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
 
 
+def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Print what indexes of some sizes take."""
+    from pipelines.scale import IMAGES_PER_CORE_SECOND, Scale, ScalePlan
+    from pipelines.scale_table import print_plans
+
+    if args.codes and args.images_per_core_second:
+        raise InputError('--images-per-core-second does not go with --codes: they are not encoded')
+    for option in ('workers', 'core_hour_price'):
+        if getattr(args, option) is not None and getattr(args, option) <= 0:
+            raise InputError(f'--{option.replace("_", "-")} is {getattr(args, option):g}; more than 0 is needed')
+    spec = _spec(args) if args.bits is None else CodeSpec((Segment('code', args.bits),))
+    rate = IMAGES_PER_CORE_SECOND if args.images_per_core_second is None else args.images_per_core_second
+    scales = [Scale(rows, spec, args.codes, args.unit_rows, args.partition_rows, rate) for rows in args.images]
+    print_plans([ScalePlan.of(scale) for scale in scales], args.workers, args.core_hour_price)
+
+
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Build an index and publish it."""
+    """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
+    from pipelines.build_stats import write_metrics
+
+    started, version, code = time.time(), versions.new_version_id(), 0
+    if args.metrics_file:
+        files.check_writable(args.metrics_file)
+    try:
+        _build(args, beam_args, version, started)
+    except BaseException as e:
+        code = exit_code(e)
+        raise
+    finally:
+        if args.metrics_file:
+            write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
+
+
+def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
     if args.codes:
         for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
             if getattr(args, option):
@@ -203,24 +237,27 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
     from pipelines.assemble import BuildConfig, write_inputs
+    from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline
     from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
+    gate = _gate_limits(args)
     index = files.absolute(args.index)
     versions.check_index_folder(index)
     believed = versions.look(index)
     given = _codes_input(args) if args.codes else _images_input(args)
-    version = versions.new_version_id()
+    base = None if args.full or not believed.text else _base(index, believed.text, given)
+    units = with_states(given.units, given.inputs)
+    units = with_base_parts(units, base, given.options) if base else units
     folder = versions.version_folder(index, version)
     files.check_writable(files.join(folder, versions.MANIFEST_PATH))
-    started = time.monotonic()
     try:
         config = BuildConfig(
             index=index,
             version=version,
             spec=given.spec,
-            unit_count=len(given.units),
+            unit_count=len(units),
             inputs=write_inputs(folder, given.inputs),
             model=_copy_model(files.absolute(args.model), folder) if args.model else None,
             model_info=given.model_info,
@@ -228,8 +265,11 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             partition_rows=args.partition_rows,
             threads=threads_per_worker(options),
             believed=believed,
+            base=base.manifest.version if base else None,
+            gate=gate,
+            started=started,
         )
-        run_pipeline(lambda root: define_pipeline(root, config, given.units), options)
+        run_pipeline(lambda root: define_pipeline(root, config, units), options)
     except JobLostError:
         raise
     except BaseException:
@@ -237,8 +277,20 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
             versions.discard(index, version)
         raise
     manifest = versions.read_manifest(index, version)
-    seconds = time.monotonic() - started
-    tell(f'{args.index}: version {version} in {seconds:.0f} s; {describe_counters(manifest)}')
+    if manifest.changes:
+        tell(describe_changes(manifest))
+    tell(f'{args.index}: version {version} in {time.time() - started:.0f} s; {describe_counters(manifest)}')
+
+
+def _gate_limits(args: argparse.Namespace) -> Limits | None:
+    """What the version must keep to be served; None for no gate."""
+    from pipelines.gate import Limits
+
+    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if args.no_gate and given:
+        raise InputError(f'--{next(iter(given)).replace("_", "-")} does not go with --no-gate, which checks nothing')
+    return None if args.no_gate else Limits(**given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +302,20 @@ class _BuildInput:
     spec: CodeSpec
     options: ReadOptions
     model_info: dict[str, str] | None = None
+
+
+def _base(index: str, version: str, given: _BuildInput) -> Base | None:
+    """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
+    from pipelines.assemble import library_versions
+    from pipelines.base_version import check_base, open_base
+
+    try:
+        base = open_base(index, version)
+        check_base(base.manifest, given.spec, given.model_info, library_versions())
+    except (InputError, OSError) as e:
+        tell(f'nothing is taken over from version {version}: {e}')
+        return None
+    return base
 
 
 def _images_input(args: argparse.Namespace) -> _BuildInput:
@@ -301,7 +367,6 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     manifest = versions.read_manifest(index)
-    folder = versions.version_folder(index, manifest.version)
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
@@ -309,11 +374,13 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     units = _query_units(args, manifest)
     config = QueryConfig(
-        folder=folder,
-        manifest=dataclasses.replace(manifest, rejects=()),  # it travels to every step
+        index=index,
+        version=manifest.version,
         output=files.absolute(args.output),
         ids=files.absolute(args.ids) if args.ids else None,
-        model=files.join(folder, versions.MODEL_FOLDER) if args.images else None,
+        model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER)
+        if args.images
+        else None,
         options=read_options(args),
         k=None if args.k is None else min(args.k, manifest.rows),
         radius=args.radius,
@@ -504,6 +571,15 @@ def describe_counters(manifest: Manifest) -> str:
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in c['reasons'].items())
         text += f', {c["rejected"]:,} rejected ({reasons})'
     return text
+
+
+def describe_changes(manifest: Manifest) -> str:
+    """How a version differs from its base, and what was taken over from there."""
+    c = manifest.changes or {}
+    counts = ', '.join(f'{c[name]:,} {name}' for name in ('added', 'changed', 'unchanged', 'removed'))
+    taken = f'{c["units"]:,} of {len(manifest.images):,} units taken over'
+    known = f', and {c["images"]:,} images of other units were known' if c['images'] else ''
+    return f'since version {c["base"]}: {counts}; {taken}{known}'
 
 
 def tell(message: str) -> None:

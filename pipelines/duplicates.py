@@ -1,4 +1,6 @@
-"""Which records have an id that an earlier record has: found in buckets of ids, compared letter by letter.
+"""Which records have an id that an earlier record has, and how the catalogue differs from that of another version.
+
+Both are found in buckets of ids, compared letter by letter.
 
 Hashes only choose an id's bucket and whom it is compared with, so no collision can drop a record. Pure functions over
 Arrow arrays; `build_index.py` wraps them in Beam.
@@ -10,14 +12,15 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.assemble import groups_of
 from pipelines.index import layout
-from pipelines.index.code_tables import REJECTS
+from pipelines.index.code_tables import REJECTS, codes_from_arrow
 from pipelines.records import DUPLICATE_ID
 
 IDS = pa.schema([('place', pa.uint32()), ('image_id', pa.string())])
+IDS_WITH_CONTENT = IDS.append(pa.field('content', pa.uint64()))  # where versions are compared
 
 AT_ONCE = 16_384  # ids that are hashed at once, in the processor's cache
 MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # of a word, its first bytes
@@ -50,12 +53,29 @@ def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
     return hashes
 
 
-def split_ids(ids: pa.ChunkedArray, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`)."""
-    for bucket, places in groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
+def contents(images: pa.Table) -> NDArray[np.uint64]:
+    """What tells the content of each of N images with a `digest`, or else a `code`, from another: uint64 [N]."""
+    if images['digest'].null_count:
+        codes = codes_from_arrow(images['code'])
+        return layout.mix_codes(np.zeros(len(codes), np.uint64), codes)
+    return codes_from_arrow(images['digest'])[:, :8].copy().view(np.uint64)[:, 0]
+
+
+def split_ids(
+    ids: pa.ChunkedArray, buckets: int, content: NDArray[np.uint64] | None = None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`).
+
+    With the `contents` of the N images, rows of `IDS_WITH_CONTENT`.
+    """
+    for bucket, places in layout.groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
         taken = ids.take(pa.array(places))
         text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
-        yield bucket, pa.RecordBatch.from_arrays([pa.array(places, pa.uint32()), text], schema=IDS)
+        columns = [pa.array(places, pa.uint32()), text]
+        if content is None:
+            yield bucket, pa.RecordBatch.from_arrays(columns, schema=IDS)
+        else:
+            yield bucket, pa.RecordBatch.from_arrays([*columns, pa.array(content[places])], schema=IDS_WITH_CONTENT)
 
 
 def find_duplicates(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -94,6 +114,26 @@ def duplicate_places(parts: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[tu
         first += len(batch)
         if own.any():
             yield number, batch['place'].to_numpy()[own]
+
+
+def count_changes(now: pa.Table, before: pa.Table) -> NDArray[np.int64]:
+    """How many images were added, changed, stayed and were removed: int64 [4], as `CHANGES` names them.
+
+    Args:
+        now: `image_id`, each once, and `content`, of a version.
+        before: the same of an earlier version.
+    """
+    place = pc.index_in(now['image_id'], value_set=before['image_id'])
+    known = place.is_valid().to_numpy()
+    same = before['content'].to_numpy()[place.drop_null().to_numpy()] == now['content'].to_numpy()[known]
+    stayed = int(same.sum())
+    found = int(known.sum())
+    return np.array([len(now) - found, found - stayed, stayed, len(before) - found])
+
+
+def without_places(batch: pa.RecordBatch, places: NDArray[np.uint32] | None) -> pa.RecordBatch:
+    """Rows of `IDS` but those of some places."""
+    return batch if places is None else batch.filter(pa.array(~np.isin(batch['place'].to_numpy(), places)))
 
 
 def without_duplicates(images: pa.Table, duplicates: NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:

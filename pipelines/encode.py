@@ -6,15 +6,17 @@ Pure functions; `build_index.py` and `query_index.py` wrap them in Beam. Image b
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import itertools
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +32,7 @@ from pipelines.records import Record, Reject
 
 BATCH_SIZE = 32
 DECODING_THREADS = 2
+KNOWN_AT_ONCE = 512  # images that are not encoded, in one batch with some that are
 
 _loading = threading.Lock()  # a runner may start several units at once in one process
 
@@ -70,6 +73,19 @@ def local_model(uri: str) -> str:
     return copy
 
 
+Measures = dict[str, list[int]]  # one number for each time that something was done
+
+
+@contextlib.contextmanager
+def timed(measures: Measures, name: str) -> Iterator[None]:
+    """Add the microseconds that a block takes; several threads may do so at once."""
+    started = time.perf_counter_ns()
+    try:
+        yield
+    finally:
+        measures.setdefault(name, []).append((time.perf_counter_ns() - started) // 1000)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedUnit:
     """What became of the records of one work unit.
@@ -78,50 +94,119 @@ class EncodedUnit:
         images: a table of `code_tables.images_schema`, in the order read.
         rejects: what could not be indexed.
         records_read: how many records and rejects the unit's files gave.
+        reused: how many images were known, and not encoded.
+        measures: of each image its `image_bytes` and, if it was decoded, `decode_us`; of each batch that was encoded
+            `features_us` and `hash_us`, the microseconds until there were features, and from these to codes.
     """
 
     images: pa.Table
     rejects: tuple[Reject, ...]
     records_read: int
+    reused: int = 0
+    measures: Measures = dataclasses.field(default_factory=dict)
 
 
-def encode_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int = BATCH_SIZE) -> EncodedUnit:
-    """Decode and encode the records of one unit; the next batch is decoded while one is encoded."""
-    tables, rejects, records_read = [], [], 0
-    for batch in decoded_batches(items, model.resizing, batch_size):
+@dataclasses.dataclass(frozen=True)
+class KnownImage:
+    """An image that was encoded before: digest of its bytes, upright size in pixels, and code."""
+
+    digest: bytes
+    width: int
+    height: int
+    code: bytes
+
+
+def encode_unit(
+    items: Iterable[Record | Reject],
+    model: HashModel,
+    known: Mapping[bytes, KnownImage] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> EncodedUnit:
+    """Decode and encode the records of one unit; the next batch is decoded while one is encoded.
+
+    Args:
+        items: what the unit's reader gives.
+        model: encodes what is not known.
+        known: images by the digest of their bytes, that are neither decoded nor encoded.
+        batch_size: images to encode at once.
+    """
+    tables, rejects, records_read, reused = [], [], 0, 0
+    measures: Measures = {}
+    for batch in decoded_batches(items, model.resizing, batch_size, known, measures):
         records_read += len(batch)
-        records, decoded, bad = sort_batch(batch)
-        rejects += bad
-        if records:
-            codes = model.encode(np.stack([d.pixels for d in decoded]))
-            tables.append(images_table(records, codes, decoded))
+        rejects += [found for _, found in batch if isinstance(found, Reject)]
+        good = [(item, found) for item, found in batch if isinstance(item, Record) and not isinstance(found, Reject)]
+        if good:
+            records, images = zip(*good, strict=True)
+            tables.append(images_table(records, image_codes(images, model, measures), images))
+            reused += sum(isinstance(image, KnownImage) for image in images)
     empty = images_schema(model.spec.num_bytes).empty_table()
-    return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read)
+    return EncodedUnit(pa.concat_tables(tables) if tables else empty, tuple(rejects), records_read, reused, measures)
+
+
+def image_codes(images: Sequence[Decoded | KnownImage], model: HashModel, measures: Measures) -> NDArray[np.uint8]:
+    """Codes uint8 [N, B], of which only those that are not known are made."""
+    codes = np.zeros((len(images), model.spec.num_bytes), np.uint8)
+    fresh = [(i, image.pixels) for i, image in enumerate(images) if isinstance(image, Decoded)]
+    if fresh:
+        model.check_backbone()
+        with timed(measures, 'features_us'):
+            groups = model.extractor.features(np.stack([pixels for _, pixels in fresh]))
+        with timed(measures, 'hash_us'):
+            codes[[i for i, _ in fresh]] = model.encode_features(groups)
+    for i, image in enumerate(images):
+        if isinstance(image, KnownImage):
+            codes[i] = np.frombuffer(image.code, np.uint8)
+    return codes
 
 
 def decoded_batches(
-    items: Iterable[Record | Reject], resizing: Resizing, batch_size: int
-) -> Iterator[list[tuple[Record | Reject, Decoded | Reject]]]:
-    """Batches of (item, its pixels or reject); one batch is being decoded while the caller has the one before."""
+    items: Iterable[Record | Reject],
+    resizing: Resizing,
+    batch_size: int,
+    known: Mapping[bytes, KnownImage] | None = None,
+    measures: Measures | None = None,
+) -> Iterator[list[tuple[Record | Reject, Decoded | KnownImage | Reject]]]:
+    """Batches of (item, its pixels or reject, or what is known of it by its digest), in the order of the items.
+
+    A batch has `batch_size` items that are not known, and at most KNOWN_AT_ONCE others; one is being decoded while the
+    caller has the one before.
+    """
 
     def try_decode(item: Record | Reject) -> tuple[Record | Reject, Decoded | Reject]:
         if isinstance(item, Reject):
             return item, item
         try:
-            return item, decode(item.data, resizing)
+            with timed(kept, 'decode_us'):
+                return item, decode(item.data, resizing)
         except ImageError as e:
             return item, Reject(item.source, e.reason, e.detail, item.image_id)
 
+    def start(pool: ThreadPoolExecutor) -> list[Any]:
+        batch: list[Any] = []
+        fresh = 0
+        while fresh < batch_size and len(batch) < KNOWN_AT_ONCE + fresh and (item := next(source, None)):
+            if isinstance(item, Record):
+                kept.setdefault('image_bytes', []).append(len(item.data))
+            if known and isinstance(item, Record) and (found := known.get(digest_of(item))):
+                batch.append((dataclasses.replace(item, data=b''), found))
+            else:
+                batch.append(pool.submit(try_decode, item))
+                fresh += 1
+        return batch
+
+    kept: Measures = {} if measures is None else measures
     source = iter(items)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        waiting = pool.map(try_decode, itertools.islice(source, batch_size))
-        while batch := list(waiting):
-            waiting = pool.map(try_decode, itertools.islice(source, batch_size))
+        waiting = start(pool)
+        while waiting:
+            batch = [item.result() if isinstance(item, Future) else item for item in waiting]
+            waiting = start(pool)
             yield batch
 
 
 def sort_batch(
-    batch: Iterable[tuple[Record | Reject, Decoded | Reject]],
+    batch: Iterable[tuple[Record | Reject, Decoded | KnownImage | Reject]],
 ) -> tuple[list[Record], list[Decoded], list[Reject]]:
     """Of a batch of `decoded_batches` the records that could be decoded, their pixels, and the rejects."""
     good = [(item, result) for item, result in batch if isinstance(item, Record) and isinstance(result, Decoded)]
@@ -129,16 +214,22 @@ def sort_batch(
     return [record for record, _ in good], [decoded for _, decoded in good], bad
 
 
-def images_table(records: Sequence[Record], codes: NDArray[np.uint8], decoded: Sequence[Decoded]) -> pa.Table:
-    """Rows of `code_tables.images_schema` for N records and their codes uint8 [N, B]."""
-    digests = [hashlib.blake2b(r.data, digest_size=16).digest() for r in records]
+def digest_of(record: Record) -> bytes:
+    """The BLAKE2b-128 of a record's image bytes."""
+    return hashlib.blake2b(record.data, digest_size=16).digest()
+
+
+def images_table(
+    records: Sequence[Record], codes: NDArray[np.uint8], images: Sequence[Decoded | KnownImage]
+) -> pa.Table:
+    """Rows of `code_tables.images_schema` for N records, their codes uint8 [N, B] and sizes."""
     schema = images_schema(codes.shape[1])
     columns = [
         [r.image_id for r in records],
         [dataclasses.asdict(r.source) for r in records],
-        digests,
-        [d.width for d in decoded],
-        [d.height for d in decoded],
+        [i.digest if isinstance(i, KnownImage) else digest_of(r) for r, i in zip(records, images, strict=True)],
+        [i.width for i in images],
+        [i.height for i in images],
         [[(level, list(values)) for level, values in r.labels.items()] for r in records],
         [r.caption for r in records],
     ]

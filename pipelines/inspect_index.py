@@ -28,6 +28,8 @@ def summarize(manifest: Manifest) -> dict[str, Any]:
         'images': manifest.rows,
         'counters': {k: v for k, v in manifest.counters.items() if k != 'reasons'},
         'rejects': manifest.counters['reasons'],
+        'changes': dict(manifest.changes) if manifest.changes else None,
+        'gate': manifest.gate,
         'input_files': manifest.inputs.rows,
         'image_parts': len(manifest.images),
         'tables': [_summarize_table(manifest, number) for number in range(len(manifest.tables))],
@@ -73,6 +75,12 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary['rejects']:
         rejects = ', '.join(f'{reason} {n:,}' for reason, n in summary['rejects'].items())
         console.print(f'rejects   {rejects}')
+    if summary['changes']:
+        c = summary['changes']
+        changes = ', '.join(f'{name} {c[name]:,}' for name in ('added', 'changed', 'unchanged', 'removed'))
+        console.print(f'changes   {changes}, since version {c["base"]}')
+    if summary['gate']:
+        console.print(f'gate      {summary["gate"]}')
     table = Table(box=None, pad_edge=False)
     for name in ('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size'):
         table.add_column(name, justify='left' if name == 'segment' else 'right')
@@ -85,13 +93,14 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def summarize_versions(found: Sequence[Found], served: str | None) -> list[dict[str, Any]]:
-    """Id, time, rows, bytes and state of each version, as plain JSON values; null where no manifest tells."""
+    """Id, time, rows, bytes, gate and state of each version, as plain JSON values; null where no manifest tells."""
     return [
         {
             'version': f.version,
             'created': f.manifest.created if f.manifest else None,
             'rows': f.manifest.rows if f.manifest else None,
             'bytes': sum(file.bytes for file in f.manifest.all_files) if f.manifest else None,
+            'gate': f.manifest.gate if f.manifest else None,
             'state': 'served' if f.version == served and f.manifest else f.state,
         }
         for f in found
@@ -102,11 +111,11 @@ def print_versions(rows: Sequence[dict[str, Any]]) -> None:
     """The versions for people, on standard output."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
-    for name in ('version', 'created', 'rows', 'size', 'state'):
+    for name in ('version', 'created', 'rows', 'size', 'gate', 'state'):
         table.add_column(name, justify='right' if name in ('rows', 'size') else 'left')
     for row in rows:
         numbers = (f'{row["rows"]:,}', describe_size(row['bytes'])) if row['created'] else ('', '')
-        table.add_row(row['version'], row['created'], *numbers, row['state'])
+        table.add_row(row['version'], row['created'], *numbers, row['gate'], row['state'])
     console.print(table)
 
 

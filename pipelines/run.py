@@ -21,14 +21,15 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
-from hashing_model.errors import BuildError, InputError
+from hashing_model.errors import BuildError, GateError, InputError
 
 NAMESPACE = 'grainhash'  # of the counters
 THREADS = 2  # per step: one computes while the other waits for a file
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
 _KNOWN_ERROR = re.compile(
-    rf'^(?:RuntimeError: )?(?:\S+\.)?(InputError|BuildError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$', re.MULTILINE
+    rf'^(?:RuntimeError: )?(?:\S+\.)?(InputError|BuildError|GateError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$',
+    re.MULTILINE,
 )
 _WHERE = re.compile(r' \[while running .*')
 
@@ -78,7 +79,7 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     """Run a pipeline to its end.
 
     Raises:
-        InputError, BuildError, OSError: raised by a worker; the message is the worker's.
+        InputError, BuildError, GateError, OSError: raised by a worker; the message is the worker's.
         InputError: no such runner.
         JobLostError: the job may be running on; what it works on must be left alone.
         BaseException: whatever else the runner raises, and interrupts; the job has ended.
@@ -102,7 +103,7 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
         if not found:
             raise
         name, message = found[-1]
-        kind = {'InputError': InputError, 'BuildError': BuildError}.get(name, OSError)
+        kind = {'InputError': InputError, 'BuildError': BuildError, 'GateError': GateError}.get(name, OSError)
         raise kind(_WHERE.sub('', message)) from e
     return result
 
@@ -125,6 +126,14 @@ def count(**numbers: int) -> None:
     """Add to the job's counters of these names, from a step."""
     for name, n in numbers.items():
         Metrics.counter(NAMESPACE, name).inc(n)
+
+
+def distribute(**numbers: Iterable[int]) -> None:
+    """Add to the job's distributions of these names, from a step."""
+    for name, values in numbers.items():
+        distribution = Metrics.distribution(NAMESPACE, name)
+        for value in values:
+            distribution.update(value)
 
 
 def counters(result: PipelineResult) -> dict[str, int]:
@@ -169,7 +178,10 @@ class InThreads(beam.DoFn):
         """The results that are left."""
         while self.running:
             for result in self._next():
-                yield GlobalWindows.windowed_value(result)
+                if isinstance(result, beam.pvalue.TaggedOutput):
+                    yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
+                else:
+                    yield GlobalWindows.windowed_value(result)
         self.pool.shutdown()
 
     def _next(self) -> list[Any]:

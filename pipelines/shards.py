@@ -50,12 +50,14 @@ class InputFile:
         size: in bytes.
         mtime: last change, in seconds since 1970; 0 where the file system has none.
         root: the folder that relative names of image files start from; no part of the identity.
+        generation: of an object in Cloud Storage, which every change gives another; None elsewhere.
     """
 
     path: str
     size: int
     mtime: float
     root: str = dataclasses.field(default='', compare=False)
+    generation: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,9 @@ class WorkUnit:
         paths: the shard, or the image files.
         row_groups: of a Parquet shard, first and one past the last; None for all of it.
         root: of image files, the folder that their ids start from.
+        state: what the listing of a bucket tells of the content, as a digest; empty where the content must be read.
+        base_part: of an incremental build, the images part that the same unit made in its base, if there is one.
+        base_parts: likewise, all parts that were made from any of these files.
     """
 
     number: int
@@ -75,6 +80,9 @@ class WorkUnit:
     paths: tuple[str, ...]
     row_groups: tuple[int, int] | None = None
     root: str = ''
+    state: str = ''
+    base_part: int | None = None
+    base_parts: tuple[int, ...] = ()
 
     @property
     def shard(self) -> str:
@@ -228,8 +236,31 @@ def _list(pattern: str, root: str) -> list[InputFile]:
     except (BeamIOError, ValueError) as e:
         details = getattr(e, 'exception_details', None) or {}
         raise InputError(f'cannot list {pattern}: {"; ".join(map(str, details.values())) or e}') from e
-    found = (InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, root) for m in metadata)
+    generations = _generations(pattern) if pattern.startswith('gs://') else {}
+    found = (
+        InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, root, generations.get(m.path))
+        for m in metadata
+    )
     return sorted(found, key=lambda file: file.path)
+
+
+def _generations(pattern: str) -> dict[str, int]:
+    """The generations of the objects that match a pattern, and of others: Beam's listing has none."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.cloud import storage
+
+    bucket, _, name = pattern.removeprefix('gs://').partition('/')
+    prefix = re.split(r'[*?[]', name, maxsplit=1)[0]
+    try:
+        client = storage.Client(project=None)
+    except DefaultCredentialsError:
+        client = storage.Client.create_anonymous_client()  # as Beam does: the bucket may be public
+    try:
+        blobs = client.list_blobs(bucket, prefix=prefix)
+        return {f'gs://{bucket}/{blob.name}': blob.generation for blob in blobs if blob.generation}
+    except GoogleAPIError as e:
+        raise InputError(f'cannot list {pattern}: {common.one_line(e)}') from e
 
 
 def _exists(path: str) -> bool:

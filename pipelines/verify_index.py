@@ -17,11 +17,21 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.index import files, layout, versions
-from pipelines.index.code_tables import INPUTS, REJECTS, CodeRows, codes_from_arrow, images_schema, partition_schema
+from pipelines.index.code_tables import (
+    INPUTS,
+    REJECTS,
+    UNITS,
+    CodeRows,
+    codes_from_arrow,
+    images_schema,
+    partition_schema,
+    sample_schema,
+)
 from pipelines.index.manifest import DataFile, Manifest
 
 THREADS = 4  # files in memory at once; reading, hashing and decoding leave Python's lock
 IMAGES = -1  # the group of the images parts; other groups are numbers of tables
+LATER_COLUMNS = frozenset(['generation'])  # that files may lack
 _SUMS = 1 << 64
 
 Content = tuple[str | None, int | None]  # what is wrong, if anything, and the sum of the codes, if they can be told
@@ -140,8 +150,13 @@ def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
             yield from (Job(file, number, partition_schema(num_bytes), check) for file in partition.files)
     yield from (Job(file, schema=REJECTS) for file in manifest.rejects)
     yield Job(manifest.inputs, schema=INPUTS)
-    yield Job(manifest.sample, schema=pa.schema([('code', pa.binary(num_bytes)), ('row', pa.int64())]))
-    yield from (Job(file) for file in manifest.model_files)
+    if manifest.units:
+        yield Job(manifest.units, schema=UNITS)
+    of_sample = sample_schema(num_bytes)
+    yield Job(
+        manifest.sample, schema=of_sample if manifest.quality else pa.schema([of_sample.field(i) for i in (0, 1)])
+    )
+    yield from (Job(file) for file in manifest.other_files)
 
 
 def check_file(folder: str, job: Job) -> Content:
@@ -166,9 +181,13 @@ def check_file(folder: str, job: Job) -> Content:
 
 
 def fits(found: pa.Schema, wanted: pa.Schema) -> bool:
-    """Whether a file has the columns, and codes, keys and rows are of the type; how others are stored may vary."""
+    """Whether a file has the columns, and codes, keys and rows are of the type; how others are stored may vary.
+
+    Files from before there was a column need not have it.
+    """
     of_type = [name for name in ('key', 'code', 'row') if name in wanted.names]
-    return found.names == wanted.names and all(found.field(n).type == wanted.field(n).type for n in of_type)
+    needed = [name for name in wanted.names if name in found.names or name not in LATER_COLUMNS]
+    return found.names == needed and all(found.field(n).type == wanted.field(n).type for n in of_type)
 
 
 def check_images(part: int, sampled: Sampled, table: pa.Table) -> Content:
@@ -210,9 +229,4 @@ def mixed_sum(rows: NDArray[np.int64], codes: NDArray[np.uint8]) -> int:
     >>> mixed_sum(np.array([0, 1]), codes) == mixed_sum(np.array([1, 0]), codes)
     False
     """
-    padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
-    padded[:, : codes.shape[1]] = codes
-    mixed = layout.mix(rows)
-    for word in padded.view(np.uint64).T:
-        mixed = layout.mix((mixed ^ word).view(np.int64))
-    return int(mixed.sum(dtype=np.uint64))
+    return int(layout.mix_codes(layout.mix(rows), codes).sum(dtype=np.uint64))

@@ -28,10 +28,12 @@ from pipelines.assemble import (
     make_layout,
     part_histograms,
     publish_version,
+    run_of,
     sample_part,
     write_inputs,
     write_partition,
 )
+from pipelines.base_version import Origin
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
@@ -46,6 +48,7 @@ FLIPPED = 0.06  # of a cluster's bits
 CLUSTER_ROWS = 50
 REPEATED = '--direct_runner_bundle_repeat=1'
 TWO_PROCESSES = ('--direct_num_workers=2', '--direct_running_mode=multi_processing')
+ORIGIN = Origin('name', 'content', b'first', b'last')
 PORTABLE = ('--runner=PortableRunner', '--job_endpoint=embed', '--environment_type=LOOPBACK')
 
 
@@ -158,7 +161,8 @@ def write_part(number, codes, config, rejected=0):
     if rejected:
         content = files.table_bytes(rejects_table(rejects))
         rejects_file = versions.write_data_file(config.folder, rejects_name, rejected, content)
-    return Part(number, written, rejects_file, len(codes) + rejected, {MISSING_ID: rejected} if rejected else {})
+    reasons = {MISSING_ID: rejected} if rejected else {}
+    return Part(number, written, rejects_file, len(codes) + rejected, reasons, ORIGIN)
 
 
 def cut_all(parts, config):
@@ -166,9 +170,11 @@ def cut_all(parts, config):
     rows = sum(part.images.rows for part in parts)
     histograms = [part_histograms(part, config, rows) for part in parts]
     made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
-    blocks = collections.defaultdict(list)
+    runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
-        for group, block in cut_codes(part, config, made):
+        runs[run_of(part, config, rows)].append(part)
+    for run in runs.items():
+        for group, block in cut_codes(run, config, made):
             blocks[group].append(block)
     return made, blocks
 
@@ -186,12 +192,12 @@ def assemble(config, parts):
     made, blocks = cut_all(parts, config)
     partitions = [found for element in blocks.items() for found in write_partition(element, config, made)]
     samples = [sample_part(part, config) for part in parts]
-    sample = keep_sample(*(np.concatenate(arrays) for arrays in zip(*samples, strict=True)))
+    sample = keep_sample(pa.concat_tables(samples))
     publish_version(None, config, made, parts[::-1], partitions[::-1], sample)
 
 
 def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
-    """An index of bare codes, as `build --codes` makes it.
+    """An index of bare codes, whatever they are like, as `build --codes --no-gate` makes it.
 
     Args:
         index: a folder.
@@ -201,7 +207,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         version: the version's id.
     """
     listed = write_inputs(versions.version_folder(str(index), version), [])
-    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
+    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows, gate=None)
     firsts = np.cumsum([0, *map(len, parts)]).tolist()
     assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
 
@@ -213,7 +219,8 @@ def write_codes_part(number, codes, config, first=0):
     columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
     path = versions.images_path(number)
     content = files.table_bytes(pa.table(columns, schema=schema), **IMAGES_OPTIONS)
-    return Part(number, versions.write_data_file(config.folder, path, len(codes), content), None, len(codes), {})
+    written = versions.write_data_file(config.folder, path, len(codes), content)
+    return Part(number, written, None, len(codes), {}, ORIGIN)
 
 
 def read_partitions(index):

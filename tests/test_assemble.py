@@ -4,10 +4,12 @@ import collections
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_index import (
     KINDS,
+    ORIGIN,
     SPEC,
     build_by_hand,
     config_for,
@@ -20,19 +22,19 @@ from make_index import (
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble, blocks
+from pipelines import assemble, blocks, build_index
 from pipelines.assemble import (
     Part,
     add_counters,
     gather_blocks,
-    groups_of,
     keep_sample,
     publish_version,
-    read_part,
     sample_part,
     write_partition,
 )
+from pipelines.duplicates import id_hashes
 from pipelines.index import code_tables, files, layout, versions
+from pipelines.index.code_tables import codes_to_arrow
 from pipelines.index.manifest import DataFile
 from pipelines.index.plan import selectivity
 from pipelines.records import DUPLICATE_ID, MISSING_ID
@@ -64,13 +66,18 @@ def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path
                 found += [(row['row'], row['code']) for row in rows]
         assert len(found) == len(wanted)
         assert dict(found) == wanted
-        assert table.selectivity == selectivity(assemble.keep_sample(*read_all(config, manifest))[0], s)
+        assert table.selectivity == selectivity(sample_codes(config, manifest), s)
 
 
-def read_all(config, manifest):
-    parts = [Part(i, file, None, 0, {}) for i, file in enumerate(manifest.images)]
-    codes, rows = zip(*(read_part(part, config) for part in parts), strict=True)
-    return np.concatenate(codes), np.concatenate(rows)
+def sample_codes(config, manifest):
+    """Those of the sample, which is that of all parts, with their ids and labels."""
+    parts = [sample_part(Part(i, file, None, 0, {}, ORIGIN), config) for i, file in enumerate(manifest.images)]
+    wanted = keep_sample(pa.concat_tables(parts))
+    assert code_tables.read_file(config.folder, manifest.sample).to_pylist() == wanted.to_pylist()
+    for row in wanted.slice(0, 5).to_pylist():
+        part, place = row['row'] >> 32, row['row'] & 0xFFFFFFFF
+        assert (row['image_id'], row['labels']) == (f'image {part}-{place}', [('kind', [f'{place % 3}'])])
+    return code_tables.codes_from_arrow(wanted['code'])
 
 
 def test_other_tools_read_the_tables(tmp_path):
@@ -87,17 +94,17 @@ def test_other_tools_read_the_tables(tmp_path):
 
 
 def test_the_manifest_tells_what_was_built(tmp_path):
-    config = build_by_hand(tmp_path, [skewed_codes(30), skewed_codes(40)], rejected=2)
+    config = build_by_hand(tmp_path, [skewed_codes(30), skewed_codes(50)], rejected=2)
     manifest = versions.read_manifest(str(tmp_path))
     assert versions.current_version(str(tmp_path)) == manifest.version == config.version
-    assert manifest.rows == 70
+    assert manifest.rows == 80
     assert manifest.counters == {
-        'records_read': 74, 'indexed': 70, 'rejected': 4, 'duplicates': 0, 'reasons': {MISSING_ID: 4}
+        'records_read': 84, 'indexed': 80, 'rejected': 4, 'duplicates': 0, 'reasons': {MISSING_ID: 4}
     }  # fmt: skip
     assert [f.path for f in manifest.images] == ['images/part-00000.parquet', 'images/part-00001.parquet']
     assert [f.rows for f in manifest.rejects] == [2, 2]
     inputs = code_tables.read_file(config.folder, manifest.inputs).to_pylist()
-    assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9}
+    assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9, 'generation': None}
     assert {'python', 'numpy', 'pyarrow'} <= set(manifest.libraries)
 
 
@@ -106,7 +113,7 @@ def test_a_repeated_bundle_writes_the_same_bytes(tmp_path):
     parts = [write_part(0, skewed_codes(300), config)]
     made, cut = cut_all(parts, config)
     for group, found in cut.items():
-        first, again = (list(write_partition((group, b), config, made)) for b in (found, found[::-1]))
+        first, again = ([w[:3] for w in write_partition((group, b), config, made)] for b in (found, found[::-1]))
         assert first == again
     again = cut_all(parts, config)[1]
     assert again == cut
@@ -164,7 +171,7 @@ def test_a_table_that_lost_rows_is_not_published(tmp_path):
 
 
 def finished(number, indexed, read, **reasons):
-    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons)
+    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons, ORIGIN)
 
 
 def test_counters_add_up():
@@ -193,24 +200,18 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
         add_counters(parts, 1)
 
 
-def test_groups_are_those_of_a_dict():
-    values = np.random.default_rng(0).choice([0, 3, 70_000, 2**40], 200)
-    expected = collections.defaultdict(list)
-    for place, value in enumerate(values.tolist()):
-        expected[value].append(place)
-    found = [(value, places.tolist()) for value, places in groups_of(values)]
-    assert found == sorted(expected.items())
-    assert list(groups_of(np.zeros(0, np.int64))) == []
-
-
 @pytest.mark.parametrize('inline', [0, 1 << 18])
-def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline):
+@pytest.mark.parametrize(('cut_rows', 'runs'), [(1, 3), (250, 2), (10_000, 1)])
+def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline, cut_rows, runs):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
+    monkeypatch.setattr(assemble, 'CUT_ROWS', cut_rows)
     codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
     assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
-    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (0 if inline else 3 * len(made.substrings))
+    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (
+        0 if inline else runs * len(made.substrings)
+    )
     for table in range(len(made.substrings)):
         gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]
         assert all(rows.tolist() == sorted(rows.tolist()) for _, rows in gathered)
@@ -221,18 +222,48 @@ def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_pat
             np.testing.assert_array_equal(found, of_part[rows[rows >> 32 == part] & 0xFFFFFFFF])
 
 
-def test_a_sample_of_samples_is_the_sample_of_all(monkeypatch):
+def sampled(codes, rows, ids):
+    columns = [codes_to_arrow(codes), rows, ids, [[('kind', [i])] for i in ids]]
+    schema = code_tables.sample_schema(codes.shape[1])
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+
+
+def test_a_sample_of_samples_is_the_sample_of_all_by_the_hashes_of_the_ids(monkeypatch):
     monkeypatch.setattr(assemble, 'SAMPLE_ROWS', 40)
-    codes, rows = skewed_codes(500), np.arange(500) * 7
-    kept_codes, kept_rows = keep_sample(codes, rows)
-    order = sorted(range(500), key=lambda i: int(layout.mix(rows[i : i + 1])[0]))[:40]
-    assert kept_rows.tolist() == rows[order].tolist()
-    np.testing.assert_array_equal(kept_codes, codes[order])
-    halves = [keep_sample(codes[i::2], rows[i::2]) for i in (1, 0)]
-    merged = keep_sample(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
-    np.testing.assert_array_equal(merged[1], kept_rows)
-    few = keep_sample(codes[:7], rows[:7])
-    assert sorted(few[1].tolist()) == rows[:7].tolist()
+    images = sampled(skewed_codes(500), np.arange(500) * 7, [f'image {i}' for i in range(500)])
+    kept = keep_sample(images)
+    hashes = [int(h) for h in id_hashes(images['image_id'])]
+    order = sorted(range(500), key=hashes.__getitem__)[:40]
+    assert kept.to_pylist() == images.take(order).to_pylist()
+    halves = [keep_sample(images.take(list(range(i, 500, 2)))) for i in (1, 0)]
+    assert keep_sample(pa.concat_tables(halves)).to_pylist() == kept.to_pylist()
+    assert sorted(keep_sample(images[:7])['row'].to_pylist()) == images['row'][:7].to_pylist()
+    assert len(keep_sample(images[:0])) == 0
+
+
+@pytest.mark.parametrize('most', [3, 5, 8, 9])
+def test_of_ids_that_share_a_hash_the_sample_keeps_the_first_rows(monkeypatch, most):
+    monkeypatch.setattr(assemble, 'SAMPLE_ROWS', most)
+    monkeypatch.setattr(assemble, 'id_hashes', lambda ids: np.array([5, 2, 5, 5, 9, 5, 5, 1], np.uint64)[: len(ids)])
+    images = sampled(skewed_codes(8), np.array([7, 6, 5, 4, 3, 2, 1, 0]), list('abcdefgh'))
+    assert keep_sample(images)['row'].to_pylist() == [0, 6, 1, 2, 4, 5, 7, 3][:most]
+
+
+def test_the_combiner_keeps_the_sample_of_all_parts_in_any_order(monkeypatch):
+    for module in (assemble, build_index):
+        monkeypatch.setattr(module, 'SAMPLE_ROWS', 10)
+    images = sampled(skewed_codes(300), np.arange(300), [f'image {i}' for i in range(300)])
+    pieces = [images[start : start + 7] for start in range(0, 300, 7)]
+    wanted = keep_sample(images).to_pylist()
+    combine = build_index.Sample()
+    for order in (range(len(pieces)), range(len(pieces))[::-1]):
+        kept = [combine.create_accumulator() for _ in range(3)]
+        for number in order:
+            kept[number % 3] = combine.add_input(kept[number % 3], pieces[number])
+            assert sum(map(len, kept[number % 3])) <= 40
+        kept[0] = combine.compact(kept[0])
+        merged = combine.merge_accumulators([*kept, combine.create_accumulator()])
+        assert combine.extract_output(merged).to_pylist() == wanted
 
 
 def test_partitions_hold_at_least_a_row(tmp_path):

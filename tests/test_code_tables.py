@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.index import code_tables, files
-from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow, sample_table
+from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 
 
 def some_codes(count, width=5, seed=0):
@@ -58,11 +58,6 @@ def test_rows_survive_parquet(tmp_path):
         back = CodeRows.from_table(table)
         for name in ('keys', 'codes', 'rows'):
             np.testing.assert_array_equal(getattr(back, name), getattr(whole, name))
-
-
-def test_a_sample_has_codes_and_rows():
-    codes = some_codes(4)
-    assert sample_table(codes, np.arange(4)).to_pylist() == [{'code': bytes(c), 'row': i} for i, c in enumerate(codes)]
 
 
 def test_every_image_has_an_id_and_a_code():

@@ -8,8 +8,10 @@ from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.errors import InputError
 from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
+from pipelines import encode
 from pipelines.encode import (
     BATCH_SIZE,
+    KnownImage,
     decoded_batches,
     encode_unit,
     load_model,
@@ -65,7 +67,7 @@ def test_good_and_bad_records_are_told_apart_in_order(model):
     empty, text, cut = broken(0, b''), broken(1, b'no picture'), broken(2, good[0].data[:200])
     items = [early, good[0], text, good[1], *good[2:4], cut, empty, text, early, good[4], early, *good[5:], cut]
     for batch_size in (1, 2, 3, 5, 100):
-        unit = encode_unit(items, model, batch_size)
+        unit = encode_unit(items, model, batch_size=batch_size)
         assert unit.records_read == len(items) == len(unit.images) + len(unit.rejects)
         assert unit.images['image_id'].to_pylist() == [r.image_id for r in good]
         np.testing.assert_array_equal(codes_from_arrow(unit.images['code']), model.encode(pictures(7)))
@@ -74,6 +76,36 @@ def test_good_and_bad_records_are_told_apart_in_order(model):
         ]  # fmt: skip
         assert unit.rejects[0] is early
         assert (unit.rejects[1].image_id, unit.rejects[1].source) == ('bad-1', text.source)
+
+
+def test_what_is_known_is_neither_decoded_nor_encoded(model):
+    records = [*records_of(7), broken(0, b'known to be a picture')]
+    digests = [hashlib.blake2b(r.data, digest_size=16).digest() for r in records]
+    known = {digests[i]: KnownImage(digests[i], 10 + i, 20 + i, bytes([i] * 4)) for i in (0, 3, 7)}
+    for batch_size in (1, 2, 100):
+        unit = encode_unit(records, model, known, batch_size)
+        assert (unit.records_read, unit.reused, unit.rejects) == (8, 3, ())
+        assert unit.images['image_id'].to_pylist() == [r.image_id for r in records]
+        assert unit.images['digest'].to_pylist() == digests
+        codes = model.encode(pictures(7))
+        assert unit.images['code'].to_pylist() == [
+            bytes([i] * 4) if i in (0, 3, 7) else bytes(codes[i]) for i in range(8)
+        ]
+        assert [unit.images['width'][i].as_py() for i in (0, 3, 7)] == [10, 13, 17]
+        assert len(unit.measures['decode_us']) == 5
+        assert unit.measures['image_bytes'] == [len(r.data) for r in records]
+        assert len(unit.measures['hash_us']) == -(-5 // batch_size) == len(unit.measures['features_us'])
+
+
+def test_known_images_wait_for_each_other_but_not_forever(model, monkeypatch):
+    monkeypatch.setattr(encode, 'KNOWN_AT_ONCE', 3)
+    records = records_of(7)
+    digests = [hashlib.blake2b(r.data, digest_size=16).digest() for r in records]
+    known = {digest: KnownImage(digest, 1, 1, bytes(4)) for digest in digests[:4] + digests[5:]}
+    batches = decoded_batches(records, model.resizing, 1, known)
+    assert [[item.image_id for item, _ in batch] for batch in batches] == [
+        ['id-0', 'id-1', 'id-2'], ['id-3', 'id-4'], ['id-5', 'id-6']
+    ]  # fmt: skip
 
 
 def test_a_unit_of_nothing_but_bad_records_has_no_rows(model):

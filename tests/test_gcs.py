@@ -238,6 +238,31 @@ def test_image_shards_and_the_model_in_a_bucket(bucket, tmp_path):
         assert there == row
 
 
+def test_unchanged_objects_are_taken_over_by_their_generation(bucket, tmp_path):
+    pictures = catalogue_pictures(50)
+    (tmp_path / 'shards').mkdir()
+    for number in range(2):
+        write_tar(tmp_path / 'shards' / f'{number}.tar', tar_members(pictures[number * 25 : number * 25 + 25]))
+    hand_model(pictures).save(tmp_path / 'model')
+    upload(bucket, tmp_path / 'shards', 'nightly')
+    both = ('--images', f'{BUCKET}/nightly/*.tar', '--model', tmp_path / 'model', '--index', f'{BUCKET}/nights')
+
+    def build():
+        done = succeed('build', *both)
+        manifest = versions.read_manifest(f'{BUCKET}/nights')
+        folder = versions.version_folder(f'{BUCKET}/nights', manifest.version)
+        return done.stderr, files.read_table(files.join(folder, manifest.inputs.path))['generation'].to_pylist()
+
+    _, generations = build()
+    listed = {blob.name: blob.generation for blob in bucket.client.list_blobs('shop', prefix='nightly/')}
+    assert generations == [listed['nightly/0.tar'], listed['nightly/1.tar']]
+    assert ' 0 added, 0 changed, 50 unchanged, 0 removed; 2 of 2 units taken over\n' in build()[0]
+    write_tar(tmp_path / 'shards' / '1.tar', tar_members(pictures[26:50]))
+    upload(bucket, tmp_path / 'shards', 'nightly')  # the first with the same bytes, but as another generation
+    told, _ = build()
+    assert ' 0 added, 0 changed, 49 unchanged, 1 removed; 0 of 2 units taken over, and 49 images of other' in told
+
+
 def test_a_failed_build_leaves_nothing_in_the_bucket(bucket, tmp_path):
     path = tmp_path / 'codes-1.parquet'
     write_code_files(tmp_path, make_codes('uniform', 1000, CodeSpec.parse('code=64')), 2)

@@ -22,7 +22,9 @@ def test_the_numbers_are_those_of_the_files(tmp_path):
     folder = Path(versions.version_folder(config.index, config.version))
     summary = summary_of(tmp_path)
     assert json.loads(json.dumps(summary)) == summary
-    assert summary['bytes'] == sum(path.stat().st_size for path in folder.rglob('*.parquet'))
+    written = [path for path in folder.rglob('*') if path.is_file() and path.name != 'manifest.json']
+    assert summary['bytes'] == sum(path.stat().st_size for path in written)
+    assert summary['gate'] == 'passed'
     assert (summary['version'], summary['images'], summary['image_parts']) == (config.version, 377, 2)
     assert summary['input_files'] == 2
     assert summary['segments'] == {'coarse': 11, 'fine': 20, 'look': 35}
@@ -56,10 +58,11 @@ def test_people_read_the_same_numbers(tmp_path, capsys):
     assert lines[3].startswith('images    1,300 in 1 parts, from 1 files; the index has ')
     assert lines[4] == 'records   records read 1,302, indexed 1,300, rejected 2, duplicates 0'
     assert lines[5] == 'rejects   missing_id 2'
-    assert lines[6].split() == [
+    assert lines[6] == 'gate      passed'
+    assert lines[7].split() == [
         *('table', 'segment', 'bits', 'partitions', 'files', 'rows', 'smallest', 'median', 'largest', 'size')
     ]
-    for line, table in zip(lines[7:], summary_of(tmp_path)['tables'], strict=True):
+    for line, table in zip(lines[8:], summary_of(tmp_path)['tables'], strict=True):
         bits = f'{table["first_bit"]}-{table["first_bit"] + table["bits"] - 1}'
         words = [table['table'], table['segment'], bits, table['partitions'], table['files'], '1,300']
         assert line.split()[:6] == [str(word) for word in words]

@@ -37,6 +37,7 @@ POINTS = {
     'encoding': r'staging/images-00001',
     'images': r'images/part-00001\.parquet$',
     'tables': r'codes/table=2/',
+    'gate': r'quality\.json$',
     'manifest': r'manifest\.json$',
     'promotion': r'CURRENT$',
 }

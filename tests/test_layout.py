@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from unittest import mock
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipelines.index.layout import (
     choose_radii,
     cut_prefixes,
     cut_substrings,
+    groups_of,
     home_reach,
     interval_distances,
     intervals_near,
@@ -356,3 +357,13 @@ def test_no_code_within_the_bound_escapes_the_probed_tables(sizes, pieces, bound
     assert near[distance <= bound].any(axis=1).all()
     owners = [[t for t in range(len(tables)) if row[t] and not row[:t].any()] for row in near]
     assert all(len(owner) == 1 for owner, d in zip(owners, distance, strict=True) if d <= bound)
+
+
+def test_groups_are_those_of_a_dict():
+    values = np.random.default_rng(0).choice([0, 3, 70_000, 2**40], 200)
+    expected = defaultdict(list)
+    for place, value in enumerate(values.tolist()):
+        expected[value].append(place)
+    found = [(value, places.tolist()) for value, places in groups_of(values)]
+    assert found == sorted(expected.items())
+    assert list(groups_of(np.zeros(0, np.int64))) == []

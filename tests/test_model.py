@@ -60,6 +60,61 @@ def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
     np.testing.assert_array_equal(model.encode(images[::-1]), codes[::-1])
 
 
+@pytest.mark.parametrize('bits', [16, 32, 64, 128])
+def test_a_bit_at_its_threshold_does_not_depend_on_the_images_beside(bits):
+    """A product of matrices rounds by their shapes; with these offsets every bit of the first image hangs on that."""
+    rng = np.random.default_rng(bits)
+    x, weights = (rng.normal(size=size).astype(np.float32) for size in ((70, 700), (700, bits)))
+    groups = {'color': x}
+    fusion = Fusion({'color': np.zeros(700, np.float32)}, {'color': np.ones(700, np.float32)})
+    spec = CodeSpec((Segment('look', bits, ('color',)),))
+    head = HashHead(weights, np.zeros(bits, np.float32))
+    fused = fusion.fuse(groups, ('color',))
+    rounded = [(fused[:n] @ weights)[0] for n in (1, 2, 3, 32, 70)]
+    assert len(np.unique(rounded, axis=0)) > 1
+    for offset in rounded:
+        at_threshold = {'look': dataclasses.replace(head, offset=-offset)}
+        model = HashModel(spec, SIZE, None, '', fusion, at_threshold)
+        codes = model.encode_features(groups)
+        for first, last in [(0, 1), (0, 2), (0, 33), (0, 64), (1, 70), (31, 34), (69, 70)]:
+            part = model.encode_features({'color': x[first:last]})
+            np.testing.assert_array_equal(part, codes[first:last])
+        order = rng.permutation(70)
+        np.testing.assert_array_equal(model.encode_features({'color': x[order]}), codes[order])
+
+
+def test_codes_are_the_same_on_one_core_and_on_many():
+    """In processes of their own: OpenBLAS chooses its threads when it loads. As above, bits hang on the rounding."""
+    code = (
+        'import numpy as np\n'
+        'from hashing_model.code_spec import CodeSpec, Segment\n'
+        'from hashing_model.fusion import Fusion\n'
+        'from hashing_model.hash_head import HashHead\n'
+        'from hashing_model.images import Resizing\n'
+        'from hashing_model.model import HashModel\n'
+        'rng = np.random.default_rng(0)\n'
+        'x, weights = (rng.normal(size=size).astype(np.float32) for size in ((32, 3000), (3000, 128)))\n'
+        'spec = CodeSpec((Segment("look", 128, ("color",)),))\n'
+        'fusion = Fusion({{"color": np.zeros(3000, np.float32)}}, {{"color": np.ones(3000, np.float32)}})\n'
+        'rounded = {rounded}\n'
+        'codes = b""\n'
+        'for row in rounded:\n'
+        '    model = HashModel(spec, Resizing(64), None, "", fusion, {{"look": HashHead(weights, -row)}})\n'
+        '    codes += model.encode_features({{"color": x}}).tobytes()\n'
+        'print(rounded.tobytes().hex(), codes.hex())\n'
+    )
+    first = run_with_threads(code.format(rounded='fusion.fuse({"color": x}, ("color",)) @ weights'), 1)
+    rounded = f'np.frombuffer(bytes.fromhex("{first[0]}"), np.float32).reshape(32, 128)'
+    codes = [run_with_threads(code.format(rounded=rounded), threads)[1] for threads in (1, 2, 5)]
+    assert codes[0] == codes[1] == codes[2]
+
+
+def run_with_threads(code, threads):
+    environment = {**os.environ, 'OPENBLAS_NUM_THREADS': str(threads)}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
 def test_bytes_that_are_no_picture_are_told_so(model):
     with pytest.raises(ImageError, match='not_an_image'):
         model.decode(b'no picture')

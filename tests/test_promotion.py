@@ -14,7 +14,7 @@ from test_versions import write_version
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble
+from pipelines import assemble, commands
 from pipelines.__main__ import main
 from pipelines.index import current, versions
 from pipelines.index.versions import (
@@ -33,9 +33,12 @@ def error_line(capsys):
 
 
 def three_versions(folder):
-    """Finished versions v1 to v3, the older the smaller; v2 is served, and a dead build has left a folder."""
-    for i in (1, 2, 3):
-        write_version(folder, f'v{i}', created=f'2026-01-0{i}T00:00:00+00:00')
+    """Finished versions v1 to v3, the older the smaller; v2 is served, and a dead build has left a folder.
+
+    v1 is from before there was a gate, and v3 has failed it.
+    """
+    for i, gate in ((1, None), (2, 'passed'), (3, 'failed')):
+        write_version(folder, f'v{i}', created=f'2026-01-0{i}T00:00:00+00:00', gate=gate)
     (folder / 'versions' / 'dead').mkdir()
     publish(str(folder), 'v2')
     return str(folder)
@@ -117,11 +120,14 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
     succeed('build', '--codes', inputs[0], '--index', index)
     before = current_version(str(index))
 
-    def meanwhile():
-        assert start('build', '--codes', inputs[2], '--index', index).returncode == 0
-        return 'slow'
+    codes_input = commands._codes_input
 
-    monkeypatch.setattr('pipelines.commands.versions.new_version_id', meanwhile)
+    def meanwhile(args):
+        assert start('build', '--codes', inputs[2], '--index', index).returncode == 0
+        return codes_input(args)
+
+    monkeypatch.setattr('pipelines.commands.versions.new_version_id', lambda: 'slow')
+    monkeypatch.setattr('pipelines.commands._codes_input', meanwhile)
     capsys.readouterr()
     assert main(['build', '--codes', inputs[1], '--index', str(index)]) == 1
     quick = current_version(str(index))
@@ -201,6 +207,14 @@ def test_rollback_goes_one_finished_version_back(tmp_path, capsys):
     assert current_version(index) == 'v1'
 
 
+def test_rollback_passes_over_a_version_that_failed_its_gate(tmp_path):
+    index = three_versions(tmp_path)
+    write_version(tmp_path, 'v4', created='2026-01-04T00:00:00+00:00', gate='skipped')
+    publish(index, 'v4')
+    assert main(['rollback', index]) == 0
+    assert current_version(index) == 'v2'
+
+
 def test_older_is_what_was_finished_before(tmp_path):
     """Ids are of the begin: a build that began first and ended last is the newest."""
     for version, day in (('a', 3), ('b', 2), ('c', 1)):
@@ -219,18 +233,18 @@ def test_versions_lists_them_all(tmp_path, capsys):
     size = sum(f.bytes for f in versions.read_manifest(index).data_files)
     days = [f'2026-01-0{i}T00:00:00+00:00' for i in (1, 2, 3)]
     assert [tuple(row.values()) for row in rows] == [
-        ('dead', None, None, None, 'unfinished'),
-        ('odd', None, None, None, 'unreadable'),
-        ('v1', days[0], 12, size, 'finished'),
-        ('v2', days[1], 12, size, 'served'),
-        ('v3', days[2], 12, size, 'finished'),
+        ('dead', None, None, None, None, 'unfinished'),
+        ('odd', None, None, None, None, 'unreadable'),
+        ('v1', days[0], 12, size, None, 'finished'),
+        ('v2', days[1], 12, size, 'passed', 'served'),
+        ('v3', days[2], 12, size, 'failed', 'finished'),
     ]
     assert main(['versions', index]) == 0
     lines = [re.split(r'  +', line.strip()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ['version', 'created', 'rows', 'size', 'state']
+    assert lines[0] == ['version', 'created', 'rows', 'size', 'gate', 'state']
     assert lines[1] == ['dead', 'unfinished']
     assert lines[4][:3] == ['v2', days[1], '12']
-    assert lines[4][-1] == 'served'
+    assert lines[4][-2:] == ['passed', 'served']
 
 
 @pytest.mark.parametrize('command', [('versions',), ('promote', 'v1'), ('rollback',)])

@@ -68,11 +68,14 @@ def rewrite(index, path, table, **options):
 
 
 def without_digests(index):
-    """The manifest as it was before files had digests."""
+    """Manifest, files and sample as they were before files had digests and versions a gate."""
     folder = served_folder(index)
+    (folder / 'quality.json').unlink()
+    rewrite(index, 'sample.parquet', pq.read_table(folder / 'sample.parquet', columns=['code', 'row']))
     text = json.dumps({k: v for k, v in json.loads((folder / 'manifest.json').read_bytes()).items() if k != 'digest'})
     value = json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if k != 'digest'})
-    del value['model_files']
+    for name in ('model_files', 'gate', 'quality'):
+        del value[name]
     (folder / 'manifest.json').write_text(json.dumps(value))
 
 
@@ -85,7 +88,8 @@ def a_partition(index, table=2):
 
 def test_a_version_as_built_is_whole(made, capsys):
     assert {path.split('/')[0] for path in paths_of(served_folder(made))} == {
-        *('codes', 'images', 'inputs.parquet', 'manifest.json', 'model', 'rejects', 'sample.parquet')
+        *('build.json', 'codes', 'images', 'inputs.parquet', 'manifest.json', 'model', 'quality.json', 'rejects'),
+        *('sample.parquet', 'units.parquet'),
     }
     assert main(['verify', str(made)]) == 0
     out, err = capsys.readouterr()

@@ -19,7 +19,20 @@ from pipelines.index.manifest import DataFile
 
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
-INPUTS = pa.schema([('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64())])
+INPUTS = pa.schema(
+    [('path', pa.string()), ('size', pa.int64()), ('mtime', pa.float64()), ('generation', pa.int64())]
+)  # `generation`: of an object in Cloud Storage
+# What each images part was made from, a row per part: `name` says what was read and how, `content` what was in it
+# (empty if a later build must look again); the first and last of its files.
+UNITS = pa.schema(
+    [
+        ('name', pa.string()),
+        ('content', pa.string()),
+        ('first', pa.binary()),
+        ('last', pa.binary()),
+        ('records_read', pa.int64()),
+    ]
+)
 REJECTS = pa.schema([('source', SOURCE), ('image_id', pa.string()), ('reason', pa.string()), ('detail', pa.string())])
 
 # How the tables are written; the figures are of 2 million rows of 64-bit codes in clusters, on one core.
@@ -67,6 +80,13 @@ def partition_schema(num_bytes: int) -> pa.Schema:
             pa.field('code', pa.binary(num_bytes), nullable=False),
             pa.field('row', pa.int64(), nullable=False),
         ]
+    )
+
+
+def sample_schema(num_bytes: int) -> pa.Schema:
+    """Code, row, id and labels of the images in a version's sample; samples from before the gate have the first two."""
+    return pa.schema(
+        [('code', pa.binary(num_bytes)), ('row', pa.int64()), ('image_id', pa.string()), ('labels', LABELS)]
     )
 
 
@@ -131,9 +151,3 @@ class CodeRows:
         """Ordered by key, then by row."""
         order = np.lexsort((rows, keys))
         return cls(keys[order], codes[order], rows[order])
-
-
-def sample_table(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> pa.Table:
-    """The sample of a version: code and row."""
-    schema = pa.schema([('code', pa.binary(codes.shape[1])), ('row', pa.int64())])
-    return pa.Table.from_arrays([codes_to_arrow(codes), pa.array(rows)], schema=schema)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -28,6 +30,7 @@ from hashing_model.errors import InputError
 
 ROW_GROUP_ROWS = 16_384  # what a query reads at least
 COPIED_AT_ONCE = 1 << 24
+GOOGLE_RETRIES = datetime.timedelta(minutes=2)  # of a request that fails in a way that may pass
 
 
 def absolute(uri: str | os.PathLike) -> str:
@@ -45,14 +48,37 @@ def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     """The filesystem of a path or uri, and the path in it.
 
     Raises:
-        InputError: a scheme that Arrow does not know.
+        InputError: a scheme that Arrow does not know, or no credentials for Cloud Storage.
     """
     if '://' not in uri:
         return arrow_fs.LocalFileSystem(), os.path.abspath(uri)
+    if uri.startswith('gs://'):
+        check_google_credentials()
+        return arrow_fs.GcsFileSystem(retry_time_limit=GOOGLE_RETRIES), uri.removeprefix('gs://')
     try:
         return arrow_fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid as e:
         raise InputError(f'{uri}: {e}') from e
+
+
+@functools.cache  # of errors nothing is kept
+def check_google_credentials() -> None:
+    """Find out whether there are credentials; Arrow would look for them for many minutes.
+
+    Raises:
+        InputError: there are none.
+    """
+    if 'CLOUD_STORAGE_EMULATOR_ENDPOINT' in os.environ:
+        return
+    from google.auth import default, exceptions
+
+    try:
+        default()
+    except exceptions.GoogleAuthError as e:
+        raise InputError(
+            'there are no credentials for Google Cloud Storage: run gcloud auth application-default login, or let '
+            f'GOOGLE_APPLICATION_CREDENTIALS name a key file ({str(e).partition(". ")[0]})'
+        ) from e
 
 
 def exists(uri: str) -> bool:
@@ -225,6 +251,11 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
             return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
     except (pa.ArrowInvalid, OSError) as e:
         raise OSError(f'cannot read {uri}: {e}') from e
+
+
+def parse_table(content: bytes | pa.Buffer, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a Parquet file that was read."""
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns=list(columns))
 
 
 def check_writable(uri: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,12 +224,32 @@ def intervals_near(
     return needed
 
 
+def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each distinct value, none below 0, with the indices where it stands, ascending."""
+    small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
+    order = np.argsort(small, kind='stable')
+    ordered = small[order]
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    for places in np.split(order, starts) if len(order) else ():
+        yield int(values[places[0]]), places
+
+
 def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A fixed pseudo-random uint64 for each integer (SplitMix64, Steele et al. 2014), for samples and part numbers."""
     z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return z ^ z >> np.uint64(31)
+
+
+def mix_codes(start: NDArray[np.uint64], codes: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A fixed pseudo-random uint64 for each of N starting values and codes uint8 [N, B]."""
+    padded = np.zeros((len(codes), -(-codes.shape[1] // 8) * 8), np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    mixed = start
+    for word in padded.view(np.uint64).T:
+        mixed = mix((mixed ^ word).view(np.int64))
+    return mixed
 
 
 def table_weights(substrings: Sequence[Substring], weights: Sequence[int]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
@@ -17,6 +17,7 @@ from pipelines.index.files import digest
 from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1
+Gate = Literal['passed', 'failed', 'skipped']  # of a version, before it was served
 _END = b'\n}'
 
 
@@ -74,11 +75,18 @@ class Manifest:
         tables: one per substring.
         images: one file per work unit, in order of part number.
         rejects: one file per work unit that rejected something.
-        inputs: what was read, a row per file: path, size in bytes, modification time.
+        inputs: what was read, a row per file: path, size in bytes, modification time, generation.
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
         sample: codes drawn uniformly.
         model_files: those of the model's folder, which have no rows; none if from before they were listed.
+        units: what each images part was made from; None if from before that was kept.
+        changes: of an incremental build the version it started from (`base`), how many images were `added`,
+            `changed`, `unchanged` and `removed`, and what was taken over without encoding: whole `units`, and `images`
+            of other units; None of a full build.
+        gate: whether it passed the checks that it must to be served, or none were made; None if from before there were.
+        quality: what the checks found, as JSON; None as before.
+        build: what the build did and how long it took, as JSON; None as before.
     """
 
     version: str
@@ -94,6 +102,11 @@ class Manifest:
     sample: DataFile
     format_version: int = FORMAT_VERSION
     model_files: tuple[DataFile, ...] = ()
+    units: DataFile | None = None
+    changes: Mapping[str, Any] | None = None
+    gate: Gate | None = None
+    quality: DataFile | None = None
+    build: DataFile | None = None
 
     @property
     def rows(self) -> int:
@@ -104,12 +117,18 @@ class Manifest:
     def data_files(self) -> tuple[DataFile, ...]:
         """Every Parquet file of the version."""
         codes = (f for t in self.tables for p in t.partitions for f in p.files)
-        return (*self.images, *codes, *self.rejects, self.inputs, self.sample)
+        units = (self.units,) if self.units else ()
+        return (*self.images, *codes, *self.rejects, self.inputs, *units, self.sample)
+
+    @property
+    def other_files(self) -> tuple[DataFile, ...]:
+        """Those that are no Parquet and have no rows: of the model, what the gate found, what the build did."""
+        return (*self.model_files, *(file for file in (self.quality, self.build) if file))
 
     @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files)
+        return (*self.data_files, *self.other_files)
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""
@@ -142,6 +161,8 @@ class Manifest:
             value['inputs'] = DataFile(**value['inputs'])
             value['sample'] = DataFile(**value['sample'])
             value['model_files'] = tuple(DataFile(**f) for f in value.get('model_files', ()))
+            for name in ('units', 'quality', 'build'):
+                value[name] = DataFile(**value[name]) if value.get(name) else None
             return cls(**value)
         except (KeyError, TypeError, ValueError) as e:
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e

@@ -50,6 +50,9 @@ def codes_path(table: int, prefix: str, part: int) -> str:
 
 SAMPLE_PATH = 'sample.parquet'
 INPUTS_PATH = 'inputs.parquet'
+UNITS_PATH = 'units.parquet'
+QUALITY_PATH = 'quality.json'
+BUILD_PATH = 'build.json'
 MANIFEST_PATH = 'manifest.json'
 MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
@@ -199,7 +202,10 @@ def _age(found: Found) -> tuple[str, str]:
 
 
 def version_before(found: list[Found], served: str) -> str | None:
-    """The newest finished version that is older than the served one, of `list_versions`; None if there is none."""
-    finished = [f.version for f in found if f.state == 'finished']
+    """The newest finished version that is older than the served one, of `list_versions`; None if there is none.
+
+    One that failed its gate is passed over: it was not served before.
+    """
+    finished = [f.version for f in found if f.manifest and (f.manifest.gate != 'failed' or f.version == served)]
     place = finished.index(served) if served in finished else 0
     return finished[place - 1] if place else None
