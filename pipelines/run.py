@@ -16,7 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
@@ -75,8 +75,11 @@ def threads_per_worker(options: PipelineOptions) -> int | None:
     return max((os.cpu_count() or 1) // workers, 1)
 
 
-def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOptions) -> PipelineResult:
+def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOptions) -> PipelineResult | None:
     """Run a pipeline to its end.
+
+    Returns:
+        None if the job is only staged, for Dataflow to start: so its templates launch jobs (`--template_location`).
 
     Raises:
         InputError, BuildError, GateError, OSError: raised by a worker; the message is the worker's.
@@ -92,6 +95,8 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     result = None
     try:
         result = pipeline.run()
+        if options.view_as(GoogleCloudOptions).template_location:
+            return None
         result.wait_until_finish()
     except BaseException as e:
         _stop(result, e)

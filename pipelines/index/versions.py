@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import logging
 import re
 import uuid
 from typing import Literal
@@ -19,6 +20,7 @@ from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest
 
 CURRENT = 'CURRENT'
+log = logging.getLogger(__name__)
 _VERSION = re.compile(r'\w[\w.-]*', re.ASCII)
 
 
@@ -131,6 +133,7 @@ def publish(index: str, version: str, believed: Current | None = None) -> None:
                 f'version {version} is finished but not served: {path} names {now} now, not {was} as when the work '
                 f'began; grainhash promote {index} {version} serves it'
             ) from e
+    log.info('%s: version %s is served', index, version)  # deploy/dataflow/terraform/alerts.tf waits for this
 
 
 def retire(index: str, version: str, finished: bool = True) -> bool:
