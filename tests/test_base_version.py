@@ -411,6 +411,7 @@ def test_objects_are_told_apart_by_size_and_generation_or_else_time():
     assert known != state((5, 1.0, '', 11), (6, 2.0, '', 13))
     assert known != state((5, 1.0, '', 11), (7, 2.0, '', 12))
     assert state((5, 1.0), (6, 2.0)) != state((5, 1.0), (6, 3.0))
+    assert state((5, 0.0), (6, 2.0)) != state((5, 0.0), (6, 2.0))
     assert with_states([WorkUnit(0, TAR, ('/a.tar',))], [InputFile('/a.tar', 1, 2.0)])[0].state == ''
 
 
