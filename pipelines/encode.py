@@ -29,6 +29,7 @@ from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
 from pipelines.records import Record, Reject
 
 BATCH_SIZE = 32
+BATCH_BYTES = 64 << 20  # of encoded images; the last of a batch may go beyond
 DECODING_THREADS = 2
 
 _loading = threading.Lock()  # a runner may start several units at once in one process
@@ -114,10 +115,20 @@ def decoded_batches(
 
     source = iter(items)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        waiting = pool.map(try_decode, itertools.islice(source, batch_size))
+        waiting = pool.map(try_decode, next_items(source, batch_size))
         while batch := list(waiting):
-            waiting = pool.map(try_decode, itertools.islice(source, batch_size))
+            waiting = pool.map(try_decode, next_items(source, batch_size))
             yield batch
+
+
+def next_items(source: Iterator[Record | Reject], batch_size: int) -> Iterator[Record | Reject]:
+    """The next records, so many, or fewer if they are large."""
+    held = 0
+    for item in itertools.islice(source, batch_size):
+        yield item
+        held += len(item.data) if isinstance(item, Record) else 0
+        if held > BATCH_BYTES:
+            break
 
 
 def sort_batch(

@@ -1,7 +1,8 @@
 """Bytes and Parquet tables in files, on a local disk or in a bucket, through Arrow's filesystems.
 
-Every write is atomic: a reader sees the old file, the new file or none, never half of one. Contents are made in
-memory first, because an object store shows whatever a closed stream has received, even after an error.
+Every write is atomic: a reader sees the old file, the new file or none, never half of one, also after a loss of power: what was
+written first is on the disk first. Contents are made in memory first, because an object store shows whatever a closed
+stream has received, even after an error.
 """
 
 from __future__ import annotations
@@ -90,23 +91,55 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     return content
 
 
-def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
-    """Write a whole file at once, making its folders; returns its size in bytes."""
+def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = True) -> int:
+    """Write a whole file at once, making its folders; returns its size in bytes.
+
+    Args:
+        uri: where.
+        content: all of it.
+        durable: on a disk, return only when it would outlive a loss of power; a bucket always does so.
+    """
     filesys, path = filesystem(uri)
-    local = isinstance(filesys, arrow_fs.LocalFileSystem)
-    target = f'{path}.{uuid.uuid4().hex}.tmp' if local else path
-    if local:
-        filesys.create_dir(posixpath.dirname(path), recursive=True)
-    try:
-        with filesys.open_output_stream(target) as stream:
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _write_local(path, content, durable)
+    else:
+        with filesys.open_output_stream(path) as stream:
             stream.write(content)
-        if local:
-            filesys.move(target, path)
+    return len(content)
+
+
+def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
+    folder = os.path.dirname(path)
+    changed = [folder]  # folders that get a new name
+    while not os.path.exists(changed[-1]):
+        changed.append(os.path.dirname(changed[-1]))
+    os.makedirs(folder, exist_ok=True)
+    target = f'{path}.{uuid.uuid4().hex}.tmp'
+    try:
+        with open(target, 'wb') as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(target, path)
     except BaseException:
-        if local and os.path.exists(target):
+        with contextlib.suppress(OSError):
             os.unlink(target)
         raise
-    return len(content)
+    for name in changed if durable else ():
+        _sync_folder(name)
+
+
+def _sync_folder(path: str) -> None:
+    """Make what was written, renamed or removed in a local folder outlive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not do this
+            raise
+    finally:
+        os.close(handle)
 
 
 def digest(content: bytes | pa.Buffer) -> str:
