@@ -153,6 +153,7 @@ def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(pictures, optio
     assert memory < MOST_MEMORY
     assert len(err.splitlines()) < 20, 'one line per bad picture is too much'
     after = listing(pictures)
+    before = {path: digest for path, digest in before.items() if not path.startswith('index')}
     assert {path for path in after if not path.startswith('index')} == {*before, 'tmp', 'home'}
     assert all(after[path] == digest for path, digest in before.items())
     ours = [sys.executable, '-m', 'pipelines', 'verify', str(index)]

@@ -1,8 +1,8 @@
 """Bytes and Parquet tables in files, on a local disk or in a bucket, through Arrow's filesystems.
 
-Every write is atomic: a reader sees the old file, the new file or none, never half of one, also after a loss of power: what was
-written first is on the disk first. Contents are made in memory first, because an object store shows whatever a closed
-stream has received, even after an error.
+Every write is atomic: a reader sees the old file, the new file or none, never half of one; nor after a loss of power,
+as what was written first is on the disk first. Contents are made in memory first, because an object store shows
+whatever a closed stream has received, even after an error.
 """
 
 from __future__ import annotations
