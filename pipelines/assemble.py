@@ -240,7 +240,8 @@ def publish_version(
         model_files=tuple(list_model_files(config.folder)),
     )
     check_version(manifest, config.folder)
-    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+    files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
+    files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
     versions.publish(config.index, config.version, config.believed)
     return manifest.rows

@@ -27,7 +27,7 @@ def put_blocks(uri: str, batches: Iterable[pa.RecordBatch]) -> list[Block]:
     ends = np.cumsum([0, *(content.size for content in contents)]).tolist()
     if ends[-1] <= INLINE_BYTES:
         return [content.to_pybytes() for content in contents]
-    files.write_bytes(uri, b''.join(contents), durable=False)
+    files.write_bytes(uri, b''.join(contents))
     return [(uri, start, end - start) for start, end in itertools.pairwise(ends)]
 
 

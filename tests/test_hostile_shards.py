@@ -296,7 +296,7 @@ def test_metadata_and_member_headers_have_a_limit(tmp_path, monkeypatch):
     assert (reject.reason, reject.detail) == (records.RECORD_TOO_LARGE, '1001 bytes; the limit is 1000')
     assert [record.image_id for record in found] == ['n' * 600, 'c']
     monkeypatch.setattr(common, 'MAX_METADATA_BYTES', 600)
-    _, reject = read_unit(unit, ReadOptions())
+    reject = list(read_unit(unit, ReadOptions()))[-1]
     assert reject.reason == records.BROKEN_SHARD
     assert 'a member header of 606 bytes; the limit is 600' in reject.detail
 

@@ -156,7 +156,7 @@ def everything(folder):
 
 
 def test_builds_killed_at_random_moments_harm_nothing(zygote, tmp_path):
-    codes = make_codes('clustered', 30_000, SPEC)
+    codes = make_codes('clustered', 3_000, SPEC)
     write_code_files(tmp_path, codes, 6)
     command, index = build_command(tmp_path), tmp_path / 'index'
     succeed(*command)

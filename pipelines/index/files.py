@@ -1,13 +1,13 @@
 """Bytes and Parquet tables in files, on a local disk or in a bucket, through Arrow's filesystems.
 
-Every write is atomic: a reader sees the old file, the new file or none, never half of one; nor after a loss of power,
-as what was written first is on the disk first. Contents are made in memory first, because an object store shows
-whatever a closed stream has received, even after an error.
+Every write is atomic: a reader sees the old file, the new file or none, never half of one. Contents are made in
+memory first, because an object store shows whatever a closed stream has received, even after an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import hashlib
@@ -17,7 +17,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,13 +91,13 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     return content
 
 
-def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = True) -> int:
+def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = False) -> int:
     """Write a whole file at once, making its folders; returns its size in bytes.
 
     Args:
         uri: where.
         content: all of it.
-        durable: on a disk, return only when it would outlive a loss of power; a bucket always does so.
+        durable: on a disk, return only when the file and its name would outlive a loss of power; a bucket always does.
     """
     filesys, path = filesystem(uri)
     if isinstance(filesys, arrow_fs.LocalFileSystem):
@@ -110,9 +110,6 @@ def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = True) -> i
 
 def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
     folder = os.path.dirname(path)
-    changed = [folder]  # folders that get a new name
-    while not os.path.exists(changed[-1]):
-        changed.append(os.path.dirname(changed[-1]))
     os.makedirs(folder, exist_ok=True)
     target = f'{path}.{uuid.uuid4().hex}.tmp'
     try:
@@ -126,20 +123,36 @@ def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
         with contextlib.suppress(OSError):
             os.unlink(target)
         raise
-    for name in changed if durable else ():
-        _sync_folder(name)
+    if durable:
+        _sync(folder, os.fsync)
 
 
-def _sync_folder(path: str) -> None:
-    """Make what was written, renamed or removed in a local folder outlive a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
+def flush(uri: str) -> None:
+    """Make all that was written so far to the file system of a local folder outlive a loss of power, with its names.
+
+    One call for many files, where each file's own `fsync` would wait for the disk.
+    """
+    filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _sync(path, _syncfs)
+
+
+def _sync(folder: str, function: Callable[[int], None]) -> None:
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        function(handle)
     except OSError as e:
-        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not do this
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that does not do this
             raise
     finally:
         os.close(handle)
+
+
+def _syncfs(handle: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(handle):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def digest(content: bytes | pa.Buffer) -> str:
