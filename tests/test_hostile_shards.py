@@ -179,8 +179,9 @@ def hostile_parquets():
     stored = {'row_group_size': 2, 'use_dictionary': False, 'write_page_checksum': True}
     whole = parquet_of(good_columns(), **stored)
     damaged = bytearray(whole)
-    damaged[len(whole) // 2 : len(whole) // 2 + 300] = bytes(300)
-    yield 'group.parquet', bytes(damaged), None, [records.BROKEN_SHARD]
+    start = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(1).column(1).data_page_offset
+    damaged[start + 1000 : start + 1300] = bytes(300)
+    yield 'group.parquet', bytes(damaged), 2, [records.BROKEN_SHARD]
     yield 'cut.parquet', whole[:-100], 0, [records.BROKEN_SHARD]
     yield 'empty.parquet', b'', 0, [records.BROKEN_SHARD]
     yield 'page.parquet', b'<html>404</html>', 0, [records.BROKEN_SHARD]
