@@ -286,7 +286,8 @@ def publish_version(
         stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
         stats = write_stats(config.folder, manifest, stages, config.started)
         manifest = dataclasses.replace(manifest, build=stats)
-        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+        files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
+        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
     manifest = versions.read_manifest(config.index, config.version)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
     enforce(manifest, config.index)

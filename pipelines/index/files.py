@@ -7,6 +7,7 @@ memory first, because an object store shows whatever a closed stream has receive
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import datetime
 import errno
@@ -18,7 +19,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,23 +117,68 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     return content
 
 
-def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
-    """Write a whole file at once, making its folders; returns its size in bytes."""
+def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = False) -> int:
+    """Write a whole file at once, making its folders; returns its size in bytes.
+
+    Args:
+        uri: where.
+        content: all of it.
+        durable: on a disk, return only when the file and its name would outlive a loss of power; a bucket always does.
+    """
     filesys, path = filesystem(uri)
-    local = isinstance(filesys, arrow_fs.LocalFileSystem)
-    target = f'{path}.{uuid.uuid4().hex}.tmp' if local else path
-    if local:
-        filesys.create_dir(posixpath.dirname(path), recursive=True)
-    try:
-        with filesys.open_output_stream(target) as stream:
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _write_local(path, content, durable)
+    else:
+        with filesys.open_output_stream(path) as stream:
             stream.write(content)
-        if local:
-            filesys.move(target, path)
+    return len(content)
+
+
+def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    target = f'{path}.{uuid.uuid4().hex}.tmp'
+    try:
+        with open(target, 'wb') as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(target, path)
     except BaseException:
-        if local and os.path.exists(target):
+        with contextlib.suppress(OSError):
             os.unlink(target)
         raise
-    return len(content)
+    if durable:
+        _sync(folder, os.fsync)
+
+
+def flush(uri: str) -> None:
+    """Make all that was written so far to the file system of a local folder outlive a loss of power, with its names.
+
+    One call for many files, where each file's own `fsync` would wait for the disk.
+    """
+    filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _sync(path, _syncfs)
+
+
+def _sync(folder: str, function: Callable[[int], None]) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        function(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that does not do this
+            raise
+    finally:
+        os.close(handle)
+
+
+def _syncfs(handle: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(handle):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def digest(content: bytes | pa.Buffer) -> str:
