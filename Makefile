@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast test-flink lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grainhash demo --out demo-out
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-flink: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m flink
 
 test-fast: lint
 	$(BIN)/python -m pytest -m 'not slow'

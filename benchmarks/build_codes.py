@@ -14,6 +14,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -62,8 +63,8 @@ def write_input(folder: Path, rows: int, bits: int) -> None:
         pq.write_table(table, folder / f'codes-{number:05d}.parquet', use_dictionary=False)
 
 
-def build(codes: Path, index: Path) -> tuple[float, float]:
-    """One build in a process of its own: seconds, and the most GiB that it and its children held at once."""
+def build(codes: Path, index: Path) -> tuple[float, float, float]:
+    """One build in a process of its own: seconds, core-seconds, and the most GiB that it and its children held."""
     command = [sys.executable, '-m', 'pipelines', 'build', '--codes', f'{codes}/*.parquet', '--index', str(index)]
     started = time.perf_counter()
     peak = 0
@@ -74,7 +75,8 @@ def build(codes: Path, index: Path) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(process.returncode)
-    return seconds, peak / 2**30
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the one child there was
+    return seconds, used.ru_utime + used.ru_stime, peak / 2**30
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -109,7 +111,7 @@ def sort_by_numpy(codes: NDArray[np.uint8], substrings: tuple[layout.Substring, 
 def leftovers(index: Path, manifest: Manifest) -> list[str]:
     """Files below the index that are no part of the version."""
     folder = Path(versions.version_folder(str(index), manifest.version))
-    known = {folder / file.path for file in manifest.data_files}
+    known = {folder / file.path for file in manifest.all_files}
     known |= {folder / versions.MANIFEST_PATH, index / versions.CURRENT}
     return sorted(str(path) for path in index.rglob('*') if path.is_file() and path not in known)
 
@@ -125,7 +127,7 @@ def main() -> None:
     if not codes.exists():
         write_input(codes, args.rows, args.bits)
     shutil.rmtree(index, ignore_errors=True)
-    seconds, peak = build(codes, index)
+    seconds, core_seconds, peak = build(codes, index)
     manifest = versions.read_manifest(str(index))
     stored = np.concatenate([codes_from_arrow(pq.read_table(p, columns=['code'])['code']) for p in codes.iterdir()])
     sorting = sort_by_numpy(stored, tuple(table.substring for table in manifest.tables))
@@ -137,7 +139,8 @@ def main() -> None:
     print(
         f'{os.cpu_count()} cores, seed {SEED}, {args.rows:,} codes of {args.bits} bits, {len(manifest.tables)} tables'
     )
-    print(f'build  {seconds:.1f} s, peak {peak:.2f} GiB, {sum(f.bytes for f in manifest.data_files) / 1e6:,.0f} MB')
+    size = sum(f.bytes for f in manifest.data_files) / 1e6
+    print(f'build  {seconds:.1f} s, {core_seconds:.1f} core-seconds, peak {peak:.2f} GiB, {size:,.0f} MB')
     print(f'numpy  {sorting:.1f} s, the build takes {seconds / sorting:.2f} x as long')
     print(
         f'rows per file of a partition: {min(per_file):,} / {statistics.median(per_file):,.0f} / {max(per_file):,} '

@@ -7,8 +7,10 @@ the model and nothing else in the project opens a picture. Nothing here touches 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import io
+import logging
 import re
 import threading
 import warnings
@@ -19,16 +21,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hashing_model.errors import InputError
+from hashing_model.image_limits import MAX_PIXELS, cost_problem, pixel_problem
 
 # Why bytes could not be decoded. Short constants: they are counted, stored in Parquet and grouped by.
 EMPTY = 'empty'
 NOT_AN_IMAGE = 'not_an_image'
 TRUNCATED = 'truncated'  # cut short or damaged: the format is known, the pixels cannot be had
 TOO_MANY_PIXELS = 'too_many_pixels'
+TOO_COSTLY = 'too_costly'  # made to exhaust a decoder, see `image_limits.py`
 UNSUPPORTED_MODE = 'unsupported_mode'
 
 RULES = ('squash', 'crop', 'pad')
-MAX_PIXELS = 100_000_000
 
 # The formats tried, in this order. Pillow knows more, some of which start other programs (EPS) or are rarely pictures.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'PPM', 'JPEG2000', 'ICO')
@@ -38,8 +41,11 @@ _SIGNATURE = re.compile(
     re.DOTALL,
 )
 _ORIENTATION_TAG = 0x0112
-_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
-_MAX_TILE_PIXELS = 1 << 26
+_EXIF_AS_TEXT, _MAX_EXIF_AS_TEXT = 'Raw profile type exif', 1 << 17  # in old PNGs, compressed
+_JPEG = 'JPEG', 'MPO'
+_LARGE_BYTES = 320_000_000  # pictures that may need more are decoded one at a time, or threads would add their memory
+_TILE = 2048  # pixels on each side
+_PIECE_BYTES = 64 << 20  # glibc maps what is above 32 MiB
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,6 +56,23 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _pillow_globals = threading.Lock()
+
+
+def _set_up_pillow() -> None:
+    """Quiet, since a damaged picture is told by its `ImageError`: Pillow would also warn and log, and libtiff print.
+
+    And thrifty: what is freed in pieces of this size goes back to the system, smaller ones each thread would hoard.
+    """
+    Image.core.set_block_size(_PIECE_BYTES)
+    warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one inside
+        pillow = ctypes.CDLL(Image.core.__file__)
+        for kind in ('Error', 'Warning'):
+            getattr(pillow, f'TIFFSet{kind}Handler')(None)
+
+
+_set_up_pillow()
 
 
 class ImageError(Exception):
@@ -144,9 +167,10 @@ def decode(data: bytes, resizing: Resizing, max_pixels: int = MAX_PIXELS) -> Dec
         raise ImageError(EMPTY, 'zero bytes')
     image = _open(data, max_pixels)
     try:
-        (width, height), extent = _load(image, resizing, max_pixels)
-        orientation = _orientation(image)
-        small = _scale(_to_rgb(image), extent, resizing)
+        with _without_bomb_check() if _is_large(image) else contextlib.nullcontext():
+            (width, height), extent = _load(image, resizing, max_pixels)
+            orientation = _orientation(image)
+            small = _scale(_to_rgb(image), extent, resizing)
         if orientation in _UPRIGHT:
             small = small.transpose(_UPRIGHT[orientation])
         pixels = np.array(_pad(small, resizing.size))
@@ -163,6 +187,9 @@ def decode(data: bytes, resizing: Resizing, max_pixels: int = MAX_PIXELS) -> Dec
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header; no pixel is decoded yet."""
+    problem = cost_problem(data)
+    if problem:
+        raise ImageError(TOO_COSTLY, problem)
     try:
         with _without_bomb_check():
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -171,17 +198,13 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             raise ImageError(NOT_AN_IMAGE, f'no known image format; the first bytes are {data[:8]!r}') from e
         unknown = isinstance(e, UnidentifiedImageError)  # its message holds the address of an object
         raise ImageError(TRUNCATED, 'the header is damaged or cut short' if unknown else _one_line(e)) from e
-    _check_pixels(*image.size, max_pixels)
-    if image.format == 'TIFF':
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        if tags.get(_TILE_WIDTH_TAG, 1) * tags.get(_TILE_LENGTH_TAG, 1) > _MAX_TILE_PIXELS:
-            raise ImageError(TOO_MANY_PIXELS, f'tiles of more than {_MAX_TILE_PIXELS} pixels')
+    _check_pixels(image, max_pixels)
     return image
 
 
 @contextlib.contextmanager
 def _without_bomb_check() -> Iterator[None]:
-    """Pillow warns or raises by its own limit, a module global; `max_pixels` is the limit here."""
+    """Pillow warns or raises by its own limit, a module global; `max_pixels` is the limit here. For one at a time."""
     with _pillow_globals:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -190,11 +213,17 @@ def _without_bomb_check() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width < 1 or height < 1:
-        raise ImageError(NOT_AN_IMAGE, f'{width} x {height} pixels')
-    if width * height > max_pixels:
-        raise ImageError(TOO_MANY_PIXELS, f'{width} x {height} pixels; the limit is {max_pixels}')
+def _is_large(image: Image.Image) -> bool:
+    bytes_per_pixel = 6 if image.format in _JPEG else 20  # at most; a progressive JPEG, a WebP
+    return image.width * image.height * bytes_per_pixel > _LARGE_BYTES
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    if image.width < 1 or image.height < 1:
+        raise ImageError(NOT_AN_IMAGE, f'{image.width} x {image.height} pixels')
+    problem = pixel_problem(image, max_pixels)
+    if problem:
+        raise ImageError(TOO_MANY_PIXELS, problem)
 
 
 def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[tuple[int, int], tuple[float, float]]:
@@ -203,7 +232,7 @@ def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[tupl
     Returns:
         Width and height that the file has before orientation, and how far the picture reaches in `image`.
     """
-    if image.format in ('JPEG', 'MPO'):
+    if image.format in _JPEG:
         size = image.size
         # libjpeg scales by 1/2, 1/4, 1/8 while decoding, at a fraction of the cost. Twice the wanted size is left
         # for the good filter. 1500 / 8 gives 188 pixels, of which the picture fills 187.5.
@@ -211,13 +240,8 @@ def _load(image: Image.Image, resizing: Resizing, max_pixels: int) -> tuple[tupl
         drafted = image.draft(None, (2 * width, 2 * height))
         image.load()
         return size, drafted[1][2:] if drafted else size
-    if image.format == 'ICO':  # The frame inside has a header of its own, which Pillow's limit guards.
-        with _pillow_globals, warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            image.load()
-    else:
-        image.load()
-    _check_pixels(*image.size, max_pixels)
+    image.load()
+    _check_pixels(image, max_pixels)
     return image.size, image.size
 
 
@@ -226,6 +250,8 @@ def _orientation(image: Image.Image) -> int:
 
     Pillow has already turned TIFF and AVIF upright and says 1.
     """
+    if len(image.info.get(_EXIF_AS_TEXT, '')) > _MAX_EXIF_AS_TEXT:
+        del image.info[_EXIF_AS_TEXT]
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
@@ -234,22 +260,36 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode.startswith('I'):
-        return _grey_to_8_bits(image).convert('RGB')
-    if mode == 'F':
+    """A large picture tile by tile: on the way to RGB there are several copies."""
+    if image.mode == 'F':
         raise ImageError(
             UNSUPPORTED_MODE, f'{image.format} of floating-point pixels: nothing says which value is white'
         )
+    is_wide = image.mode == 'I' and image.getextrema()[1] > 65535  # type: ignore[operator]
+    if max(image.size) <= _TILE:
+        return _tile_to_rgb(image, is_wide)
+    flat = Image.new('RGB', image.size)
+    for top in range(0, image.height, _TILE):
+        for left in range(0, image.width, _TILE):
+            tile = image.crop((left, top, min(left + _TILE, image.width), min(top + _TILE, image.height)))
+            flat.paste(_tile_to_rgb(tile, is_wide), (left, top))
+    return flat
+
+
+def _tile_to_rgb(image: Image.Image, is_wide: bool) -> Image.Image:
+    """The pixels in RGB; `is_wide` tells integers of 32 bits from those of 16."""
+    mode = image.mode
+    if mode.startswith('I'):
+        return _grey_to_8_bits(image, is_wide).convert('RGB')
     if mode == 'LAB':
         return _lab_to_rgb(image)
     try:
         return _over_white(image) if image.has_transparency_data else image.convert('RGB')
     except ValueError as e:
-        raise ImageError(UNSUPPORTED_MODE, f'{image.format} of mode {mode}: {_one_line(e)}') from e
+        raise ImageError(UNSUPPORTED_MODE, f'mode {mode}: {_one_line(e)}') from e
 
 
-def _grey_to_8_bits(image: Image.Image) -> Image.Image:
+def _grey_to_8_bits(image: Image.Image, is_wide: bool) -> Image.Image:
     """16-bit grey by 65535 = white; Pillow's own conversion would clip everything above 255 to white.
 
     Mode I holds 16-bit values (PNG, PGM) or 32-bit ones (TIFF); the latter keep their top 8 bits below the sign.
@@ -258,8 +298,7 @@ def _grey_to_8_bits(image: Image.Image) -> Image.Image:
     transparent = image.info.get('transparency')
     if isinstance(transparent, int):
         values[values == transparent] = 65535
-    high = int(values.max(initial=0))
-    grey = values >> 23 if high > 65535 else (np.maximum(values, 0) + 128) // 257
+    grey = values >> 23 if is_wide else (np.maximum(values, 0) + 128) // 257
     return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
 
 

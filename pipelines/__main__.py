@@ -1,4 +1,4 @@
-"""The command line: `grainhash train | features | ... | build | query | inspect | versions | ... | demo`.
+"""The command line: `grainhash train | features | ... | plan | build | query | inspect | versions | ... | demo`.
 
 Arguments and messages only. Commands import what they need when they run, so that `--help`, `inspect` and those
 about versions load neither Beam nor TensorFlow.
@@ -11,6 +11,7 @@ import argparse
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         'features': _features,
         'calibrate': _calibrate,
         'evaluate': _evaluate,
+        'plan': _plan,
         'build': _build,
         'query': _query,
         'inspect': _inspect,
@@ -71,6 +73,10 @@ HELP = {
     'features': ('Make the features of images and keep them, so that train reads no images.', BEAM),
     'calibrate': ('Fit the thresholds of a model to a catalogue, so that its bits are balanced there.', BEAM),
     'evaluate': ('Measure how good codes are, before or after an index is built.', None),
+    'plan': (
+        'Reckon what an index of so many images takes to build, keep and ask, before it is built.',
+        'Sizes are of evenly spread codes. See deploy/SCALING.md for where the figures come from.',
+    ),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
     'inspect': ('Show what an index holds.', None),
@@ -211,6 +217,42 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _reading(parser)
 
 
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        required=True,
+        type=_count,
+        metavar='N',
+        help='how many images, also as 10M or 1B; a column for each',
+    )
+    spec = parser.add_mutually_exclusive_group()
+    spec.add_argument(
+        '--segments', metavar='NAME=BITS,...', help='bits per segment (default: coarse=32,fine=32,look=64)'
+    )
+    spec.add_argument('--bits', type=int, metavar='B', help='bits of a code of one segment, instead of --segments')
+    parser.add_argument('--codes', action='store_true', help='plan a build from codes: no image is encoded')
+    parser.add_argument(
+        '--unit-rows',
+        type=_count,
+        metavar='N',
+        help='images per shard, or per work unit of large shards (default: 10000; of --codes 2000000)',
+    )
+    parser.add_argument(
+        '--partition-rows', type=_count, default=2_000_000, metavar='N', help='as of build (default: 2000000)'
+    )
+    parser.add_argument(
+        '--images-per-core-second',
+        type=float,
+        metavar='R',
+        help='what one core encodes, which python -m benchmarks.build measures (default: 37, at 224 pixels)',
+    )
+    parser.add_argument('--workers', type=int, metavar='N', help='tell the hours that so many cores take')
+    parser.add_argument(
+        '--core-hour-price', type=float, metavar='P', help='of a core with its memory, in your currency: tell money'
+    )
+
+
 def _build(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=PATTERN_HELP)
@@ -338,6 +380,14 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)')
     parser.add_argument('--catalogue', metavar='DIR', help="folder of the shards (default: the source tree's)")
+
+
+def _count(text: str) -> int:
+    factor = {'k': 1_000, 'M': 1_000_000, 'B': 1_000_000_000}.get(text[-1:], 1)
+    digits = text if factor == 1 else text[:-1]
+    if not re.fullmatch('[0-9]{1,15}', digits):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number, or one before k, M or B')
+    return int(digits) * factor
 
 
 def _k(text: str) -> int | None:

@@ -12,6 +12,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
-from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
 from pipelines.build_stats import Stage, Work, write_stats
 from pipelines.duplicates import id_hashes
 from pipelines.gate import Limits, enforce, judge
@@ -35,6 +36,7 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
+CUT_ROWS = 2_000_000  # whose codes are cut together
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
@@ -180,23 +182,41 @@ def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: 
     return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
 
 
-def cut_codes(part: Part, config: BuildConfig, tables: TableLayout) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
-    """One part's codes by partition file, ((table, prefix number, file number), (part number, block))."""
-    codes, rows = read_part(part, config)
+def parts_in_run(parts: int, rows: int) -> int:
+    """How many of so many parts, which have so many rows together, are cut together: those of about CUT_ROWS rows.
+
+    Cut alone, many small parts would send many partition files a row or two each.
+    """
+    return max(CUT_ROWS * parts // max(rows, 1), 1)
+
+
+def run_of(part: Part, config: BuildConfig, rows: int) -> int:
+    """The number of the run of parts with which a part's codes are cut."""
+    return part.number // parts_in_run(config.unit_count, rows)
+
+
+def cut_codes(
+    element: tuple[int, Iterable[Part]], config: BuildConfig, tables: TableLayout
+) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
+    """The codes of one run of parts by partition file, ((table, prefix number, file number), (run number, block))."""
+    run, parts = element
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        read = list(pool.map(lambda part: read_part(part, config), sorted(parts, key=lambda p: p.number)))
+    codes, rows = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
     for table in range(len(tables.substrings)):
         keys, batches = [], []
         for key, places in partition_places(codes, rows, table, tables):
             keys.append(key)
-            taken = [pa.array(places, pa.uint32()), code_tables.codes_to_arrow(codes.take(places, axis=0))]
-            batches.append(pa.RecordBatch.from_arrays(taken, schema=places_schema(config.spec)))
-        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{part.number:05d}-{table}.arrow')
+            taken = [pa.array(rows[places]), code_tables.codes_to_arrow(codes.take(places, axis=0))]
+            batches.append(pa.RecordBatch.from_arrays(taken, schema=rows_schema(config.spec)))
+        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
         for key, block in zip(keys, put_blocks(uri, batches), strict=True):
-            yield key, (part.number, block)
+            yield key, (run, block)
 
 
-def places_schema(spec: CodeSpec) -> pa.Schema:
-    """Codes on the way from an images part to a partition: `place` is the row in the part."""
-    return pa.schema([('place', pa.uint32()), ('code', pa.binary(spec.num_bytes))])
+def rows_schema(spec: CodeSpec) -> pa.Schema:
+    """Codes on the way from their images parts to a partition, with their row numbers."""
+    return pa.schema([('row', pa.int64()), ('code', pa.binary(spec.num_bytes))])
 
 
 def partition_places(
@@ -232,12 +252,11 @@ def write_partition(
 
 
 def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of (part number, block of `cut_codes`)."""
-    numbers, found = zip(*sorted(blocks, key=lambda block: block[0]), strict=True)
-    batches = get_blocks(found, places_schema(spec))
+    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of (run number, block of `cut_codes`)."""
+    _, found = zip(*sorted(blocks, key=lambda block: block[0]), strict=True)
+    batches = get_blocks(found, rows_schema(spec))
     codes = np.concatenate([code_tables.codes_from_arrow(batch['code']) for batch in batches])
-    rows = [(np.int64(n) << 32) + batch['place'].to_numpy() for n, batch in zip(numbers, batches, strict=True)]
-    return codes, np.concatenate(rows)
+    return codes, np.concatenate([batch['row'].to_numpy() for batch in batches])
 
 
 def publish_version(
@@ -267,7 +286,8 @@ def publish_version(
         stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
         stats = write_stats(config.folder, manifest, stages, config.started)
         manifest = dataclasses.replace(manifest, build=stats)
-        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps())
+        files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
+        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
     manifest = versions.read_manifest(config.index, config.version)
     files.delete_folder(config.path(versions.STAGING_FOLDER))
     enforce(manifest, config.index)

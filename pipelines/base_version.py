@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -169,12 +170,15 @@ def _hash_range(file: IO[bytes], length: int | None, hashed: Any) -> None:
 
 
 def with_states(units: Sequence[WorkUnit], inputs: Sequence[InputFile]) -> list[WorkUnit]:
-    """Units with what the listing tells of files in buckets: size and generation, else the time of the last change."""
+    """Units with what the listing tells of files in buckets: size and generation, else the time of the last change.
+
+    Where it tells neither, the state is like no other, so that the files are read again.
+    """
     listed = {file.path: file for file in inputs if '://' in file.path}
 
     def state(unit: WorkUnit) -> str:
         found = [listed[path] for path in unit.paths if path in listed]
-        described = [(file.size, file.generation or file.mtime) for file in found]
+        described = [(file.size, file.generation or file.mtime or uuid.uuid4().hex) for file in found]
         return files.digest(json.dumps(described).encode()) if found else ''
 
     return [dataclasses.replace(unit, state=state(unit)) for unit in units] if listed else list(units)

@@ -5,7 +5,7 @@
     units -> Reshuffle -> Encode            staged images part and rejects of each unit, or those of the base; its ids
           -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> CountRows -> Histograms -> Layout (side inputs)
-          -> CutCodes -> GroupByKey -> WritePartition     codes/table=T/prefix=P/part-N.parquet
+          -> GroupRuns -> CutCodes -> GroupByKey -> WritePartition    codes/table=T/prefix=P/part-N.parquet
           -> Publish                        everything checked, quality.json, manifest.json, then CURRENT
 
 Elements are file numbers and `blocks`; a repeated bundle writes the same names with the same content.
@@ -35,6 +35,7 @@ from pipelines.assemble import (
     make_layout,
     part_histograms,
     publish_version,
+    run_of,
     sample_part,
     write_partition,
 )
@@ -62,7 +63,7 @@ from pipelines.shards import WorkUnit, read_unit
 
 FRESH, TAKEN, LEFT = range(3)  # ids of a unit that was read, or taken over from the base; of a base part that was not
 ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
-CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of an images part, by the part's number
+CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,9 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     )
     partitions = (
         parts
-        | 'SpreadParts' >> beam.Reshuffle()
+        | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part, config, rows), part), rows)
+        | 'GroupRuns' >> beam.GroupByKey()
+        | 'ListParts' >> beam.Map(list_values)
         | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
         | 'GroupPartitions' >> beam.GroupByKey()
         | 'ListBlocks' >> beam.Map(list_values)

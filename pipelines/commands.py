@@ -200,6 +200,22 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
 
 
+def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Print what indexes of some sizes take."""
+    from pipelines.scale import IMAGES_PER_CORE_SECOND, Scale, ScalePlan
+    from pipelines.scale_table import print_plans
+
+    if args.codes and args.images_per_core_second:
+        raise InputError('--images-per-core-second does not go with --codes: they are not encoded')
+    for option in ('workers', 'core_hour_price'):
+        if getattr(args, option) is not None and getattr(args, option) <= 0:
+            raise InputError(f'--{option.replace("_", "-")} is {getattr(args, option):g}; more than 0 is needed')
+    spec = _spec(args) if args.bits is None else CodeSpec((Segment('code', args.bits),))
+    rate = IMAGES_PER_CORE_SECOND if args.images_per_core_second is None else args.images_per_core_second
+    scales = [Scale(rows, spec, args.codes, args.unit_rows, args.partition_rows, rate) for rows in args.images]
+    print_plans([ScalePlan.of(scale) for scale in scales], args.workers, args.core_hour_price)
+
+
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
     from pipelines.build_stats import write_metrics
@@ -360,7 +376,6 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     manifest = versions.read_manifest(index)
-    folder = versions.version_folder(index, manifest.version)
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
@@ -368,11 +383,13 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     units = _query_units(args, manifest)
     config = QueryConfig(
-        folder=folder,
-        manifest=dataclasses.replace(manifest, rejects=()),  # it travels to every step
+        index=index,
+        version=manifest.version,
         output=files.absolute(args.output),
         ids=files.absolute(args.ids) if args.ids else None,
-        model=files.join(folder, versions.MODEL_FOLDER) if args.images else None,
+        model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER)
+        if args.images
+        else None,
         options=read_options(args),
         k=None if args.k is None else min(args.k, manifest.rows),
         radius=args.radius,

@@ -31,6 +31,7 @@ from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
 from pipelines.records import Record, Reject
 
 BATCH_SIZE = 32
+BATCH_BYTES = 64 << 20  # of encoded images; the last of a batch may go beyond
 DECODING_THREADS = 2
 KNOWN_AT_ONCE = 512  # images that are not encoded, in one batch with some that are
 
@@ -169,8 +170,8 @@ def decoded_batches(
 ) -> Iterator[list[tuple[Record | Reject, Decoded | KnownImage | Reject]]]:
     """Batches of (item, its pixels or reject, or what is known of it by its digest), in the order of the items.
 
-    A batch has `batch_size` items that are not known, and at most KNOWN_AT_ONCE others; one is being decoded while the
-    caller has the one before.
+    A batch has `batch_size` items that are not known, fewer if they are large, and at most KNOWN_AT_ONCE others; one is
+    being decoded while the caller has the one before.
     """
 
     def try_decode(item: Record | Reject) -> tuple[Record | Reject, Decoded | Reject]:
@@ -184,15 +185,19 @@ def decoded_batches(
 
     def start(pool: ThreadPoolExecutor) -> list[Any]:
         batch: list[Any] = []
-        fresh = 0
-        while fresh < batch_size and len(batch) < KNOWN_AT_ONCE + fresh and (item := next(source, None)):
+        fresh = held = 0
+        while fresh < batch_size and held <= BATCH_BYTES and len(batch) < KNOWN_AT_ONCE + fresh:
+            item = next(source, None)
+            if item is None:
+                break
+            size = len(item.data) if isinstance(item, Record) else 0
             if isinstance(item, Record):
-                kept.setdefault('image_bytes', []).append(len(item.data))
+                kept.setdefault('image_bytes', []).append(size)
             if known and isinstance(item, Record) and (found := known.get(digest_of(item))):
                 batch.append((dataclasses.replace(item, data=b''), found))
             else:
                 batch.append(pool.submit(try_decode, item))
-                fresh += 1
+                fresh, held = fresh + 1, held + size
         return batch
 
     kept: Measures = {} if measures is None else measures

@@ -261,7 +261,8 @@ def self_retrieval(folder: str, manifest: Manifest, asked: pa.Table) -> Check:
     if lost:
         detail += f', the first: {lost[0][1]} in table {lost[0][0]}'
     problem = next((p for _, p in results if p), None)
-    return Check('self_retrieval', count, 0, not count, detail + (f': {problem}' if problem else ''))
+    passed = not lost and problem is None
+    return Check('self_retrieval', count, 0, passed, detail + (f': {problem}' if problem else ''))
 
 
 def _alone(plan: SearchPlan, table: int) -> SearchPlan:
@@ -280,7 +281,10 @@ def equal_codes(codes: NDArray[np.uint8], limit: float) -> Check:
         return skipped('equal_codes', limit, f'{len(codes)} images are too few')
     largest = len(next(iter(metrics.collisions(codes, 1)), [0]))
     share = largest / len(codes)
-    detail = f'{percent(share)} of the images have one and the same code (at most {percent(limit)})'
+    detail = (
+        f'{largest:,} of {len(codes):,} images in the sample have one and the same code, {percent(share)} '
+        f'(at most {percent(limit)})'
+    )
     return Check('equal_codes', share, limit, share <= limit, detail)
 
 

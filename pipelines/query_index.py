@@ -16,6 +16,7 @@ and radii; matches and answers go in blocks of queries.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
@@ -31,7 +32,7 @@ from pipelines.answers import answers_schema, rejects_path, render_block, write_
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
 from pipelines.explain import count_bounds, count_radii, count_read, count_table_read
-from pipelines.index import code_tables, files
+from pipelines.index import code_tables, files, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import Amount, read_all, read_near, read_rows
@@ -51,8 +52,8 @@ class QueryConfig:
     """What is asked, of which index, and where the answers go.
 
     Args:
-        folder: absolute path or uri of the version that answers.
-        manifest: its manifest.
+        index: absolute path or uri of the index.
+        version: id of the version that answers.
         output: path of the answers, `.parquet` or `.jsonl`.
         ids: a text file with one image id per line; None when work units of images or codes ask.
         model: uri of the model that encodes query images; None when the units hold codes.
@@ -64,8 +65,8 @@ class QueryConfig:
         explain: keep the counters that `explain.py` shows.
     """
 
-    folder: str
-    manifest: Manifest
+    index: str
+    version: str
     output: str
     ids: str | None = None
     model: str | None = None
@@ -77,9 +78,24 @@ class QueryConfig:
     explain: bool = False
 
     @property
+    def folder(self) -> str:
+        """The version's folder."""
+        return versions.version_folder(self.index, self.version)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version's manifest, which each process reads for itself: it is too large to travel with every step."""
+        return _read_manifest(self.index, self.version)
+
+    @property
     def block_queries(self) -> int:
         """How many queries are searched for, described and written together."""
         return max(ANSWERS_PER_BLOCK // (self.k or ALL_WITHIN_RADIUS), 1)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_manifest(index: str, version: str) -> Manifest:
+    return versions.read_manifest(index, version)
 
 
 @dataclasses.dataclass(frozen=True)

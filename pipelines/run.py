@@ -38,6 +38,14 @@ class JobLostError(RuntimeError):
     """A job of which nobody knows whether it still runs."""
 
 
+class FlinkServerOptions(PipelineOptions):
+    """An option of Flink's job server that Beam's Python side does not know."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument('--flink_conf_dir', help='Folder with a flink-conf.yaml, for an embedded Flink')
+
+
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
     """Beam's options, run locally unless a runner is named.
 

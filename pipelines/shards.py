@@ -246,12 +246,21 @@ def _list(pattern: str, root: str) -> list[InputFile]:
 
 def _generations(pattern: str) -> dict[str, int]:
     """The generations of the objects that match a pattern, and of others: Beam's listing has none."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
 
     bucket, _, name = pattern.removeprefix('gs://').partition('/')
     prefix = re.split(r'[*?[]', name, maxsplit=1)[0]
-    blobs = storage.Client(project=None).list_blobs(bucket, prefix=prefix)
-    return {f'gs://{bucket}/{blob.name}': blob.generation for blob in blobs if blob.generation}
+    try:
+        client = storage.Client(project=None)
+    except DefaultCredentialsError:
+        client = storage.Client.create_anonymous_client()  # as Beam does: the bucket may be public
+    try:
+        blobs = client.list_blobs(bucket, prefix=prefix)
+        return {f'gs://{bucket}/{blob.name}': blob.generation for blob in blobs if blob.generation}
+    except GoogleAPIError as e:
+        raise InputError(f'cannot list {pattern}: {common.one_line(e)}') from e
 
 
 def _exists(path: str) -> bool:

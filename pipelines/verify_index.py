@@ -156,7 +156,7 @@ def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
     yield Job(
         manifest.sample, schema=of_sample if manifest.quality else pa.schema([of_sample.field(i) for i in (0, 1)])
     )
-    yield from (Job(file) for file in manifest.all_files if file not in manifest.data_files)
+    yield from (Job(file) for file in manifest.other_files)
 
 
 def check_file(folder: str, job: Job) -> Content:

@@ -28,6 +28,7 @@ from pipelines.assemble import (
     make_layout,
     part_histograms,
     publish_version,
+    run_of,
     sample_part,
     write_inputs,
     write_partition,
@@ -169,9 +170,11 @@ def cut_all(parts, config):
     rows = sum(part.images.rows for part in parts)
     histograms = [part_histograms(part, config, rows) for part in parts]
     made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
-    blocks = collections.defaultdict(list)
+    runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
-        for group, block in cut_codes(part, config, made):
+        runs[run_of(part, config, rows)].append(part)
+    for run in runs.items():
+        for group, block in cut_codes(run, config, made):
             blocks[group].append(block)
     return made, blocks
 
@@ -194,7 +197,7 @@ def assemble(config, parts):
 
 
 def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
-    """An index of bare codes, as `build --codes` makes it.
+    """An index of bare codes, whatever they are like, as `build --codes --no-gate` makes it.
 
     Args:
         index: a folder.
@@ -204,7 +207,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         version: the version's id.
     """
     listed = write_inputs(versions.version_folder(str(index), version), [])
-    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows)
+    config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows, gate=None)
     firsts = np.cumsum([0, *map(len, parts)]).tolist()
     assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
 

@@ -1,5 +1,6 @@
 """Files: whole or not at all, and errors that name them."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -140,7 +141,19 @@ def test_files_that_are_no_tables_are_named(tmp_path):
             files.read_table(path)
 
 
-def test_a_place_is_tried_without_a_trace(tmp_path):
+def test_without_credentials_for_google_a_bucket_is_refused_at_once(tmp_path, monkeypatch):
+    for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'CLOUD_STORAGE_EMULATOR_ENDPOINT'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {'NO_GCE_CHECK': 'true', 'CLOUDSDK_CONFIG': str(tmp_path), 'HOME': str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    files.check_google_credentials.cache_clear()
+    with pytest.raises(InputError, match=r'^there are no credentials for Google Cloud Storage: run gcloud auth'):
+        files.exists('gs://bucket/a')
+
+
+def test_a_place_is_tried_without_a_trace(tmp_path, monkeypatch):
+    monkeypatch.setenv('CLOUD_STORAGE_EMULATOR_ENDPOINT', 'http://127.0.0.1:1')
+    files.check_google_credentials.cache_clear()
     (tmp_path / 'file').write_bytes(b'keep')
     files.check_writable(str(tmp_path / 'file'))
     files.check_writable(str(tmp_path / 'a' / 'b' / 'new'))
@@ -188,3 +201,44 @@ def test_a_file_in_pieces_takes_its_place_only_when_whole(tmp_path):
         file.writelines([b'other', 'not bytes'])
     assert path.read_bytes() == b'one two'
     assert [p.name for p in path.parent.iterdir()] == ['a.bin']
+
+
+def test_a_durable_file_is_on_the_disk_before_its_name_and_its_name_before_the_end(tmp_path, monkeypatch):
+    calls = []
+
+    def note(name, function):
+        def noting(*arguments):
+            what = [os.readlink(f'/proc/self/fd/{a}') if isinstance(a, int) else a for a in arguments]
+            calls.append((name, what[-1]))
+            return function(*arguments)
+
+        monkeypatch.setattr(os, name, noting)
+
+    for name in ('fsync', 'replace'):
+        note(name, getattr(os, name))
+    files.write_bytes(f'{tmp_path}/a/b', b'content', durable=True)
+    (first, half), *rest = calls
+    assert (first, half.startswith(f'{tmp_path}/a/b.')) == ('fsync', True)
+    assert rest == [('replace', f'{tmp_path}/a/b'), ('fsync', f'{tmp_path}/a')]
+    del calls[:]
+    files.write_bytes(f'{tmp_path}/a/b', b'other')
+    assert [name for name, _ in calls] == ['replace']
+
+
+def test_a_flush_that_fails_is_told(tmp_path, monkeypatch):
+    files.flush(str(tmp_path))
+    files.flush('gs://no-such-bucket/a')  # nothing to do
+    with pytest.raises(FileNotFoundError):
+        files.flush(f'{tmp_path}/none')
+
+    def fail(number):
+        def failing(handle):
+            raise OSError(number, 'no')
+
+        return failing
+
+    monkeypatch.setattr(files, '_syncfs', fail(errno.ENOSYS))
+    files.flush(str(tmp_path))
+    monkeypatch.setattr(files, '_syncfs', fail(errno.EIO))
+    with pytest.raises(OSError, match='no'):
+        files.flush(str(tmp_path))

@@ -1,12 +1,28 @@
 """Builds that are killed, as by the machine: the served version stays as it is, and prune leaves nothing of them."""
 
+import contextlib
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
-from make_index import ROOT, data_bytes, make_codes, served_folder, succeed, write_code_files
+from make_index import (
+    ROOT,
+    catalogue_pictures,
+    data_bytes,
+    hand_model,
+    make_codes,
+    served_folder,
+    succeed,
+    tar_members,
+    write_code_files,
+    write_tar,
+)
 
 from hashing_model.code_spec import CodeSpec
 from pipelines.__main__ import main
@@ -22,11 +38,11 @@ from pipelines.index import files
 
 write = files.write_bytes
 
-def write_or_die(uri, content):
+def write_or_die(uri, content, **options):
     if re.search(sys.argv[1], uri):
         write(f'{uri}.{"0a" * 16}.tmp', bytes(content)[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    return write(uri, content)
+    return write(uri, content, **options)
 
 files.write_bytes = write_or_die
 main(sys.argv[2:])
@@ -37,6 +53,7 @@ POINTS = {
     'encoding': r'staging/images-00001',
     'images': r'images/part-00001\.parquet$',
     'tables': r'codes/table=2/',
+    'gate': r'quality\.json$',
     'manifest': r'manifest\.json$',
     'promotion': r'CURRENT$',
 }
@@ -89,3 +106,108 @@ def test_a_killed_build_harms_nothing_and_is_pruned(point, built):
     assert list((index / 'versions').iterdir()) == [served_folder(index)]
     assert main(['verify', str(index)]) == 0
     assert answers(folder, codes) == before
+
+
+# Forks a process, a group of its own, for each line of words: to run a command without loading everything again.
+ZYGOTE = """
+import json, os, sys
+from pipelines import assemble, build_index, code_files, commands, run
+from pipelines.__main__ import main
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def zygote():
+    """Runs a command, which it kills so many seconds after it has begun a version, if ever; returns when it ended.
+
+    The times are in seconds from the begin of the version; the exit code is below 0 if it was killed.
+    """
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, '-c', ZYGOTE], cwd=ROOT, text=True, **pipes) as process:
+
+        def run(command, index, seconds=None):
+            before = set((index / 'versions').glob('*'))
+            process.stdin.write(json.dumps(command) + '\n')
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            while set((index / 'versions').glob('*')) == before:
+                time.sleep(0.002)
+            started = time.monotonic()
+            if seconds is not None:
+                time.sleep(seconds)
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.killpg(child, signal.SIGKILL)
+            code = int(process.stdout.readline())
+            return code, time.monotonic() - started
+
+        yield run
+        process.stdin.close()
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+def test_builds_killed_at_random_moments_harm_nothing(zygote, tmp_path):
+    codes = make_codes('clustered', 3_000, SPEC)
+    write_code_files(tmp_path, codes, 6)
+    command, index = build_command(tmp_path), tmp_path / 'index'
+    succeed(*command)
+    clean, expected = data_bytes(index), answers(tmp_path, codes)
+    (code, duration), killed = zygote(command, index), 0
+    assert code == 0
+    for moment in np.random.default_rng(11).uniform(0, 1, 20) * duration:
+        time.sleep(1)  # versions finished in the same second are not told apart
+        served = versions.current_version(str(index))
+        code, _ = zygote(command, index, moment)
+        killed += code == -signal.SIGKILL
+        finished = {f.version for f in versions.list_versions(str(index)) if f.state == 'finished'}
+        assert versions.current_version(str(index)) in ({served} if code else finished - {served})
+        assert answers(tmp_path, codes) == expected
+        assert main(['verify', str(index)]) == 0
+        code, _ = zygote(command, index)
+        assert code == 0
+        assert data_bytes(index) == clean
+        succeed('prune', index, '--keep', 1, '--older-than', 0)
+        version = versions.current_version(str(index))
+        folders = {f'versions/{version}/{folder}' for path in clean for folder in parents(path)}
+        whole = {f'versions/{version}/{path}' for path in (*clean, 'manifest.json')} | folders
+        assert everything(index) == sorted({'CURRENT', 'CURRENT.lock', 'versions', f'versions/{version}', *whole})
+    assert killed >= 15
+
+
+def parents(path):
+    return [str(folder) for folder in Path(path).parents if folder.name]
+
+
+def test_a_killed_build_of_images_harms_nothing(zygote, tmp_path):
+    pictures = catalogue_pictures(60)
+    for number in range(3):
+        write_tar(tmp_path / f'{number}.tar', tar_members(pictures[20 * number : 20 * number + 20]))
+    hand_model(pictures).save(tmp_path / 'model')
+    index = tmp_path / 'index'
+    options = ('--images', tmp_path / '*.tar', '--model', tmp_path / 'model', '--index', index)
+    command = ['build', *map(str, options)]
+    code, duration = zygote(command, index)
+    assert code == 0
+    clean, served = data_bytes(index), versions.current_version(str(index))
+    for share in (0.3, 0.8):
+        code, _ = zygote(command, index, share * duration)
+        assert code in (0, -signal.SIGKILL)
+        if code:
+            assert versions.current_version(str(index)) == served
+        assert data_bytes(index) == clean
+        assert main(['verify', str(index)]) == 0
+        served = versions.current_version(str(index))
+    assert zygote(command, index)[0] == 0
+    assert data_bytes(index) == clean
+    succeed('prune', index, '--keep', 1, '--older-than', 0)
+    assert list((index / 'versions').iterdir()) == [served_folder(index)]

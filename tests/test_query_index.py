@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,6 +97,19 @@ class Case:
         """Query id -> (distance, image id) by rank, for the queries that have an answer."""
         found = nearest(distances_to(self.codes, self.queries, SPEC, profile), k, radius)
         return {f'query-{q}': [(d, f'codes-{i}') for d, i in answers] for q, answers in enumerate(found) if answers}
+
+
+def test_the_manifest_does_not_travel_with_the_steps(tmp_path):
+    sizes = []
+    for parts in (2, 100):
+        index = str(tmp_path / str(parts))
+        make_version(index, SPEC, np.array_split(make_codes('uniform', 300, SPEC), parts))
+        config = query_index.QueryConfig(index, 'made', 'answers.parquet')
+        root = beam.Pipeline()
+        query_index.define_pipeline(root, config)
+        sizes.append(len(root.to_runner_api().SerializeToString()))
+        assert len(config.manifest.images) == parts
+    assert sizes[1] - sizes[0] < 98 * 16  # not even the digests of the parts
 
 
 @pytest.fixture(scope='module')

@@ -97,7 +97,7 @@ def move(uri: str, text: str, believed: Current) -> None:
         raise MovedError(found)
     blob = _blob(uri)
     if blob is None:
-        files.write_bytes(uri, f'{text}\n'.encode())
+        files.write_bytes(uri, f'{text}\n'.encode(), durable=True)
     else:
         with _google_errors(uri):
             _move_blob(blob, text, found)

@@ -7,8 +7,11 @@ memory first, because an object store shows whatever a closed stream has receive
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import datetime
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -16,7 +19,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +31,7 @@ from hashing_model.errors import InputError
 
 ROW_GROUP_ROWS = 16_384  # what a query reads at least
 COPIED_AT_ONCE = 1 << 24
+GOOGLE_RETRIES = datetime.timedelta(minutes=2)  # of a request that fails in a way that may pass
 
 
 def absolute(uri: str | os.PathLike) -> str:
@@ -45,14 +49,37 @@ def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     """The filesystem of a path or uri, and the path in it.
 
     Raises:
-        InputError: a scheme that Arrow does not know.
+        InputError: a scheme that Arrow does not know, or no credentials for Cloud Storage.
     """
     if '://' not in uri:
         return arrow_fs.LocalFileSystem(), os.path.abspath(uri)
+    if uri.startswith('gs://'):
+        check_google_credentials()
+        return arrow_fs.GcsFileSystem(retry_time_limit=GOOGLE_RETRIES), uri.removeprefix('gs://')
     try:
         return arrow_fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid as e:
         raise InputError(f'{uri}: {e}') from e
+
+
+@functools.cache  # of errors nothing is kept
+def check_google_credentials() -> None:
+    """Find out whether there are credentials; Arrow would look for them for many minutes.
+
+    Raises:
+        InputError: there are none.
+    """
+    if 'CLOUD_STORAGE_EMULATOR_ENDPOINT' in os.environ:
+        return
+    from google.auth import default, exceptions
+
+    try:
+        default()
+    except exceptions.GoogleAuthError as e:
+        raise InputError(
+            'there are no credentials for Google Cloud Storage: run gcloud auth application-default login, or let '
+            f'GOOGLE_APPLICATION_CREDENTIALS name a key file ({str(e).partition(". ")[0]})'
+        ) from e
 
 
 def exists(uri: str) -> bool:
@@ -90,23 +117,68 @@ def read_range(uri: str, offset: int, length: int) -> bytes:
     return content
 
 
-def write_bytes(uri: str, content: bytes | pa.Buffer) -> int:
-    """Write a whole file at once, making its folders; returns its size in bytes."""
+def write_bytes(uri: str, content: bytes | pa.Buffer, durable: bool = False) -> int:
+    """Write a whole file at once, making its folders; returns its size in bytes.
+
+    Args:
+        uri: where.
+        content: all of it.
+        durable: on a disk, return only when the file and its name would outlive a loss of power; a bucket always does.
+    """
     filesys, path = filesystem(uri)
-    local = isinstance(filesys, arrow_fs.LocalFileSystem)
-    target = f'{path}.{uuid.uuid4().hex}.tmp' if local else path
-    if local:
-        filesys.create_dir(posixpath.dirname(path), recursive=True)
-    try:
-        with filesys.open_output_stream(target) as stream:
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _write_local(path, content, durable)
+    else:
+        with filesys.open_output_stream(path) as stream:
             stream.write(content)
-        if local:
-            filesys.move(target, path)
+    return len(content)
+
+
+def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    target = f'{path}.{uuid.uuid4().hex}.tmp'
+    try:
+        with open(target, 'wb') as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(target, path)
     except BaseException:
-        if local and os.path.exists(target):
+        with contextlib.suppress(OSError):
             os.unlink(target)
         raise
-    return len(content)
+    if durable:
+        _sync(folder, os.fsync)
+
+
+def flush(uri: str) -> None:
+    """Make all that was written so far to the file system of a local folder outlive a loss of power, with its names.
+
+    One call for many files, where each file's own `fsync` would wait for the disk.
+    """
+    filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        _sync(path, _syncfs)
+
+
+def _sync(folder: str, function: Callable[[int], None]) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        function(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # a file system that does not do this
+            raise
+    finally:
+        os.close(handle)
+
+
+def _syncfs(handle: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(handle):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def digest(content: bytes | pa.Buffer) -> str:

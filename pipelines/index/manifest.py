@@ -121,9 +121,14 @@ class Manifest:
         return (*self.images, *codes, *self.rejects, self.inputs, *units, self.sample)
 
     @property
+    def other_files(self) -> tuple[DataFile, ...]:
+        """Those that are no Parquet and have no rows: of the model, what the gate found, what the build did."""
+        return (*self.model_files, *(file for file in (self.quality, self.build) if file))
+
+    @property
     def all_files(self) -> tuple[DataFile, ...]:
         """Every file of the version but the manifest."""
-        return (*self.data_files, *self.model_files, *(file for file in (self.quality, self.build) if file))
+        return (*self.data_files, *self.other_files)
 
     def dumps(self) -> bytes:
         """JSON in ASCII, as paths need not be valid UTF-8, with the digest."""

@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 MAX_RECORD_BYTES = 256 << 20
+MAX_METADATA_BYTES = 4 << 20  # of a json, text or header member of a tar: parsed, they take 20 times the memory
 
 _GZIP_MAGIC = b'\x1f\x8b'
 _BUFFER_BYTES = 1 << 18
@@ -211,6 +212,7 @@ def make_record(
         return Reject(source, records.BROKEN_METADATA, one_line(e), known_id)
 
 
-def too_large(source: Source, size: int, image_id: str | None = None) -> Reject:
-    """The reject of a record of `size` bytes."""
-    return Reject(source, records.RECORD_TOO_LARGE, f'{size} bytes; the limit is {MAX_RECORD_BYTES}', image_id)
+def too_large(source: Source, size: int, image_id: str | None = None, limit: int | None = None) -> Reject:
+    """The reject of a record with something of `size` bytes; by default that is the image."""
+    limit = MAX_RECORD_BYTES if limit is None else limit
+    return Reject(source, records.RECORD_TOO_LARGE, f'{size} bytes; the limit is {limit}', image_id)

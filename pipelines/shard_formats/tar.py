@@ -11,7 +11,6 @@ import json
 import re
 import struct
 import tarfile
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,11 @@ from pipelines.shard_formats.common import MetadataError, ReadOptions
 # The key ends at the first dot of the file name, as WebDataset has it. `._x.jpg` (left by macOS) has no key.
 _MEMBER = re.compile(r'(?:\./)*((?:.*/)?[^./]+)\.([^/]+)', re.DOTALL)
 _METADATA = ('json', 'txt', 'cls')
+_HEADER_TYPES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_MAX_ENDS = 16  # how often a reader may find nothing more to read
 _DAMAGE = (*common.DAMAGE, tarfile.TarError, ValueError, ArithmeticError, LookupError, struct.error)
 
 
@@ -46,6 +50,14 @@ class _StrictTarInfo(tarfile.TarInfo):
         tarfile_.ended = False
         return info
 
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+        """Raises for a header that goes on in a member which `tarfile` would read at any size."""
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in _HEADER_TYPES and info.size > common.MAX_METADATA_BYTES:
+            raise tarfile.ReadError(f'a member header of {info.size} bytes; the limit is {common.MAX_METADATA_BYTES}')
+        return info
+
 
 class _StrictTar(tarfile.TarFile):
     tarinfo = _StrictTarInfo
@@ -63,7 +75,7 @@ class _Sample:
     image: str | None = None  # suffix of the image member
     image_name: str = ''
     image_link: str = ''  # target of the image member, if that is a link
-    too_large: int = 0
+    too_large: tuple[int, int] | None = None  # size and limit of a member that goes beyond
 
 
 def read(shard: str, options: ReadOptions) -> Iterator[Record | Reject]:
@@ -80,10 +92,25 @@ def read_member(shard: str, member: str) -> bytes | None:
     return None
 
 
+class _Pieces:
+    """What `tarfile` reads from; it asks on after the end, as often as a size that is a lie wants."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.ends = 0
+
+    def read(self, size: int) -> bytes:
+        # `read1` gives what was read before a damaged spot, where `read` gives nothing but the error.
+        piece = self.stream.read1(size)
+        self.ends += not piece
+        if self.ends > _MAX_ENDS:
+            raise EOFError('the archive ends within a member')
+        return piece
+
+
 def _open(stream: Any) -> tarfile.TarFile:
-    # `read1` gives what was read before a damaged spot, where `read` gives nothing but the error.
-    pieces = types.SimpleNamespace(read=stream.read1)
     # `ignore_zeros` reads on after an end mark: `cat a.tar b.tar` is a shard too, and a gzip's checksum comes last.
+    pieces: Any = _Pieces(stream)
     return _StrictTar.open(
         fileobj=pieces, mode='r|', bufsize=1 << 16, ignore_zeros=True, encoding='utf-8', errors='backslashreplace'
     )
@@ -146,8 +173,9 @@ def _add(sample: _Sample, suffix: str, tar: tarfile.TarFile, info: tarfile.TarIn
     elif is_image or suffix in _METADATA or suffix == options.caption:
         if is_image:
             sample.image, sample.image_name = suffix, info.name
-        if info.size > common.MAX_RECORD_BYTES:
-            sample.too_large = info.size
+        limit = common.MAX_RECORD_BYTES if is_image else common.MAX_METADATA_BYTES
+        if info.size > limit:
+            sample.too_large = info.size, limit
         else:
             sample.parts[suffix] = _bytes(tar, info)
     sample.suffixes.add(suffix)  # last: a member that could not be read is not there
@@ -157,7 +185,8 @@ def _record(sample: _Sample, shard: str, options: ReadOptions) -> Record | Rejec
     """None for members that are no record: neither an image nor what goes with one."""
     source = Source(shard, sample.image_name or sample.key)
     if sample.too_large:
-        return common.too_large(source, sample.too_large)
+        size, limit = sample.too_large
+        return common.too_large(source, size, limit=limit)
     if sample.image is None and sample.image_link:
         return Reject(source, records.MISSING_IMAGE, f'a link to {sample.image_link}'[:200])
     if sample.image is None and not any(_is_record_member(suffix) for suffix in sample.suffixes):

@@ -1,0 +1,391 @@
+"""The scale plan: what an index of so many images takes to build, to keep and to ask, before anything is built.
+
+    grainhash plan --images 10M 1B 10B --bits 64
+
+Layout, radii and file sizes come from the functions that builds and queries use, on codes that are spread evenly;
+seconds and memory are measured, and each constant tells where. `scale_table.py` prints plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hashing_model.code_spec import CodeSpec
+from hashing_model.errors import InputError
+from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, parts_in_run, rows_schema
+from pipelines.blocks import INLINE_BYTES
+from pipelines.build_index import ID_BUCKETS
+from pipelines.code_files import UNIT_ROWS
+from pipelines.duplicates import IDS
+from pipelines.index import code_tables, files, layout, versions
+from pipelines.index.code_tables import CodeRows
+from pipelines.index.manifest import DataFile, Manifest, Partition, Table
+from pipelines.run import THREADS
+from pipelines.shards import MAX_UNIT_ROWS
+
+# Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
+#
+# CPU seconds (user and system) of builds of `python -m benchmarks.build_codes`: 15.4 for 10 million and 4.8 for 2
+# million codes of 64 bits (3 tables each), 24.7 and 7.3 for 128 bits (6 and 7 tables), 2.2 of each for starting; 22.1
+# and 30.1 for 10 million of 128 bits in 4 and 8 tables, on a busy machine. These figures fit them within 8 %.
+ROW_SECONDS, CODE_BYTE_SECONDS = 0.4e-6, 0.04e-6  # of a row: read, its id compared, its images part written
+TABLE_ROW_SECONDS = 0.2e-6  # of a row, in every table: cut, sorted, written
+# Making, coding and gathering a block of 1 to 20 rows took 37 to 39 us; a GroupByKey some 4 us for an element.
+BLOCK_SECONDS = 42e-6
+# Whole builds of 789 emoji: `python -m benchmarks.build --images examples/catalogue/index-fluent-0000[01].tar.gz
+# --rounds 1`, at 224 px.
+IMAGES_PER_CORE_SECOND = 37.0
+# Most memory of whole builds of 10 million codes in files of 5 million rows, two at once: 1.39 GB for 64 bits, 2.08 GB
+# for 128; in files of 1.25 million rows, where reading 2 million rows takes most: 0.98 and 1.10 GB.
+CODES_WORKER_BYTES = 0.27e9  # before it has any rows
+IMAGES_WORKER_BYTES = 1.0e9  # with the default model loaded and at work on one thread at 224 px
+SORTED_ROW_BYTES, SORTED_CODE_BYTES = 43, 8.6  # of a row that is sorted and written, and for each byte of its code
+READ_ROW_BYTES = 400  # of a row of codes that are read
+COMPARED_ID_BYTES = 42  # 4 million ids in a bucket, 167 MB more than before
+# Bytes of a row of images parts without its code: the embedded catalogue's 3,195 rows, with labels and captions; and
+# of `benchmarks.build_codes`.
+IMAGE_ROW_BYTES, CODES_ROW_BYTES = 48, 10
+ID_LETTERS = 16
+REFERENCE_BYTES = 106  # of an element that names a block in a bucket, as Beam codes it
+ELEMENT_BYTES = 20  # of an element around a block that it holds
+UNIT_GRAPH_BYTES = 55  # a unit's share of the job's graph, in a bucket, where its state is with it
+PARTITION_GRAPH_BYTES, PART_GRAPH_BYTES = 73, 58  # of a partition file and, where ids ask, of an images part
+
+NEIGHBOURS = 10  # nearest answers asked for
+QUERIES = 1000  # asked at once
+CLUSTER_ROWS, FLIPPED = 200, 0.06  # as the benchmarks draw codes
+SAMPLED_ROWS = 4 * files.ROW_GROUP_ROWS  # written to see what a row takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What is to be built.
+
+    Args:
+        rows: images, all indexed.
+        spec: the code spec.
+        from_codes: whether codes are given, so that nothing is decoded and encoded.
+        unit_rows: records of a work unit; None for as many as builds put in one of Parquet.
+        partition_rows: rows a partition file should not exceed.
+        images_per_core_second: that are read, decoded and encoded.
+    """
+
+    rows: int
+    spec: CodeSpec
+    from_codes: bool = False
+    unit_rows: int | None = None
+    partition_rows: int = PARTITION_ROWS
+    images_per_core_second: float = IMAGES_PER_CORE_SECOND
+
+    def __post_init__(self) -> None:
+        """Raises InputError where there is nothing to plan."""
+        for name in ('rows', 'unit_rows', 'partition_rows', 'images_per_core_second'):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f'{name.replace("_", " ")} are {value:g}; more than 0 are needed')
+
+    @property
+    def units(self) -> int:
+        """Work units, each with its images part."""
+        return math.ceil(self.rows / (self.unit_rows or (UNIT_ROWS if self.from_codes else MAX_UNIT_ROWS)))
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows of an images part."""
+        return math.ceil(self.rows / self.units)
+
+    @property
+    def substrings(self) -> tuple[layout.Substring, ...]:
+        """One per table."""
+        return layout.cut_substrings(self.spec, self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableScale:
+    """One table: its substring, partitions, files, rows of the largest file, bytes of all, most files of a prefix."""
+
+    substring: layout.Substring
+    partitions: int
+    files: int
+    file_rows: int
+    bytes: float
+    files_per_prefix: int
+
+
+def plan_tables(scale: Scale) -> list[TableScale]:
+    """The tables of evenly spread codes."""
+    return [_plan_table(scale, substring) for substring in scale.substrings]
+
+
+def _plan_table(scale: Scale, substring: layout.Substring) -> TableScale:
+    histogram = even_histogram(scale.rows, substring.bits)
+    prefixes = layout.cut_prefixes(histogram, scale.partition_rows)
+    counts = layout.part_counts(histogram, prefixes, scale.partition_rows)
+    rows = layout.prefix_rows(histogram, prefixes)
+    return TableScale(
+        substring,
+        partitions=len(prefixes),
+        files=int(counts[rows > 0].sum()),
+        file_rows=int(np.ceil(rows / counts).max()),
+        bytes=scale.rows * table_row_bytes(scale, substring, int(np.ceil(rows / counts).max())),
+        files_per_prefix=int(counts.max()),
+    )
+
+
+def even_histogram(rows: int, bits: int) -> NDArray[np.int64]:
+    """What `layout.key_histogram` counts of `rows` codes that are spread as evenly as they can be.
+
+    >>> even_histogram(6, 2).tolist()
+    [1, 2, 1, 2]
+    """
+    values = 1 << min(bits, layout.HISTOGRAM_BITS)
+    return np.diff(np.arange(values + 1) * rows // values)
+
+
+def table_row_bytes(scale: Scale, substring: layout.Substring, file_rows: int) -> float:
+    """Bytes of a row in a partition file of so many rows, by writing the beginning of one with random keys and rows."""
+    rng = np.random.default_rng(0)
+    count = min(file_rows, SAMPLED_ROWS)
+    values = max(round(count * 2**substring.bits / scale.rows), 1)  # under which so many rows are
+    keys = rng.integers(values, size=count)
+    rows = (rng.integers(scale.units, size=count) << 32) + rng.integers(scale.rows_per_unit, size=count)
+    codes = np.zeros((count, scale.spec.num_bytes), np.uint8)  # stored as they are, whatever they are
+    content = files.table_bytes(CodeRows.sorted(keys, codes, rows).to_table(), **code_tables.PARTITION_OPTIONS)
+    return len(content) / count
+
+
+def images_bytes(scale: Scale) -> float:
+    """Bytes of all images parts."""
+    return scale.rows * ((CODES_ROW_BYTES if scale.from_codes else IMAGE_ROW_BYTES) + scale.spec.num_bytes)
+
+
+def manifest_bytes(scale: Scale, tables: Sequence[TableScale]) -> int:
+    """Bytes of the manifest, from those of manifests with no file, one images part, and one partition."""
+    listed = DataFile('', scale.rows_per_unit, round(images_bytes(scale) / scale.units), 'f' * 32)
+    image = dataclasses.replace(listed, path=versions.images_path(scale.units))
+    path = versions.codes_path(0, '0' * layout.HISTOGRAM_BITS, 0)
+    partition = Partition(0, '0' * layout.HISTOGRAM_BITS, (dataclasses.replace(listed, path=path),))
+
+    def size(images: Sequence[DataFile] = (), partitions: Sequence[Partition] = ()) -> int:
+        of_tables = [Table(t.substring, (1 / 3,) * (t.substring.bits + 1), ()) for t in tables]
+        of_tables[0] = dataclasses.replace(of_tables[0], partitions=tuple(partitions))
+        made = Manifest('', '', scale.spec, {}, tuple(of_tables), tuple(images), (), listed, {}, {}, listed)
+        return len(made.dumps())
+
+    partitions = sum(t.files for t in tables)
+    return size() + scale.units * (size([image]) - size()) + partitions * (size((), [partition]) - size())
+
+
+# What is shuffled
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks of rows between two steps (`pipelines/blocks.py`).
+
+    Args:
+        count: how many, each an element of a GroupByKey.
+        rows: in each.
+        shuffled: bytes that the runner shuffles.
+        staged: bytes that wait in files instead; then each block is read by itself.
+    """
+
+    count: float
+    rows: float
+    shuffled: float
+    staged: float
+
+    @classmethod
+    def cut(cls, units: int, rows: int, groups: int, batch: Callable[[int], pa.RecordBatch]) -> Blocks:
+        """Those of so many units, whose rows each go to one of the groups by chance.
+
+        Args:
+            units, rows: work units, or runs of them, and rows of each.
+            groups: partition files of a table, or buckets of ids.
+            batch: so many rows as they are sent.
+        """
+        reached = groups * -math.expm1(rows * math.log1p(-1 / groups)) if groups > 1 else 1.0
+        size = batch(math.ceil(rows / reached)).serialize().size
+        if reached * size <= INLINE_BYTES:
+            return cls(units * reached, rows / reached, units * reached * (size + ELEMENT_BYTES), 0)
+        return cls(units * reached, rows / reached, units * reached * REFERENCE_BYTES, units * reached * size)
+
+
+def id_blocks(scale: Scale) -> Blocks:
+    """Ids on their way to the buckets in which duplicates are found."""
+
+    def batch(rows: int) -> pa.RecordBatch:
+        columns = [pa.array(np.zeros(rows, np.uint32)), pa.array(['x' * ID_LETTERS] * rows)]
+        return pa.RecordBatch.from_arrays(columns, schema=IDS)
+
+    return Blocks.cut(scale.units, scale.rows_per_unit, id_buckets(scale), batch)
+
+
+def id_buckets(scale: Scale) -> int:
+    """Buckets of ids, as `build_index.put_ids` counts them."""
+    return min(max(ID_BUCKETS[0] * scale.units, ID_BUCKETS[0]), ID_BUCKETS[1])
+
+
+def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
+    """Codes on their way to the partition files of each table, from runs of units."""
+    schema = rows_schema(scale.spec)
+
+    def batch(rows: int) -> pa.RecordBatch:
+        codes = code_tables.codes_to_arrow(np.zeros((rows, scale.spec.num_bytes), np.uint8))
+        return pa.RecordBatch.from_arrays([pa.array(np.zeros(rows, np.int64)), codes], schema=schema)
+
+    runs = math.ceil(scale.units / parts_in_run(scale.units, scale.rows))
+    return [Blocks.cut(runs, math.ceil(scale.rows / runs), table.files, batch) for table in tables]
+
+
+# What a query visits
+
+
+def expected_candidates(scale: Scale, cluster_rows: int = 0) -> float:
+    """Rows that one of `QUERIES` queries for `NEIGHBOURS` visits, in the mean, if it knows how far the last of them is.
+
+    The model: codes lie around uniform centres, so many around each, from which `FLIPPED` of their bits differ, and
+    queries are such codes. Segments weigh 1 each. Radii are chosen as `SearchPlan` does.
+
+    Args:
+        scale: what is asked.
+        cluster_rows: codes around a centre; 0 for uniform codes.
+    """
+    rows, bits, tables = scale.rows, scale.spec.bits, scale.substrings
+    near = min(cluster_rows / rows, 1)
+    shares = [near * _within(s.bits, 2 * FLIPPED * (1 - FLIPPED)) + (1 - near) * _within(s.bits, 0.5) for s in tables]
+    costs = [
+        layout.probe_costs(share.tolist(), s.bits, rows)
+        + layout.reading_costs(s.bits, rows, files.ROW_GROUP_ROWS, QUERIES)
+        for share, s in zip(shares, tables, strict=True)
+    ]
+    expected = 0.0
+    for flips, chance in enumerate(_binomial(bits, FLIPPED)):  # of a query's own bits
+        of_cluster = np.cumsum(np.convolve(_binomial(bits - flips, FLIPPED), _binomial(flips, 1 - FLIPPED)))
+        within = rows * (near * of_cluster + (1 - near) * _within(bits, 0.5))
+        bound = int(np.searchsorted(within, min(NEIGHBOURS, rows) * (1 - 1e-9)))
+        radii = layout.choose_radii(costs, [1] * len(tables), bound, float(costs[0][-1]))
+        visited = sum(float(share[r]) for share, r in zip(shares, radii, strict=True) if r != layout.NOT_PROBED)
+        expected += chance * rows * visited
+    return expected
+
+
+def _binomial(bits: int, chance: float) -> NDArray[np.float64]:
+    """Chances of 0, 1, ..., bits."""
+    return np.array([math.comb(bits, n) * chance**n * (1 - chance) ** (bits - n) for n in range(bits + 1)])
+
+
+def _within(bits: int, chance: float) -> NDArray[np.float64]:
+    """Chances of at most 0, 1, ..., bits."""
+    return np.minimum(np.cumsum(_binomial(bits, chance)), 1)
+
+
+# All of it
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalePlan:
+    """What a `Scale` takes; see its functions for each part."""
+
+    scale: Scale
+    tables: list[TableScale]
+    ids: Blocks
+    codes: list[Blocks]
+    manifest_bytes: int
+    uniform_candidates: float
+    clustered_candidates: float
+
+    @classmethod
+    def of(cls, scale: Scale) -> ScalePlan:
+        """Plan everything."""
+        tables = plan_tables(scale)
+        return cls(
+            scale,
+            tables,
+            id_blocks(scale),
+            code_blocks(scale, tables),
+            manifest_bytes(scale, tables),
+            expected_candidates(scale),
+            expected_candidates(scale, CLUSTER_ROWS),
+        )
+
+    @property
+    def blocks(self) -> list[Blocks]:
+        """Of ids and of every table."""
+        return [self.ids, *self.codes]
+
+    @property
+    def table_files(self) -> int:
+        """Partition files of all tables."""
+        return sum(table.files for table in self.tables)
+
+    @property
+    def table_bytes(self) -> float:
+        """Bytes of all tables."""
+        return sum(table.bytes for table in self.tables)
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of the version, but for its model, its rejects, and the list of its inputs."""
+        sample = min(self.scale.rows, SAMPLE_ROWS) * (
+            images_bytes(self.scale) / self.scale.rows + 8
+        )  # with row numbers
+        return self.table_bytes + images_bytes(self.scale) + self.manifest_bytes + sample
+
+    @property
+    def staged_bytes(self) -> float:
+        """Bytes of files that are written on the way and deleted: images parts with duplicates, and blocks."""
+        return images_bytes(self.scale) + sum(b.staged for b in self.blocks)
+
+    @property
+    def staged_files(self) -> int:
+        """How many files these are: images, rejects and ids of each unit, and the codes of each run by table."""
+        runs = math.ceil(self.scale.units / parts_in_run(self.scale.units, self.scale.rows))
+        return self.scale.units * (2 + (self.ids.staged > 0)) + runs * sum(b.staged > 0 for b in self.codes)
+
+    @property
+    def compared_bytes(self) -> float:
+        """Memory of a bucket of ids in which duplicates are found."""
+        return self.scale.rows / id_buckets(self.scale) * COMPARED_ID_BYTES
+
+    @property
+    def build_graph_bytes(self) -> float:
+        """The work units in the graph of the build job."""
+        return self.scale.units * UNIT_GRAPH_BYTES
+
+    @property
+    def query_graph_bytes(self) -> float:
+        """The files in the graph of a query job with `--ids`; images parts are not in those of others."""
+        return self.table_files * PARTITION_GRAPH_BYTES + self.scale.units * PART_GRAPH_BYTES
+
+    @property
+    def range_reads(self) -> float:
+        """Requests for blocks in files."""
+        return sum(b.count for b in self.blocks if b.staged)
+
+    @property
+    def encoding_hours(self) -> float:
+        """Core-hours of reading, decoding and encoding images."""
+        return 0 if self.scale.from_codes else self.scale.rows / self.scale.images_per_core_second / 3600
+
+    @property
+    def indexing_hours(self) -> float:
+        """Core-hours of all else, but for waiting for files."""
+        scale = self.scale
+        per_row = ROW_SECONDS + CODE_BYTE_SECONDS * scale.spec.num_bytes + TABLE_ROW_SECONDS * len(self.tables)
+        return (scale.rows * per_row + sum(b.count for b in self.blocks) * BLOCK_SECONDS) / 3600
+
+    @property
+    def worker_bytes(self) -> float:
+        """Memory of a worker process of one core: before it has any rows, and in the step that holds most."""
+        scale = self.scale
+        sorting = max(t.file_rows for t in self.tables) * (SORTED_ROW_BYTES + SORTED_CODE_BYTES * scale.spec.num_bytes)
+        reading = scale.rows_per_unit * READ_ROW_BYTES if scale.from_codes else 0
+        base = CODES_WORKER_BYTES if scale.from_codes else IMAGES_WORKER_BYTES
+        return base + max(THREADS * sorting, THREADS * self.compared_bytes, reading)
