@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 MOST_MEMORY = 2 << 30  # bytes per worker
 MOST_SECONDS = 10  # per picture
-TIMEOUT = 150  # for all
+TIMEOUT = 300  # for all
 REASONS = {images.EMPTY, images.NOT_AN_IMAGE, images.TRUNCATED, images.TOO_MANY_PIXELS, images.TOO_COSTLY}
 REASONS |= {images.UNSUPPORTED_MODE}
 
