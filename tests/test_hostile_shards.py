@@ -303,6 +303,17 @@ def test_metadata_and_member_headers_have_a_limit(tmp_path, monkeypatch):
     assert 'a member header of 606 bytes; the limit is 600' in reject.detail
 
 
+def test_a_size_beyond_the_end_of_a_tar_is_not_skipped_block_by_block(tmp_path):
+    path = tmp_path / 'a.tar'
+    path.write_bytes(with_size(tar_of(('a.webp', DATA), ('b.webp', DATA)), b'\x80' + b'\x7f' * 11))
+    (unit,) = list_units([str(path)], ReadOptions())
+    (reject,) = read_unit(unit, ReadOptions())
+    assert (reject.reason, reject.detail) == (
+        records.BROKEN_SHARD,
+        'after 0 records: the archive ends within a member',
+    )
+
+
 def test_large_records_go_in_small_batches(monkeypatch):
     monkeypatch.setattr(encode, 'BATCH_BYTES', 250)
     sizes = [100, 100, 100, 300, 10, *[1] * 12]
