@@ -27,6 +27,7 @@ _TILE_TAGS = 322, 323  # width, length
 _TIFF_HEADERS = b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'  # little- and big-endian; + is BigTIFF
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _JPEG_MARKER = re.compile(rb'\xff[^\0\1\xff\xd0-\xd8]', re.DOTALL)  # with a length, but the end
+_SCAN, _END = 0xDA, 0xD9
 _NEXT_EXIF = re.compile(rb'\xff\xe1..Exif\0\0', re.DOTALL)
 
 
@@ -52,6 +53,7 @@ def cost_problem(data: bytes) -> str | None:
     if data.startswith(b'\xff\xd8'):
         if data.count(b'\xff\xda') > MAX_SCANS and (scans := jpeg_scans(data)) > MAX_SCANS:
             return f'{scans} scans; the limit is {MAX_SCANS}'
+        data = data[: next((at for kind, at in jpeg_segments(data) if kind == _SCAN), None)]  # EXIF is in the header
         if data.count(b'Exif\0\0') > 1:  # Pillow joins them
             data = _NEXT_EXIF.sub(b'', data)
     elif data.startswith(b'GIF8'):
@@ -71,14 +73,15 @@ def cost_problem(data: bytes) -> str | None:
 
 def jpeg_scans(data: bytes) -> int:
     """The scans of a JPEG; not of its preview, nor of what follows it, such as the video of a moving picture."""
-    scans, at = 0, 2
-    while match := _JPEG_MARKER.search(data, at):
-        at, kind = match.end(), match[0][1]
-        if kind == 0xD9:  # the end
-            break
-        scans += kind == 0xDA
-        at += int.from_bytes(data[at : at + 2], 'big')
-    return scans
+    return sum(kind == _SCAN for kind, _ in jpeg_segments(data))
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Kind and place of the segments of a JPEG up to its end."""
+    at = 2
+    while (match := _JPEG_MARKER.search(data, at)) and match[0][1] != _END:
+        yield match[0][1], match.start()
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], 'big')
 
 
 def icon_sizes(data: bytes) -> Iterator[int]:

@@ -21,6 +21,8 @@ from make_index import (
 )
 
 from hashing_model.code_spec import CodeSpec
+from pipelines import records, shards
+from pipelines.__main__ import main
 from pipelines.index import files, versions
 from pipelines.index.on_demand import search_on_demand
 from pipelines.index.plan import plan_search
@@ -178,6 +180,37 @@ def test_a_failed_build_leaves_nothing_in_the_bucket(bucket, tmp_path):
     assert done.returncode == 1
     assert f'cannot read {BUCKET}/bad/codes-1.parquet' in done.stderr.splitlines()[-1]
     assert [name for name in names_in(bucket, 'failed/') if name and not name.endswith('/')] == []
+
+
+def test_objects_that_vanish_between_listing_and_reading(bucket, tmp_path, monkeypatch, capsys):
+    """A picture is one reject; a shard fails the build, and what is served stays served."""
+    pictures = catalogue_pictures(40)
+    for number, (_, data) in enumerate(pictures[:5]):
+        bucket.blob(f'vanishing/loose/{number}.webp').upload_from_string(data)
+    write_tar(tmp_path / 'shard.tar', tar_members(pictures[5:]))
+    bucket.blob('vanishing/shard.tar').upload_from_filename(str(tmp_path / 'shard.tar'))
+    hand_model(pictures).save(tmp_path / 'model')
+    index, list_inputs, vanishing = f'{BUCKET}/vanished', shards.list_inputs, []
+
+    def list_then_delete(*arguments):
+        found = list_inputs(*arguments)
+        for name in vanishing:
+            bucket.blob(name).delete()
+        return found
+
+    monkeypatch.setattr(shards, 'list_inputs', list_then_delete)
+    command = ['build', '--images', f'{BUCKET}/vanishing', '--model', f'{tmp_path}/model', '--index', index, *BEAM]
+    vanishing.append('vanishing/loose/3.webp')
+    assert main(command) == 0
+    manifest = versions.read_manifest(index)
+    assert (manifest.rows, manifest.counters['reasons']) == (39, {records.UNREADABLE_FILE: 1})
+    before = [name for name in names_in(bucket, 'vanished/') if not name.endswith('/')]
+    vanishing[:] = ['vanishing/shard.tar']
+    capsys.readouterr()
+    assert main(command) == 1
+    assert f'grainhash: error: cannot read {BUCKET}/vanishing/shard.tar: ' in capsys.readouterr().err
+    assert [name for name in names_in(bucket, 'vanished/') if not name.endswith('/')] == before
+    assert main(['verify', index]) == 0
 
 
 def test_a_failed_rebuild_leaves_the_versions_before(bucket, tmp_path):

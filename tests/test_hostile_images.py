@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 MOST_MEMORY = 2 << 30  # bytes per worker
 MOST_SECONDS = 10  # per picture
-TIMEOUT = 150  # for all
+TIMEOUT = 300  # for all
 REASONS = {images.EMPTY, images.NOT_AN_IMAGE, images.TRUNCATED, images.TOO_MANY_PIXELS, images.TOO_COSTLY}
 REASONS |= {images.UNSUPPORTED_MODE}
 
@@ -142,7 +142,7 @@ def test_all_are_decoded_or_refused_in_bounded_time_and_memory(pictures, capsys)
 
 
 @pytest.mark.parametrize('options', [(), TWO_PROCESSES], ids=['threads', 'two processes'])
-def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(pictures, options):
+def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(pictures, options, capsys):
     before, index = listing(pictures), pictures / 'index'
     given = ('--images', pictures / 'pictures', '--model', pictures / 'model', '--index', index)
     code, _, err, memory = run_measured([sys.executable, '-m', 'pipelines', 'build', *given, *options], pictures)
@@ -150,6 +150,8 @@ def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(pictures, optio
     counters = check_counts(index, len(list((pictures / 'pictures').iterdir())))
     assert counters['rejected'] > 1_000
     assert set(counters['reasons']) == REASONS
+    with capsys.disabled():
+        print(f'\nmost memory of a worker: {memory / 2**20:.0f} MiB')
     assert memory < MOST_MEMORY
     assert len(err.splitlines()) < 20, 'one line per bad picture is too much'
     after = listing(pictures)

@@ -14,8 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.codes import to_words
-from pipelines.index import files
+from pipelines.index import files, versions
 from pipelines.index.manifest import DataFile
+
+REMOVED = 'the version was removed after it was opened; open the index again'
 
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
@@ -97,10 +99,20 @@ def read_file(folder: str, file: DataFile, columns: Sequence[str] | None = None)
         OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
     """
     path = files.join(folder, file.path)
-    table = files.read_table(path, columns)
+    try:
+        table = files.read_table(path, columns)
+    except OSError as e:
+        if was_removed(folder, e.__cause__):
+            raise OSError(f'cannot read {path}: {REMOVED}') from e
+        raise
     if len(table) != file.rows:
         raise OSError(f'{path} has {len(table)} rows; the manifest says {file.rows}')
     return table
+
+
+def was_removed(folder: str, error: BaseException | None) -> bool:
+    """Whether a file cannot be read because the version has been pruned: its manifest goes first."""
+    return isinstance(error, FileNotFoundError) and not files.exists(files.join(folder, versions.MANIFEST_PATH))
 
 
 def codes_to_arrow(codes: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:

@@ -110,7 +110,8 @@ def opened(folder: str, file: DataFile) -> Iterator[pq.ParquetFile]:
                 yield parquet
                 return
     except (pa.ArrowInvalid, OSError) as e:
-        raise OSError(f'cannot read {uri}: {e}') from e
+        reason = code_tables.REMOVED if code_tables.was_removed(folder, e) else e
+        raise OSError(f'cannot read {uri}: {reason}') from e
     raise OSError(f'{uri} has {parquet.metadata.num_rows} rows; the manifest says {file.rows}')
 
 
