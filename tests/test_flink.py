@@ -188,7 +188,7 @@ def codes(tmp_path_factory):
     pattern = write_code_files(folder, made, 8)
     asked = flip_bits(made[:100], SPEC, 0.05)
     questions = write_codes(folder / 'questions.parquet', [f'question {i}' for i in range(len(asked))], asked)
-    reading = '--codes', pattern, '--segments', SEGMENTS, '--partition-rows', PARTITION_ROWS
+    reading = '--codes', pattern, '--segments', SEGMENTS, '--partition-rows', PARTITION_ROWS, '--no-gate'
     return folder, reading, ('--codes', questions)
 
 
