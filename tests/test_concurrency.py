@@ -22,7 +22,7 @@ MOVES, KEEP = 50, 3
 
 # Opens and asks until a file appears; prints a line of JSON for each: version, distances, ids, what went wrong.
 READER = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import numpy as np
 from pipelines.index import LocalIndex
@@ -31,6 +31,7 @@ index, queries, ending, in_memory = sys.argv[1], np.load(sys.argv[2]), Path(sys.
 while not ending.exists():
     opened = LocalIndex.open(index, in_memory=in_memory)
     for _ in range(3):
+        time.sleep(0.05)  # let others have the processor
         distances = ids = error = None
         try:
             found = opened.search(queries, k=1)
