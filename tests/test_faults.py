@@ -34,7 +34,7 @@ def built(tmp_path):
     """Codes, an index of them, and a command that builds it again."""
     codes = make_codes('clustered', 900, SPEC)
     pattern, index = write_code_files(tmp_path, codes, 3), tmp_path / 'index'
-    command = ['build', '--codes', pattern, '--index', str(index), '--partition-rows', '100']
+    command = ['build', '--full', '--codes', pattern, '--index', str(index), '--partition-rows', '100']
     succeed(*command)
     return index, codes, command
 
@@ -166,7 +166,7 @@ def pictures(tmp_path):
     write_tar(tmp_path / 'in' / 'shard.tar', tar_members(found[10:]))
     hand_model(found).save(tmp_path / 'model')
     index = tmp_path / 'index'
-    command = ['build', '--images', f'{tmp_path}/in', '--model', f'{tmp_path}/model', '--index', str(index)]
+    command = ['build', '--full', '--images', f'{tmp_path}/in', '--model', f'{tmp_path}/model', '--index', str(index)]
     succeed(*command)
     return tmp_path / 'in', index, command
 

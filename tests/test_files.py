@@ -142,7 +142,7 @@ def test_files_that_are_no_tables_are_named(tmp_path):
 
 
 def test_without_credentials_for_google_a_bucket_is_refused_at_once(tmp_path, monkeypatch):
-    for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'CLOUD_STORAGE_EMULATOR_ENDPOINT'):
+    for name in ('GOOGLE_APPLICATION_CREDENTIALS', 'CLOUD_STORAGE_EMULATOR_ENDPOINT', 'STORAGE_EMULATOR_HOST'):
         monkeypatch.delenv(name, raising=False)
     for name, value in {'NO_GCE_CHECK': 'true', 'CLOUDSDK_CONFIG': str(tmp_path), 'HOME': str(tmp_path)}.items():
         monkeypatch.setenv(name, value)

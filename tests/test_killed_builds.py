@@ -195,7 +195,7 @@ def test_a_killed_build_of_images_harms_nothing(zygote, tmp_path):
     hand_model(pictures).save(tmp_path / 'model')
     index = tmp_path / 'index'
     options = ('--images', tmp_path / '*.tar', '--model', tmp_path / 'model', '--index', index)
-    command = ['build', *map(str, options)]
+    command = ['build', '--full', *map(str, options)]
     code, duration = zygote(command, index)
     assert code == 0
     clean, served = data_bytes(index), versions.current_version(str(index))

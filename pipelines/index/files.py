@@ -69,7 +69,7 @@ def check_google_credentials() -> None:
     Raises:
         InputError: there are none.
     """
-    if 'CLOUD_STORAGE_EMULATOR_ENDPOINT' in os.environ:
+    if {'STORAGE_EMULATOR_HOST', 'CLOUD_STORAGE_EMULATOR_ENDPOINT'} & os.environ.keys():
         return
     from google.auth import default, exceptions
 
