@@ -516,9 +516,9 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     written = collections.Counter()
     write = files.write_bytes
 
-    def write_and_count(uri, content):
+    def write_and_count(uri, content, **options):
         written[os.path.relpath(uri, tmp_path)] += 1
-        return write(uri, content)
+        return write(uri, content, **options)
 
     monkeypatch.setattr(files, 'write_bytes', write_and_count)
     monkeypatch.setattr(blocks, 'INLINE_BYTES', 10_000)
