@@ -95,7 +95,13 @@ class QueryConfig:
 
 @functools.lru_cache(maxsize=1)
 def _read_manifest(index: str, version: str) -> Manifest:
-    return versions.read_manifest(index, version)
+    try:
+        return versions.read_manifest(index, version)
+    except InputError as e:
+        folder = versions.version_folder(index, version)
+        if not files.exists(files.join(folder, versions.MANIFEST_PATH)):  # it was there when the command began
+            raise OSError(f'cannot read {folder}: {code_tables.REMOVED}') from e
+        raise
 
 
 @dataclasses.dataclass(frozen=True)

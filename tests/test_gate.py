@@ -564,9 +564,9 @@ def test_a_partition_damaged_after_it_was_written_fails_the_gate(tmp_path, monke
     """The manifest has the size and the digest of what should have been written."""
     write = files.write_bytes
 
-    def damage(uri, content):
+    def damage(uri, content, **options):
         if '/codes/table=0/prefix=1/' not in uri:
-            return write(uri, content)
+            return write(uri, content, **options)
         damaged = bytearray(content)
         if place == 'footer':
             damaged[-4:] = b'PAR2'
@@ -574,7 +574,7 @@ def test_a_partition_damaged_after_it_was_written_fails_the_gate(tmp_path, monke
             column = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0).column(1)
             end = column.data_page_offset + column.total_compressed_size
             damaged[end - 100 : end] = bytes(100)  # 50 codes of 2 bytes
-        return write(uri, bytes(damaged))
+        return write(uri, bytes(damaged), **options)
 
     monkeypatch.setattr(files, 'write_bytes', damage)
     code, manifest = build_codes(tmp_path, uniform(300))
