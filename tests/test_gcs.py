@@ -199,7 +199,8 @@ def test_objects_that_vanish_between_listing_and_reading(bucket, tmp_path, monke
         return found
 
     monkeypatch.setattr(shards, 'list_inputs', list_then_delete)
-    command = ['build', '--images', f'{BUCKET}/vanishing', '--model', f'{tmp_path}/model', '--index', index, *BEAM]
+    build = ['build', '--images', f'{BUCKET}/vanishing', '--model', f'{tmp_path}/model', '--index', index, *BEAM]
+    command = [*build, '--full', '--no-gate']  # what is as it was listed before would be taken over unread
     vanishing.append('vanishing/loose/3.webp')
     assert main(command) == 0
     manifest = versions.read_manifest(index)

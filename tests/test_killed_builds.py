@@ -84,7 +84,7 @@ def test_a_killed_build_harms_nothing_and_is_pruned(point, built):
     folder, codes = built
     index = folder / 'index'
     served, before, bytes_before = versions.current_version(str(index)), answers(folder, codes), data_bytes(index)
-    command = [sys.executable, '-c', DYING, point, *build_command(folder)]
+    command = [sys.executable, '-c', DYING, point, *build_command(folder), '--full']
     died = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=100, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     left = set(index.rglob('*.tmp'))
@@ -164,10 +164,10 @@ def test_builds_killed_at_random_moments_harm_nothing(zygote, tmp_path):
     clean, expected = data_bytes(index), answers(tmp_path, codes)
     (code, duration), killed = zygote(command, index), 0
     assert code == 0
-    for moment in np.random.default_rng(11).uniform(0, 1, 20) * duration:
+    for number, moment in enumerate(np.random.default_rng(11).uniform(0, 1, 20) * duration):
         time.sleep(1)  # versions finished in the same second are not told apart
         served = versions.current_version(str(index))
-        code, _ = zygote(command, index, moment)
+        code, _ = zygote([*command, *(['--full'] if number % 2 else [])], index, moment)
         killed += code == -signal.SIGKILL
         finished = {f.version for f in versions.list_versions(str(index)) if f.state == 'finished'}
         assert versions.current_version(str(index)) in ({served} if code else finished - {served})
@@ -179,7 +179,8 @@ def test_builds_killed_at_random_moments_harm_nothing(zygote, tmp_path):
         succeed('prune', index, '--keep', 1, '--older-than', 0)
         version = versions.current_version(str(index))
         folders = {f'versions/{version}/{folder}' for path in clean for folder in parents(path)}
-        whole = {f'versions/{version}/{path}' for path in (*clean, 'manifest.json')} | folders
+        whole = {f'versions/{version}/{path}' for path in (*clean, 'build.json', 'manifest.json', 'quality.json')}
+        whole |= folders
         assert everything(index) == sorted({'CURRENT', 'CURRENT.lock', 'versions', f'versions/{version}', *whole})
     assert killed >= 15
 
