@@ -62,7 +62,7 @@ from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.shards import WorkUnit, read_unit
 
 FRESH, TAKEN, LEFT = range(3)  # ids of a unit that was read, or taken over from the base; of a base part that was not
-ID_BUCKETS = 16, 512  # at least and at most, 16 a unit between: a few 100,000 ids fit the processor's cache
+ID_BUCKETS = 16, 512  # at least and at most
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 
 log = logging.getLogger(__name__)
@@ -239,11 +239,19 @@ def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> tuple[Stag
     return Staged(unit.number, uris[0], len(images), uris[1], base.records_read[part], origin, True), images
 
 
+def id_buckets(units: int, from_codes: bool) -> int:
+    """How many buckets ids are compared in: a few 100,000 ids fit the processor's cache, and each bucket has its cost.
+
+    A unit of codes has up to 2 million ids, one of images up to 10,000.
+    """
+    return min(max(16 * units if from_codes else units, ID_BUCKETS[0]), ID_BUCKETS[1])
+
+
 def put_ids(
     images: pa.Table, number: int, kind: int, config: BuildConfig, uri: str
 ) -> Iterator[tuple[int, tuple[int, int, Block]]]:
     """The ids of a unit or part by bucket, to be compared: (bucket, (kind, number, block))."""
-    buckets = min(max(16 * config.unit_count, ID_BUCKETS[0]), ID_BUCKETS[1])
+    buckets = id_buckets(config.unit_count, from_codes=config.model is None)
     split = list(split_ids(images['image_id'], buckets, contents(images) if config.base else None))
     for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
         yield bucket, (kind, number, block)

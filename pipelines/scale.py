@@ -20,7 +20,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, parts_in_run, rows_schema
 from pipelines.blocks import INLINE_BYTES
-from pipelines.build_index import ID_BUCKETS
+from pipelines.build_index import id_buckets
 from pipelines.code_files import UNIT_ROWS
 from pipelines.duplicates import IDS
 from pipelines.index import code_tables, files, layout, versions
@@ -224,12 +224,7 @@ def id_blocks(scale: Scale) -> Blocks:
         columns = [pa.array(np.zeros(rows, np.uint32)), pa.array(['x' * ID_LETTERS] * rows)]
         return pa.RecordBatch.from_arrays(columns, schema=IDS)
 
-    return Blocks.cut(scale.units, scale.rows_per_unit, id_buckets(scale), batch)
-
-
-def id_buckets(scale: Scale) -> int:
-    """Buckets of ids, as `build_index.put_ids` counts them."""
-    return min(max(ID_BUCKETS[0] * scale.units, ID_BUCKETS[0]), ID_BUCKETS[1])
+    return Blocks.cut(scale.units, scale.rows_per_unit, id_buckets(scale.units, scale.from_codes), batch)
 
 
 def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
@@ -352,7 +347,7 @@ class ScalePlan:
     @property
     def compared_bytes(self) -> float:
         """Memory of a bucket of ids in which duplicates are found."""
-        return self.scale.rows / id_buckets(self.scale) * COMPARED_ID_BYTES
+        return self.scale.rows / id_buckets(self.scale.units, self.scale.from_codes) * COMPARED_ID_BYTES
 
     @property
     def build_graph_bytes(self) -> float:
