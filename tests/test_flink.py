@@ -46,7 +46,7 @@ FINISHED = {  # what an engine logs of a job
     'Prism': r'PrismRunner: pipeline done!',
 }
 MEMORY = '--job_server_jvm_properties=-Xmx2g'
-JOB_SECONDS = 240  # of which a job takes a tenth; a hanging one never ends by itself
+JOB_SECONDS = 480  # of which a job takes a tenth on a quiet machine; a hanging one never ends by itself
 
 
 def run(*command, seconds=JOB_SECONDS, **more):
