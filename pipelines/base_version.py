@@ -103,9 +103,9 @@ def check_base(
     Raises:
         InputError: they may not; the message says what differs.
     """
-    found, wanted = ((m or {}).get('fingerprint', 'none')[:12] for m in (manifest.model, model))
+    found, wanted = ((m or {}).get('fingerprint', 'none') for m in (manifest.model, model))
     if found != wanted:
-        raise InputError(f'its model is {found}, and this build has {wanted}')
+        raise InputError(f'its model is {found[:12]}, and this build has {wanted[:12]}')
     if manifest.spec != spec:
         raise InputError('its codes have other segments')
     for name in CODING_LIBRARIES if model else CODING_LIBRARIES[:1]:
@@ -206,9 +206,13 @@ def with_base_parts(units: Sequence[WorkUnit], base: Base, options: ReadOptions)
 
 
 def read_images(base: Base, part: int, columns: Sequence[str]) -> pa.Table | None:
-    """Some columns of an images part; None, after a warning, if its file or that of its rejects is damaged."""
+    """Some columns of an images part; None, after a warning, if its file or its rejects' is damaged or gone."""
     images, rejects = base.manifest.images[part], base.rejects_of(part)
-    contents = {file: files.read_bytes(base.path(file)) for file in (images, rejects) if file}
+    try:
+        contents = {file: files.read_bytes(base.path(file)) for file in (images, rejects) if file}
+    except FileNotFoundError as e:
+        _log.warning('an images part is made anew: %s', e)
+        return None
     for file, content in contents.items():
         if files.digest(content) != file.digest:
             _log.warning('%s is damaged: its images are made anew', base.path(file))

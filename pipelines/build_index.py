@@ -264,10 +264,11 @@ def parts_gone(config: BuildConfig, units: Sequence[WorkUnit]) -> list[int]:
 
 
 def left_ids(part: int, config: BuildConfig) -> Iterator[tuple[int, tuple[int, int, Block]]]:
-    """The ids of a part of the base that is not taken over, as `put_ids` gives them."""
-    base = open_base(config.index, config.base)
-    images = files.read_table(base.path(base.manifest.images[part]), ['image_id', 'digest', 'code'])
-    return put_ids(images, part, LEFT, config, config.path(f'{versions.STAGING_FOLDER}/left-{part:05d}.ids'))
+    """The ids of a part of the base that is not taken over, as `put_ids` gives them; none of a damaged part."""
+    images = read_images(open_base(config.index, config.base), part, ['image_id', 'digest', 'code'])
+    if images is not None:
+        uri = config.path(f'{versions.STAGING_FOLDER}/left-{part:05d}.ids')
+        yield from put_ids(images, part, LEFT, config, uri)
 
 
 class FinishPart(beam.DoFn):

@@ -160,9 +160,13 @@ def samples(
 
 
 def read_stats(index: str, version: str | None) -> dict[str, Any] | None:
-    """The `build.json` of a version; None if there is none."""
-    path = files.join(versions.version_folder(index, version or ''), versions.BUILD_PATH)
-    return json.loads(files.read_bytes(path)) if version and files.exists(path) else None
+    """The `build.json` of a version; None if there is none, or none that can be read."""
+    if version is None:
+        return None
+    try:
+        return json.loads(files.read_bytes(files.join(versions.version_folder(index, version), versions.BUILD_PATH)))
+    except (InputError, OSError):
+        return None
 
 
 def served_time(index: str) -> float | None:

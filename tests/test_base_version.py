@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import random
+import re
 import shutil
 
 import numpy as np
@@ -296,7 +297,8 @@ def test_worker_processes_take_over_too(pictures, model, tmp_path):
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 
-def test_a_damaged_part_of_the_base_is_made_anew(pictures, model, tmp_path, encoded, caplog):
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'gone'])
+def test_a_damaged_part_of_the_base_is_made_anew(pictures, model, tmp_path, encoded, caplog, damage):
     source = tmp_path / 'shards'
     source.mkdir()
     for i in range(2):
@@ -305,12 +307,17 @@ def test_a_damaged_part_of_the_base_is_made_anew(pictures, model, tmp_path, enco
     damaged = served_folder(tmp_path / 'index') / versions.images_path(1)
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4
-    damaged.write_bytes(content)
+    if damage == 'gone':
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content if damage == 'flipped' else content[:100])
     del encoded[:]
     manifest = build(source, model, tmp_path / 'index')
     assert sum(encoded) == 10
     assert manifest.changes['units'] == 1
-    assert 'part-00001.parquet is damaged' in caplog.text
+    assert re.search(r'part-00001\.parquet( is damaged|.*No such file)|made anew: .*part-00001', caplog.text)
+    changed = manifest.changes
+    assert (changed['added'], changed['unchanged'], changed['removed']) == (10, 10, 0)
     build(source, model, tmp_path / 'full')
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
@@ -435,6 +442,7 @@ def test_what_differs_is_told(tmp_path):
     check_base(manifest, spec, {'fingerprint': 'f' * 64}, {**now, 'pyarrow': '0'})
     for given_, why in [
         ((spec, {'fingerprint': 'e' * 64}, now), r'^its model is ffffffffffff, and this build has eeeeeeeeeeee$'),
+        ((spec, {'fingerprint': 'f' * 63 + 'e'}, now), r'^its model is '),
         ((spec, None, now), r'^its model is ffffffffffff, and this build has none$'),
         ((CodeSpec.parse('b=8'), {'fingerprint': 'f' * 64}, now), r'^its codes have other segments$'),
         ((spec, {'fingerprint': 'f' * 64}, {**now, 'keras': '0'}), r'^it was made with keras \S+, and this is 0$'),
