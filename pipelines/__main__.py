@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import logging
 import os
 import re
@@ -28,7 +29,11 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 PROGRESS_SECONDS = 15
 STAGES = 'pipelines.build_stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
-VERSION_COMMANDS = ('versions', 'promote', 'rollback', 'prune', 'verify')
+MODULES = {  # which has what does the command; `commands` has the others
+    'build_command': ('build',),
+    'model_commands': ('train', 'features', 'calibrate', 'evaluate'),
+    'version_commands': ('versions', 'promote', 'rollback', 'prune', 'verify'),
+}
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -409,10 +414,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')
-        from pipelines import commands, version_commands
-
-        module = version_commands if args.command in VERSION_COMMANDS else commands
-        getattr(module, args.command)(args, rest)
+        module = next((name for name, commands in MODULES.items() if args.command in commands), 'commands')
+        getattr(importlib.import_module(f'pipelines.{module}'), args.command)(args, rest)
     except (InputError, BuildError, OSError) as e:
         return _fail(e, exit_code(e), args.verbose)
     except KeyboardInterrupt as e:

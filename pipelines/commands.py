@@ -1,5 +1,6 @@
 """What the commands do: arguments checked, jobs configured and run, results told. Nothing here computes.
 
+`build` is in `build_command.py`, commands about models in `model_commands.py`, about versions in `version_commands.py`.
 Each function takes the parsed arguments and the options left over for Beam. Imports are inside, so that a command
 loads only what it needs.
 """
@@ -7,197 +8,22 @@ loads only what it needs.
 from __future__ import annotations
 
 import argparse
-import collections
-import dataclasses
 import json
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
-from hashing_model.errors import InputError, exit_code
+from hashing_model.errors import InputError
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from hashing_model.images import Resizing
-    from hashing_model.model import HashModel
-    from hashing_model.train import History
-    from hashing_model.training import Training
-    from pipelines.base_version import Base
-    from pipelines.evaluate_codes import Images
-    from pipelines.gate import Limits
-    from pipelines.records import Reject
-    from pipelines.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.shards import ReadOptions, WorkUnit
 
 STAGED = 'the job is staged; the work is done when someone starts it, as Dataflow does for a template'
-INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
-
-
-def train(args: argparse.Namespace, _: Sequence[str]) -> None:
-    """Fit a hash model on a sample of the images, or on features that were made before, and save it."""
-    from hashing_model.model import CHECKPOINT_FILE, check_model_folder
-    from hashing_model.training import Checkpoint, Training
-    from pipelines.train_model import describe_training, write_training
-
-    _check_train(args)
-    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Training) if f.name in args}
-    training = Training(**{name: value for name, value in settings.items() if value is not None})
-    spec = _spec(args)
-    folder = Path(args.model)
-    check_model_folder(folder)
-    files.check_writable(str(folder / 'model.json'))
-    started = time.monotonic()
-    fit_given = _fit_features if args.features else _fit_images
-    model, history = fit_given(args, spec, training)
-    model.save(folder)
-    write_training(folder, model, history)
-    Checkpoint(folder / CHECKPOINT_FILE, {}).remove()
-    for line in describe_training(model):
-        tell(line)
-    segments = ', '.join(f'{s.name} {s.bits}' for s in spec.segments)
-    tell(
-        f'{args.model}: {model.training["method"]} on {model.training["images"]:,} images, {segments} bits, '
-        f'fingerprint {model.fingerprint[:12]}, {time.monotonic() - started:.0f} s'
-    )
-
-
-def _check_train(args: argparse.Namespace) -> None:
-    if args.max_images < 1:
-        raise InputError(f'--max-images is {args.max_images}; at least 1 is needed')
-    if not args.features:
-        return
-    if args.finetune_blocks:
-        raise InputError('--finetune-blocks needs --images: the backbone learns from pictures, not from features')
-    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-        if getattr(args, option):
-            raise InputError(
-                f'--{option.replace("_", "-")} tells how images are read; --features has them read already'
-            )
-
-
-def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
-    from hashing_model.model import CHECKPOINT_FILE
-    from hashing_model.train import fit
-    from hashing_model.training import Checkpoint
-    from pipelines.shards import list_units
-    from pipelines.train_model import TrainingLog, describe_rejects, sample_images
-
-    resizing, options = _resizing(args), read_options(args)
-    units = list_units(absolute(args.images), options)
-    sample = sample_images(units, options, args.max_images, args.seed, resizing)
-    if sample.rejects:
-        tell(f'{len(sample.rejects)} records could not be used: {describe_rejects(sample.rejects)}')
-    _tell_of_unused(sample.labels, args, spec)
-    shown = {'verbose': None, 'tensorboard': None}  # what they are makes no difference to the model
-    key = {**vars(args), **shown, 'sample': sample.digest}
-    checkpoint = Checkpoint(Path(args.model, CHECKPOINT_FILE), key)
-    with TrainingLog(_stderr(), args.tensorboard) as log:
-        return fit(sample.images, sample.labels, training, spec, resizing, _backbone(args), log.report, checkpoint)
-
-
-def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
-    from hashing_model.feature_key import check_weights
-    from hashing_model.train import fit_features, make_extractor
-    from pipelines.feature_files import check_readable, load_features, read_manifest
-    from pipelines.train_model import TrainingLog
-
-    cache = read_manifest(files.absolute(args.features))
-    key = cache.key
-    made = {'input_size': key.resizing.size, 'resize': key.resizing.rule, 'backbone': key.backbone}
-    for option, value in made.items():
-        if getattr(args, option) not in (None, value):
-            name = option.replace('_', '-')
-            raise InputError(f'--{name} is {getattr(args, option)}; {args.features} was made with {value}')
-    check_readable(cache, spec)
-    if args.views is None and key.view_seeds:
-        training = dataclasses.replace(training, views=len(key.view_seeds))
-    extractor = make_extractor(spec, key.resizing, key.backbone)
-    features, training = load_features(cache, extractor.groups, spec, training, args.max_images)
-    check_weights(extractor, key)
-    _tell_of_unused(features.labels, args, spec)
-    with TrainingLog(_stderr(), args.tensorboard) as log:
-        return fit_features(features, extractor, key.resizing, spec, training, log.report)
-
-
-def _tell_of_unused(labels: Collection[str], args: argparse.Namespace, spec: CodeSpec) -> None:
-    if labels and not args.method and not set(labels) & set(spec.names):
-        tell(f'no segment is named after a level of the labels ({", ".join(labels)}): they are not learned from')
-
-
-def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Make the features of images and keep them in files."""
-    from hashing_model.feature_key import FeatureKey, views_for
-    from hashing_model.train import make_extractor
-    from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
-    from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
-    from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.shards import cut_units, list_inputs
-
-    if args.views < 0:
-        raise InputError(f'--views is {args.views}; 0 or more are possible')
-    beam_options, options = pipeline_options(beam_args), read_options(args)
-    threads = threads_per_worker(beam_options)
-    spec, resizing, backbone = _spec(args), _resizing(args), _backbone(args)
-    groups = tuple(make_extractor(spec, resizing, backbone).groups)
-    out = files.absolute(args.out)
-    check_cache_folder(out)
-    inputs = list_inputs(absolute(args.images))
-    units = cut_units(inputs, options)
-    files.check_writable(files.join(out, MANIFEST))
-    started = time.monotonic()
-    digest = cached_extractor(backbone, resizing.size, groups, threads).weights_digest
-    of_views, seeds = views_for(spec, options.labels, args.views, args.seed)
-    key = FeatureKey(resizing, backbone, digest, groups, of_views, tuple(seeds))
-    check_cache_folder(out, key)
-    known = {file.path: file for file in inputs}
-    named = [NamedUnit(unit, part_name(unit, known, options, key.fingerprint)) for unit in units]
-    config = FeaturesConfig(out, key, len(units), options, threads)
-    result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
-    if result is None:
-        tell(f'{args.out}: {STAGED}')
-        return
-    reused = counters(result).get('reused', 0)
-    tell(f'{args.out}: {describe(read_manifest(out), reused)}, {time.monotonic() - started:.0f} s')
-
-
-def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Move a model's thresholds to the middle of a catalogue, and save it as another model."""
-    from hashing_model.model import MODEL_FILE, HashModel
-    from pipelines.calibrate_model import CalibrationConfig, check_out, define_pipeline
-    from pipelines.encode import local_model
-    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.shards import list_units
-
-    beam_options, options = pipeline_options(beam_args), read_options(args)
-    source, out = files.absolute(args.model), files.absolute(args.out)
-    model = HashModel.load(local_model(source))
-    check_out(out, source)
-    units = list_units(absolute(args.images), options)
-    files.check_writable(files.join(out, MODEL_FILE))
-    started = time.monotonic()
-    threads = threads_per_worker(beam_options)
-    config = CalibrationConfig(source, model.fingerprint, out, model.spec, len(units), options, threads)
-    if run_pipeline(lambda root: define_pipeline(root, config, units), beam_options) is None:
-        tell(f'{args.out}: {STAGED}')
-        return
-    made = HashModel.load(local_model(out))
-    about = made.training['calibration']
-    if about['rejected']:
-        reasons = ', '.join(f'{n:,} {reason}' for reason, n in about['rejected'].items())
-        tell(f'{sum(about["rejected"].values()):,} records could not be used: {reasons}')
-    before, after = about['imbalance']
-    sample = f'mean over bits, {about["measured_on"]:,} images'
-    tell(f'balance: share of ones off 1/2 by {before:.3f} before, by {after:.3f} now ({sample})')
-    tell(
-        f'{args.out}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
-        f'(was {model.fingerprint[:12]}), {time.monotonic() - started:.0f} s'
-    )
 
 
 def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
@@ -210,156 +36,10 @@ def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
     for option in ('workers', 'core_hour_price'):
         if getattr(args, option) is not None and getattr(args, option) <= 0:
             raise InputError(f'--{option.replace("_", "-")} is {getattr(args, option):g}; more than 0 is needed')
-    spec = _spec(args) if args.bits is None else CodeSpec((Segment('code', args.bits),))
+    spec = code_spec(args) if args.bits is None else CodeSpec((Segment('code', args.bits),))
     rate = IMAGES_PER_CORE_SECOND if args.images_per_core_second is None else args.images_per_core_second
     scales = [Scale(rows, spec, args.codes, args.unit_rows, args.partition_rows, rate) for rows in args.images]
     print_plans([ScalePlan.of(scale) for scale in scales], args.workers, args.core_hour_price)
-
-
-def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
-    from pipelines.build_stats import write_metrics
-
-    started, version, code = time.time(), versions.new_version_id(), 0
-    if args.metrics_file:
-        files.check_writable(args.metrics_file)
-    try:
-        _build(args, beam_args, version, started)
-    except BaseException as e:
-        code = exit_code(e)
-        raise
-    finally:
-        if args.metrics_file:
-            write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
-
-
-def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
-    if args.codes:
-        for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-            if getattr(args, option):
-                raise InputError(f'--{option.replace("_", "-")} does not go with --codes: codes are taken as they are')
-    elif not args.model:
-        raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
-    elif args.segments:
-        raise InputError("--segments goes with --codes; the images' segments are the model's")
-    from pipelines.assemble import BuildConfig, write_inputs
-    from pipelines.base_version import with_base_parts, with_states
-    from pipelines.build_index import define_pipeline
-    from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
-
-    options = pipeline_options(beam_args)
-    gate = _gate_limits(args)
-    index = files.absolute(args.index)
-    versions.check_index_folder(index)
-    believed = versions.look(index)
-    given = _codes_input(args) if args.codes else _images_input(args)
-    base = None if args.full or not believed.text else _base(index, believed.text, given)
-    units = with_states(given.units, given.inputs)
-    units = with_base_parts(units, base, given.options) if base else units
-    folder = versions.version_folder(index, version)
-    files.check_writable(files.join(folder, versions.MANIFEST_PATH))
-    try:
-        config = BuildConfig(
-            index=index,
-            version=version,
-            spec=given.spec,
-            unit_count=len(units),
-            inputs=write_inputs(folder, given.inputs),
-            model=_copy_model(files.absolute(args.model), folder) if args.model else None,
-            model_info=given.model_info,
-            options=given.options,
-            partition_rows=args.partition_rows,
-            threads=threads_per_worker(options),
-            believed=believed,
-            base=base.manifest.version if base else None,
-            gate=gate,
-            started=started,
-        )
-        result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
-    except JobLostError:
-        raise
-    except BaseException:
-        if not files.exists(files.join(folder, versions.MANIFEST_PATH)):
-            versions.discard(index, version)
-        raise
-    if result is None:
-        tell(f'{args.index}: version {version}: {STAGED}')
-        return
-    manifest = versions.read_manifest(index, version)
-    if manifest.changes:
-        tell(describe_changes(manifest))
-    tell(f'{args.index}: version {version} in {time.time() - started:.0f} s; {describe_counters(manifest)}')
-
-
-def _gate_limits(args: argparse.Namespace) -> Limits | None:
-    """What the version must keep to be served; None for no gate."""
-    from pipelines.gate import Limits
-
-    settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
-    given = {name: value for name, value in settings.items() if value is not None}
-    if args.no_gate and given:
-        raise InputError(f'--{next(iter(given)).replace("_", "-")} does not go with --no-gate, which checks nothing')
-    return None if args.no_gate else Limits(**given)
-
-
-@dataclasses.dataclass(frozen=True)
-class _BuildInput:
-    """What a build reads: units and the files they are in, the code spec, the model, and where records hold what."""
-
-    units: Sequence[WorkUnit]
-    inputs: Sequence[InputFile]
-    spec: CodeSpec
-    options: ReadOptions
-    model_info: dict[str, str] | None = None
-
-
-def _base(index: str, version: str, given: _BuildInput) -> Base | None:
-    """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
-    from pipelines.assemble import library_versions
-    from pipelines.base_version import check_base, open_base
-
-    try:
-        base = open_base(index, version)
-        check_base(base.manifest, given.spec, given.model_info, library_versions())
-    except (InputError, OSError) as e:
-        tell(f'nothing is taken over from version {version}: {e}')
-        return None
-    return base
-
-
-def _images_input(args: argparse.Namespace) -> _BuildInput:
-    from hashing_model.model import HashModel
-    from pipelines.encode import local_model
-    from pipelines.shards import cut_units, list_inputs
-
-    model = HashModel.load(local_model(files.absolute(args.model)))
-    info = {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))}
-    options = read_options(args)
-    inputs = list_inputs(absolute(args.images))
-    return _BuildInput(cut_units(inputs, options), inputs, model.spec, options, info)
-
-
-def _codes_input(args: argparse.Namespace) -> _BuildInput:
-    from pipelines.code_files import code_bytes, list_code_units
-
-    units, inputs = list_code_units(absolute(args.codes))
-    num_bytes = code_bytes(units)
-    spec = CodeSpec.parse(args.segments) if args.segments else CodeSpec((Segment('code', num_bytes * 8),))
-    if spec.num_bytes != num_bytes:
-        raise InputError(f'--segments {args.segments} make {spec.num_bytes} bytes; the codes have {num_bytes} bytes')
-    plain = CodeSpec(tuple(Segment(s.name, s.bits) for s in spec.segments))
-    return _BuildInput(units, inputs, plain, read_options(args))
-
-
-def _copy_model(model: str, version_folder: str) -> str:
-    """Give a version its own copy of the model: what the build encodes with, and queries later; returns where."""
-    from hashing_model.model import MODEL_FILES
-
-    copy = files.join(version_folder, versions.MODEL_FOLDER)
-    for name in MODEL_FILES:
-        if files.exists(files.join(model, name)):
-            files.write_bytes(files.join(copy, name), files.read_bytes(files.join(model, name)))
-    return copy
 
 
 def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -447,98 +127,6 @@ def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
         print_summary(summary)
 
 
-def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
-    """Measure how good the codes of an index or of a model are, and write figures and plots."""
-    from rich.progress import Progress
-
-    from pipelines.evaluate_codes import Split, check_folder, choose, measure, write_results
-    from pipelines.quality_table import print_quality
-
-    _check_evaluate(args)
-    profiles = [parse_pairs(text, '--profile') for text in args.profile or ()]
-    out = files.absolute(args.out)
-    check_folder(out)
-    split = Split.read(files.absolute(args.split)) if args.split else None
-    started, console = time.monotonic(), _stderr()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        given = _evaluated(args, progress)
-        for profile in profiles:
-            given.spec.weights(profile)
-        queries, database = choose(given.images, given.asking, split, args.max_images, args.max_queries, args.seed)
-    rejects = dict(collections.Counter(reject.reason for reject in given.rejects).most_common())
-    quality, split = measure(queries, database, given.spec, profiles, given.catalogue_images or len(database))
-    names = write_results(out, quality, split, {**given.facts, 'rejects': rejects})
-    print_quality(quality, given.facts['model'])
-    if rejects:
-        reasons = ', '.join(f'{n:,} {reason}' for reason, n in rejects.items())
-        tell(f'{len(given.rejects):,} records could not be used: {reasons}')
-    tell(f'{args.out}: {", ".join(names)} in {time.monotonic() - started:.0f} s')
-
-
-def _check_evaluate(args: argparse.Namespace) -> None:
-    if args.images and not args.model:
-        raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
-    if args.index and args.model:
-        raise InputError('--model does not go with --index: the codes are those of the model inside')
-    if args.version and not args.index:
-        raise InputError('--version goes with --index')
-    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-        if getattr(args, option) and args.index and not args.queries:
-            raise InputError(f'--{option.replace("_", "-")} tells how images are read; --index has them read already')
-    for option in ('max_images', 'max_queries'):
-        name, given = f'--{option.replace("_", "-")}', getattr(args, option)
-        if given is not None and args.split:
-            raise InputError(f'{name} does not go with --split, which lists the images')
-        if given is not None and given < 1:
-            raise InputError(f'{name} is {given}; at least 1 is needed')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Evaluated:
-    """The images asked and those that ask, their code spec, where they are from, and what could not be read."""
-
-    images: Images
-    asking: Images | None
-    spec: CodeSpec
-    facts: Mapping[str, Any]
-    rejects: list[Reject]
-    catalogue_images: int | None = None
-
-
-def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
-    from hashing_model.model import HashModel
-    from pipelines.encode import load_model, local_model
-    from pipelines.evaluate_codes import IndexImages
-
-    rejects: list[Reject] = []
-
-    def encoded(patterns: Sequence[str], model: HashModel) -> Images:
-        from pipelines.sample_images import ShardImages
-        from pipelines.shards import list_units
-
-        options = read_options(args)
-        units, task = list_units(absolute(patterns), options), progress.add_task('encoding', total=None)
-        return ShardImages(units, options, model, rejects, lambda n, of: progress.update(task, completed=n, total=of))
-
-    facts: dict[str, Any] = {'index': args.index, 'images': args.images, 'queries_from': args.queries}
-    if not args.index:
-        model = HashModel.load(local_model(files.absolute(args.model)))
-        facts['model'] = {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))}
-        asking = encoded(args.queries, model) if args.queries else None
-        return _Evaluated(encoded(args.images, model), asking, model.spec, facts, rejects)
-    index = files.absolute(args.index)
-    manifest = versions.read_manifest(index, args.version)
-    folder = versions.version_folder(index, manifest.version)
-    asking = None
-    if args.queries:
-        if manifest.model is None:
-            raise InputError(f'{args.index} has no model to encode --queries with: it was built from codes')
-        model = load_model(files.join(folder, versions.MODEL_FOLDER), fingerprint=manifest.model['fingerprint'])
-        asking = encoded(args.queries, model)
-    facts |= {'version': manifest.version, 'model': manifest.model}
-    return _Evaluated(IndexImages(folder, manifest), asking, manifest.spec, facts, rejects, manifest.rows)
-
-
 def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Show all of it on the embedded catalogue."""
     from pipelines.demo import run_demo
@@ -551,18 +139,9 @@ def absolute(patterns: Sequence[str]) -> list[str]:
     return [files.absolute(pattern) for pattern in patterns]
 
 
-def _spec(args: argparse.Namespace) -> CodeSpec:
+def code_spec(args: argparse.Namespace) -> CodeSpec:
+    """The segments asked for."""
     return CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
-
-
-def _resizing(args: argparse.Namespace) -> Resizing:
-    from hashing_model.images import Resizing
-
-    return Resizing(INPUT_SIZE if args.input_size is None else args.input_size, args.resize or RESIZE)
-
-
-def _backbone(args: argparse.Namespace) -> str:
-    return args.backbone or BACKBONE
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
@@ -573,33 +152,6 @@ def read_options(args: argparse.Namespace) -> ReadOptions:
     return ReadOptions(args.image_field, args.id_field, args.caption_field, labels, args.labels_from)
 
 
-def describe_counters(manifest: Manifest) -> str:
-    """What became of the records: `3,195 of 3,200 records indexed, 1 duplicate, 4 rejected (3 truncated, 1 empty)`."""
-    c = manifest.counters
-    text = f'{c["indexed"]:,} of {c["records_read"]:,} records indexed'
-    if c['duplicates']:
-        text += f', {c["duplicates"]:,} with a duplicate id'
-    if c['rejected']:
-        reasons = ', '.join(f'{n:,} {reason}' for reason, n in c['reasons'].items())
-        text += f', {c["rejected"]:,} rejected ({reasons})'
-    return text
-
-
-def describe_changes(manifest: Manifest) -> str:
-    """How a version differs from its base, and what was taken over from there."""
-    c = manifest.changes or {}
-    counts = ', '.join(f'{c[name]:,} {name}' for name in ('added', 'changed', 'unchanged', 'removed'))
-    taken = f'{c["units"]:,} of {len(manifest.images):,} units taken over'
-    known = f', and {c["images"]:,} images of other units were known' if c['images'] else ''
-    return f'since version {c["base"]}: {counts}; {taken}{known}'
-
-
 def tell(message: str) -> None:
     """A result for the person who ran the command; standard output is for data."""
     print(message, file=sys.stderr)
-
-
-def _stderr() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True)

@@ -111,7 +111,7 @@ def test_a_killed_build_harms_nothing_and_is_pruned(point, built):
 # Forks a process, a group of its own, for each line of words: to run a command without loading everything again.
 ZYGOTE = """
 import json, os, sys
-from pipelines import assemble, build_index, code_files, commands, run
+from pipelines import assemble, build_command, build_index, code_files, run
 from pipelines.__main__ import main
 
 for line in sys.stdin:

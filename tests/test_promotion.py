@@ -14,7 +14,7 @@ from test_versions import write_version
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble, commands
+from pipelines import assemble, build_command
 from pipelines.__main__ import main
 from pipelines.index import current, versions
 from pipelines.index.versions import (
@@ -120,14 +120,14 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
     succeed('build', '--codes', inputs[0], '--index', index)
     before = current_version(str(index))
 
-    codes_input = commands._codes_input
+    codes_input = build_command._codes_input
 
     def meanwhile(args):
         assert start('build', '--codes', inputs[2], '--index', index).returncode == 0
         return codes_input(args)
 
-    monkeypatch.setattr('pipelines.commands.versions.new_version_id', lambda: 'slow')
-    monkeypatch.setattr('pipelines.commands._codes_input', meanwhile)
+    monkeypatch.setattr('pipelines.build_command.versions.new_version_id', lambda: 'slow')
+    monkeypatch.setattr('pipelines.build_command._codes_input', meanwhile)
     capsys.readouterr()
     assert main(['build', '--codes', inputs[1], '--index', str(index)]) == 1
     quick = current_version(str(index))
