@@ -10,12 +10,8 @@ paired, build then loop, because machines drift.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figures import show_rounds
 from hashing_model.images import ImageError
 from hashing_model.model import HashModel
 from pipelines.__main__ import main as grainhash
@@ -97,22 +94,7 @@ def main() -> None:
         if grainhash(['train', '--images', *patterns, '--model', str(folder / 'model'), '--input-size', size]):
             raise SystemExit(1)
         results = measure(patterns, folder, args.rounds, beam_args)
-    medians = {key: statistics.median(r[key] for r in results) for key in results[0]}
-    packages = ('apache-beam', 'tensorflow', 'numpy', 'pyarrow')
-    about = {
-        'cores': os.cpu_count(),
-        'python': platform.python_version(),
-        **{p: importlib.metadata.version(p) for p in packages},
-        'input_size': args.input_size,
-        'rounds': args.rounds,
-        'seed': 0,
-    }
-    print(', '.join(f'{k} {v}' for k, v in about.items()))
-    for r in results:
-        print('  '.join(f'{k} {v:.3g}' for k, v in r.items()))
-    print('median:  ' + '  '.join(f'{k} {v:.3g}' for k, v in medians.items()))
-    if args.json:
-        Path(args.json).write_text(json.dumps({**about, 'results': results, 'medians': medians}, indent=1))
+    show_rounds({'input_size': args.input_size, 'seed': 0}, results, args.json)
 
 
 if __name__ == '__main__':

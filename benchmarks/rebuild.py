@@ -11,13 +11,9 @@ changed are checked.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import itertools
-import json
 import os
-import platform
-import statistics
 import tarfile
 import tempfile
 import time
@@ -26,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.figures import show_rounds
 from pipelines.__main__ import main as grainhash
 from pipelines.index import versions
 from pipelines.records import Record
@@ -113,23 +110,7 @@ def main() -> None:
         if grainhash([*train, '--max-images', '2000', '--input-size', str(args.input_size)]):
             raise SystemExit(1)
         results = measure(images, folder, args.rounds)
-    medians = {key: statistics.median(r[key] for r in results) for key in results[0]}
-    packages = ('apache-beam', 'tensorflow', 'numpy', 'pyarrow')
-    about = {
-        'images': len(images),
-        'cores': os.cpu_count(),
-        'python': platform.python_version(),
-        **{p: importlib.metadata.version(p) for p in packages},
-        'input_size': args.input_size,
-        'rounds': args.rounds,
-        'seed': 0,
-    }
-    print(', '.join(f'{k} {v}' for k, v in about.items()))
-    for r in results:
-        print('  '.join(f'{k} {v:.3g}' for k, v in r.items()))
-    print('median:  ' + '  '.join(f'{k} {v:.3g}' for k, v in medians.items()))
-    if args.json:
-        Path(args.json).write_text(json.dumps({**about, 'results': results, 'medians': medians}, indent=1))
+    show_rounds({'images': len(images), 'input_size': args.input_size, 'seed': 0}, results, args.json)
 
 
 if __name__ == '__main__':

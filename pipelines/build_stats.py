@@ -107,11 +107,11 @@ def write_metrics(path: str, index: str, version: str | None, code: int, started
 
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
-    for sample in samples(code, started, time.time(), read_stats(index, version), served_time(index)):
-        if sample.name not in gauges:
-            labels = ['index', *sample.labels]
-            gauges[sample.name] = Gauge(f'grainhash_{sample.name}', HELP[sample.name], labels, registry=registry)
-        gauges[sample.name].labels(index=index, **sample.labels).set(sample.value)
+    for metric in metrics(code, started, time.time(), read_stats(index, version), served_time(index)):
+        if metric.name not in gauges:
+            labels = ['index', *metric.labels]
+            gauges[metric.name] = Gauge(f'grainhash_{metric.name}', HELP[metric.name], labels, registry=registry)
+        gauges[metric.name].labels(index=index, **metric.labels).set(metric.value)
     write_to_textfile(path, registry)
 
 
@@ -129,34 +129,34 @@ HELP = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """One value of a metric of HELP."""
+class Metric:
+    """One value of what HELP describes."""
 
     name: str
     value: float
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def samples(
+def metrics(
     code: int, started: float, ended: float, stats: Mapping[str, Any] | None, served: float | None
-) -> Iterator[Sample]:
+) -> Iterator[Metric]:
     """The metrics of a build that ended, given what `read_stats` and `served_time` find."""
-    yield Sample('build_exit_code', code)
-    yield Sample('build_ended_timestamp_seconds', ended)
-    yield Sample('build_seconds', ended - started)
+    yield Metric('build_exit_code', code)
+    yield Metric('build_ended_timestamp_seconds', ended)
+    yield Metric('build_seconds', ended - started)
     if served is not None:
-        yield Sample('served_version_timestamp_seconds', served)
+        yield Metric('served_version_timestamp_seconds', served)
     if stats is None:
         return
-    yield Sample('build_bytes', stats['bytes'])
+    yield Metric('build_bytes', stats['bytes'])
     for result in ('indexed', 'rejected', 'duplicates'):
-        yield Sample('build_records', stats['counters'][result], {'result': result})
+        yield Metric('build_records', stats['counters'][result], {'result': result})
     for reason, count in stats['counters']['reasons'].items():
-        yield Sample('build_rejects', count, {'reason': reason})
+        yield Metric('build_rejects', count, {'reason': reason})
     for change in CHANGES if stats['changes'] else ():
-        yield Sample('build_images', stats['changes'][change], {'change': change})
+        yield Metric('build_images', stats['changes'][change], {'change': change})
     for stage in stats['stages']:
-        yield Sample('build_stage_seconds', stage['seconds'], {'stage': stage['name']})
+        yield Metric('build_stage_seconds', stage['seconds'], {'stage': stage['name']})
 
 
 def read_stats(index: str, version: str | None) -> dict[str, Any] | None:

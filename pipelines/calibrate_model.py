@@ -27,7 +27,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
 from pipelines.duplicates import id_hashes
-from pipelines.encode import BATCH_SIZE, decoded_batches, load_model, sort_batch
+from pipelines.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
 from pipelines.index import files, versions
 from pipelines.records import Record, Reject
 from pipelines.run import count
@@ -198,6 +198,7 @@ def sum_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int
         records, decoded, bad = sort_batch(batch)
         rejects += [reject.reason for reject in bad]
         if records:
+            check_backbone(model)
             groups = model.extractor.features(np.stack([d.pixels for d in decoded]))
             activations = model.activations({name: x.astype(np.float64) for name, x in groups.items()})
             hashes = id_hashes(pa.array([record.image_id for record in records], pa.string()))

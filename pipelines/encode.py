@@ -39,7 +39,7 @@ _loading = threading.Lock()  # a runner may start several units at once in one p
 
 
 def load_model(uri: str, threads: int | None = None, fingerprint: str | None = None) -> HashModel:
-    """The model in a local folder or a bucket, with its backbone; loaded once per process.
+    """The model in a local folder or a bucket, loaded once per process; its backbone loads when it is first needed.
 
     Args:
         uri: the model's folder.
@@ -47,7 +47,7 @@ def load_model(uri: str, threads: int | None = None, fingerprint: str | None = N
         fingerprint: the model that is expected there, if any.
 
     Raises:
-        InputError: no readable model there, another than expected, or a backbone with other weights than the model's.
+        InputError: no readable model there, or another than expected.
     """
     with _loading:
         model = _load_model(uri, threads)
@@ -58,9 +58,13 @@ def load_model(uri: str, threads: int | None = None, fingerprint: str | None = N
 
 @functools.lru_cache(maxsize=1)
 def _load_model(uri: str, threads: int | None) -> HashModel:
-    model = HashModel.load(local_model(uri), threads)
-    model.check_backbone()
-    return model
+    return HashModel.load(local_model(uri), threads)
+
+
+def check_backbone(model: HashModel) -> None:
+    """`HashModel.check_backbone`, for one thread at a time: the first to come loads it for all."""
+    with _loading:
+        model.check_backbone()
 
 
 def local_model(uri: str) -> str:
@@ -150,7 +154,7 @@ def image_codes(images: Sequence[Decoded | KnownImage], model: HashModel, measur
     codes = np.zeros((len(images), model.spec.num_bytes), np.uint8)
     fresh = [(i, image.pixels) for i, image in enumerate(images) if isinstance(image, Decoded)]
     if fresh:
-        model.check_backbone()
+        check_backbone(model)
         with timed(measures, 'features_us'):
             groups = model.extractor.features(np.stack([pixels for _, pixels in fresh]))
         with timed(measures, 'hash_us'):

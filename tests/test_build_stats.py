@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hashing_model.code_spec import CodeSpec
 from pipelines import assemble
 from pipelines.build_index import define_pipeline
-from pipelines.build_stats import HELP, Stage, Work, read_stats, samples
+from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
 from pipelines.index import versions
 from pipelines.run import counters, pipeline_options, run_pipeline
 from pipelines.shards import ReadOptions, list_inputs, list_units
@@ -158,8 +158,8 @@ def test_every_metric_has_a_help():
         'changes': {'added': 1, 'changed': 2, 'unchanged': 3, 'removed': 4},
         'stages': [{'name': 'encode', 'seconds': 1.5}],
     }
-    found = list(samples(0, 1.0, 3.5, stats, 2.0))
-    assert {sample.name for sample in found} == set(HELP)
+    found = list(metrics(0, 1.0, 3.5, stats, 2.0))
+    assert {metric.name for metric in found} == set(HELP)
     assert [s.value for s in found if s.name == 'build_seconds'] == [2.5]
 
 

@@ -8,6 +8,7 @@ from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.errors import InputError
 from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
+from hashing_model.model import HashModel
 from pipelines import encode
 from pipelines.encode import (
     BATCH_SIZE,
@@ -95,6 +96,17 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
         assert len(unit.measures['decode_us']) == 5
         assert unit.measures['image_bytes'] == [len(r.data) for r in records]
         assert len(unit.measures['hash_us']) == -(-5 // batch_size) == len(unit.measures['features_us'])
+
+
+def test_no_backbone_is_loaded_where_everything_is_known(model, tmp_path, monkeypatch):
+    model.save(tmp_path / 'model')
+    records = records_of(3)
+    known = {d: KnownImage(d, 1, 1, bytes(4)) for d in (encode.digest_of(record) for record in records)}
+    monkeypatch.setattr(HashModel, 'check_backbone', lambda _: pytest.fail('the backbone was loaded'))
+    loaded = load_model(str(tmp_path / 'model'))
+    assert encode_unit(records, loaded, known).reused == 3
+    with pytest.raises(pytest.fail.Exception, match='was loaded'):
+        encode_unit(records, loaded)
 
 
 def test_known_images_wait_for_each_other_but_not_forever(model, monkeypatch):
