@@ -69,7 +69,8 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     ):
         _run(console, command)
     records = read_all(query_shards)
-    searcher, codes = LocalIndex.open(index), encode(records, HashModel.load(model))
+    searcher, fitted = LocalIndex.open(index), HashModel.load(model)
+    codes = encode(records, fitted)
     results = {name: searcher.search(codes, ANSWERS, profile=profile) for name, profile in PROFILES.items()}
     shares = shares_found(records, results, searcher)
     shown = first_of_each_category(records, SHOWN_PER_CATEGORY)
@@ -85,7 +86,8 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     levels = {'coarse': 'coarse', 'fine': 'fine', 'all': 'fine'}
     segments = {s.name: s.bits for s in searcher.spec.segments}
     report = out / 'report.html'
-    write_report(report, 'Emoji that look alike, to a hash', INTRO, facts, segments, galleries, levels)
+    title = 'Emoji that look alike, to a hash'
+    write_report(report, title, INTRO, facts, segments, galleries, levels, features_read(fitted))
     console.print(
         f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True
     )
@@ -129,6 +131,16 @@ def read_all(pattern: str) -> list[Record]:
 def encode(records: Sequence[Record], model: HashModel) -> NDArray[np.uint8]:
     """The codes of records that all decode: uint8 [N, B]."""
     return codes_from_arrow(encode_unit(records, model).images['code'])
+
+
+def features_read(model: HashModel) -> dict[str, str]:
+    """Segment -> the features that it reads, with the weights that training gave them, if it did."""
+    gates = model.training.get('gates', {})
+    weighed = {s.name: gates.get(s.name) or dict.fromkeys(s.features) for s in model.spec.segments}
+    return {
+        name: ', '.join(group if weight is None else f'{group} × {weight:.2f}' for group, weight in groups.items())
+        for name, groups in weighed.items()
+    }
 
 
 def first_of_each_category(records: Sequence[Record], count: int) -> list[int]:

@@ -88,11 +88,17 @@ def test_a_page_says_who_what_and_how_far():
     assert 'grainhash' in text
 
 
+def test_the_legend_says_what_a_segment_reads():
+    page = Page(render('', '', [], SEGMENTS, [], reads={'fine': 'top × 1.33, mid × 0.81'}))
+    assert 'fine: 32 bits from top × 1.33, mid × 0.81' in page.text
+    assert page.text.count(' bits from ') == 1
+
+
 def test_hostile_words_stay_words():
     shown = Picture(HOSTILE, image_bytes('red'), HOSTILE, {HOSTILE: (HOSTILE,)})
     gallery = QueryGallery(shown, [Row(HOSTILE, [Answer(shown, 1, {HOSTILE: 1})]), Row('fine', [])])
-    segments, levels = {HOSTILE: 8}, {HOSTILE: HOSTILE}
-    page = Page(render(HOSTILE, HOSTILE, [Fact(HOSTILE, HOSTILE)], segments, [gallery, gallery], levels))
+    segments, same = {HOSTILE: 8}, {HOSTILE: HOSTILE}
+    page = Page(render(HOSTILE, HOSTILE, [Fact(HOSTILE, HOSTILE)], segments, [gallery, gallery], same, same))
     assert {'script', 'img'}.isdisjoint(tag for tag, _ in page.tags)
     assert not any(name.startswith('on') for _, attrs in page.tags for name in attrs)
     assert ' '.join(HOSTILE.split()) in page.text
