@@ -482,7 +482,7 @@ def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
         made |= {
             'cifar-look': functools.partial(look, args, 'cifar'),
             'cifar-ablation': functools.partial(ablation, args),
-            'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 30),
+            'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 24),
             'cifar-50k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-50k-finetuned', 10_000, 50_000, 4),
         }
     return made
@@ -494,7 +494,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cifar', type=Path, metavar='DIR')
     parser.add_argument('--work', type=Path, required=True, metavar='DIR')
     parser.add_argument('--only', nargs='*', metavar='EXPERIMENT')
-    parser.add_argument('--finetune-size', type=int, default=128, help='side of the pictures in px (default: 128)')
+    parser.add_argument('--finetune-size', type=int, default=192, help='side of the pictures in px (default: 192)')
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     for name, make in experiments(args).items():

@@ -16,13 +16,13 @@ from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_featur
 from hashing_model.features.backbone import Backbone
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
-from hashing_model.hash_network import standardised
-from hashing_model.supervised import Supervision, activations_of, hash_network, segment_losses, shuffled
+from hashing_model.hash_network import standardised, start_from
+from hashing_model.ridge import fit_ridge
+from hashing_model.supervised import Arrays, Supervision, activations_of, hash_network, segment_losses, shuffled
 from hashing_model.training import Batch, Checkpoint, Report, Training, train_network
 
 BATCH_SIZE = 32
-HEAD_RATE = 0.3  # of the learning rate that the heads started with
-BACKBONE_RATE = 0.1
+RATE = 0.3  # of the learning rate: what is trained already takes smaller steps
 WARM_UP = 0.05  # of all steps
 AVERAGED_STEPS = 200  # the mean over about so many steps is what is kept
 _BLOCK = re.compile(r'.*?\d+[a-z]?(?=_|$)')
@@ -33,14 +33,14 @@ def finetune(
     backbone: Backbone,
     fusion: Fusion,
     supervision: Supervision,
-    start: Any,
+    fused: Arrays,
     training: Training,
     report: Report | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train `backbone` in place, with the head of each supervised segment.
 
-    The heads are trained before the backbone moves, or their first gradients would undo what it knows (Kumar et al.
+    The heads are fitted before the backbone moves, or their first gradients would undo what it knows (Kumar et al.
     2022, "Fine-Tuning can Distort Pretrained Features"). Batch normalisation stays as it was trained, for the same
     reason: its statistics over small batches of other pictures are another network's.
 
@@ -49,7 +49,7 @@ def finetune(
         backbone: its last `training.finetune_blocks` blocks are trained.
         fusion: scales of the feature groups; kept.
         supervision: what is trained towards, and the images to validate on.
-        start: the network that `fit_supervised` trained on the frozen features.
+        fused: standardised feature groups of the pictures by the backbone as it is, name -> float32 [N, d].
         training: how.
         report: told after every step.
         checkpoint: see `train_network`.
@@ -76,11 +76,11 @@ def finetune(
         supervision,
         training,
     )
-    for layer in start.layers:
-        if layer.weights:
-            network.get_layer(layer.name).set_weights(layer.get_weights())
+    start, _ = fit_ridge(fused, supervision)
+    for segment in supervision.segments:
+        start_from(network, segment, start[segment.name], np.concatenate([fused[n] for n in segment.features], axis=1))
     steps = max(1, len(supervision.train) // BATCH_SIZE)
-    optimizer = _optimizer(backbone, training.learning_rate, training.finetune_epochs * steps)
+    optimizer = _optimizer(RATE * training.learning_rate, training.finetune_epochs * steps)
     network.compile(optimizer, segment_losses(supervision, training))
 
     def to_inputs(pixels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -153,18 +153,11 @@ def _is_norm(layer: Any) -> bool:
     return type(layer).__name__ == 'BatchNormalization'
 
 
-def _optimizer(backbone: Backbone, learning_rate: float, steps: int) -> Any:
-    """AdamW whose learning rate warms up and falls along a cosine, and is lower for the backbone than for the heads."""
+def _optimizer(learning_rate: float, steps: int) -> Any:
+    """AdamW whose learning rate warms up and falls along a cosine."""
     keras = import_keras()
-    slow = {id(v) for variable in backbone.model.trainable_variables for v in (variable, variable.value)}
-
-    class Optimizer(keras.optimizers.AdamW):  # type: ignore[name-defined]
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            share = BACKBONE_RATE if id(variable) in slow else HEAD_RATE
-            super().update_step(gradient, variable, learning_rate * share)
-
     warm = max(1, round(WARM_UP * steps))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm), alpha=0.02, warmup_target=learning_rate, warmup_steps=warm
     )
-    return Optimizer(schedule, weight_decay=1e-4, name='finetuning')
+    return keras.optimizers.AdamW(schedule, weight_decay=1e-4, name='finetuning')

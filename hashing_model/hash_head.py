@@ -6,6 +6,7 @@ Only numpy: what is fitted elsewhere, by formulas or by gradients, ends up here.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +38,29 @@ class HashHead:
         """Bits bool [N, bits] of vectors float32 [N, d]."""
         return self.activations(x) >= 0
 
+    def shares(self, groups: Mapping[str, Floats]) -> dict[str, float]:
+        """How much each feature group moves the activations, or the first hidden layer: shares that add up to 1.
+
+        A group's share is the variance of its part of the sums, as if groups were independent.
+
+        Args:
+            groups: what the head reads, in order: name -> float32 [N, d of the group].
+        """
+        weights = self.hidden[0][0] if self.hidden else self.weights
+        ends = np.cumsum([x.shape[1] for x in groups.values()])
+        parts = zip(groups.items(), np.split(weights, ends[:-1]), strict=True)
+        variance = {name: float(np.var(x @ part, axis=0, dtype=np.float64).sum()) for (name, x), part in parts}
+        total = sum(variance.values()) or 1.0
+        return {name: round(value / total, 4) for name, value in variance.items()}
+
     def shifted(self, by: NDArray) -> HashHead:
         """The head whose activations are `by` [bits] less: less their mean, for instance, so that bits are balanced."""
         return dataclasses.replace(self, offset=(self.offset - by).astype(np.float32))
+
+    def scaled(self, by: NDArray) -> HashHead:
+        """The head whose activations are multiplied by `by` [bits], all positive: the bits are the same."""
+        weights, offset = (self.weights * by).astype(np.float32), (self.offset * by).astype(np.float32)
+        return dataclasses.replace(self, weights=weights, offset=offset)
 
     def reordered(self, order: NDArray) -> HashHead:
         """The head whose bit j is this one's bit order[j]."""

@@ -16,6 +16,9 @@ from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
 
 BN_MOMENTUM = 0.9  # statistics of about the last ten batches: the layers before them move
+START_VARIANCE = (
+    1e-3  # of activations before normalisation, as from Keras's first weights: Adam's steps suit their size
+)
 
 
 def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: bool, seed: int) -> dict[str, Any]:
@@ -43,6 +46,21 @@ def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: 
             center=False, scale=False, momentum=BN_MOMENTUM, name=f'{segment.name}_bn'
         )(x)
     return outputs
+
+
+def start_from(network: Any, segment: Segment, head: HashHead, x: NDArray[np.float32]) -> None:
+    """Give a segment's projection and normalisation the weights of a linear head.
+
+    Args:
+        network: a network over `head_outputs`.
+        segment: whose projection it is.
+        head: without hidden layers.
+        x: what the head reads, of some images: float32 [N, d].
+    """
+    deviation = head.activations(x).std(axis=0, dtype=np.float64)
+    head = head.scaled(START_VARIANCE**0.5 / np.maximum(deviation, 1e-6))
+    network.get_layer(f'{segment.name}_projection').set_weights([head.weights])
+    network.get_layer(f'{segment.name}_bn').set_weights([-head.offset, np.full(segment.bits, START_VARIANCE)])
 
 
 def trained_head(network: Any, segment: Segment) -> tuple[HashHead, dict[str, float]]:

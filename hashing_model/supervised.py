@@ -1,7 +1,7 @@
 """Heads trained on labels: target codes for the classes, a loss that pulls each picture to its class's, validation.
 
 OrthoHash (Hoe et al. 2021), CSQ (Yuan et al. 2020) with our own centres, GreedyHash (Su et al. 2018). The features are
-fixed here; `finetune.py` trains the backbone along.
+fixed here; `ridge.py` needs no gradients, `finetune.py` trains the backbone along.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from hashing_model.hash_network import head_outputs, trained_head
 from hashing_model.labels import LabelLevel
 from hashing_model.training import Batch, Report, Training, train_network
 
-SUPERVISED = ('ortho', 'csq', 'greedy')
+BY_GRADIENTS = ('ortho', 'csq', 'greedy')
+SUPERVISED = ('ridge', *BY_GRADIENTS)
 MARGIN = 0.3
 BATCH_SIZE = 64
 PATIENCE = 15
@@ -73,15 +74,16 @@ class Supervision:
 
         A query whose class has no other image among the rows does not count.
         """
+        return {segment.name: self.score(segment, activations[segment.name], rows) for segment in self.segments}
+
+    def score(self, segment: Segment, activations: NDArray[np.float32], rows: NDArray) -> float:
+        """`scores` of one segment: activations float32 [N, bits] of the images `rows`."""
         from hashing_model.metrics import average_precision, rank
 
-        scores = {}
-        for segment in self.segments:
-            codes, level = pack_bits(activations[segment.name] >= 0), self.levels[segment.name].take(rows)
-            ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(rows)))
-            precision = average_precision(ranking.totals, ranking.relevant)
-            scores[segment.name] = float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
-        return scores
+        codes, level = pack_bits(activations >= 0), self.levels[segment.name].take(rows)
+        ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(rows)))
+        precision = average_precision(ranking.totals, ranking.relevant)
+        return float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
 
     def about(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, Any]:
         """For people: images with labels, how far nested levels keep their order, `scores` on the images held out."""

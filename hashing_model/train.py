@@ -27,10 +27,12 @@ from hashing_model.images import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel
-from hashing_model.supervised import SUPERVISED, fit_supervised, supervise, trained_heads
+from hashing_model.ridge import fit_ridge
+from hashing_model.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
 from hashing_model.training import Checkpoint, Report, Training
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)
+_SOME = 4096  # images are enough to see how much each feature group tells
 FROM_VIEWS = ('contrastive', 'lda')
 History = dict[str, list[dict[str, float]]]  # stage -> epochs
 
@@ -96,14 +98,14 @@ def _finetune(
     report: Report | None,
     checkpoint: Checkpoint | None,
 ) -> Tuned:
-    if training.method not in SUPERVISED:
-        raise InputError(f'finetune-blocks needs labels and one of {", ".join(SUPERVISED)}, not {training.method}')
+    if training.method not in BY_GRADIENTS:
+        raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
     supervision = supervise(spec, labels, np.random.default_rng(training.seed))
     groups = extract(images, extractor, supervision.groups, report)
     fusion = Fusion.fit(groups)
-    start, heads = fit_supervised(_standardised(fusion, groups), supervision, training, report)
-    network, epochs = finetune(images, extractor.backbone, fusion, supervision, start, training, report, checkpoint)
-    return Tuned(fusion, network, {'heads': heads, 'fine-tuning': epochs})
+    fused = _standardised(fusion, groups)
+    network, epochs = finetune(images, extractor.backbone, fusion, supervision, fused, training, report, checkpoint)
+    return Tuned(fusion, network, {'fine-tuning': epochs})
 
 
 def fit_features(
@@ -137,12 +139,15 @@ def fit_features(
     if training.method in SUPERVISED:
         supervision = supervise(spec, features.labels, np.random.default_rng(training.seed))
         fused = _standardised(fusion, {name: features.groups[name] for name in supervision.groups})
-        if tuned:
-            network, history = tuned.network, dict(tuned.history)
+        if training.method == 'ridge':
+            heads, about['ridge'] = fit_ridge(fused, supervision)
         else:
-            network, history['heads'] = fit_supervised(fused, supervision, training, report)
-        heads, gates = trained_heads(network, supervision, fused)
-        about |= {'gates': gates, **supervision.about(heads, fused)}
+            if tuned:
+                network, history = tuned.network, dict(tuned.history)
+            else:
+                network, history['heads'] = fit_supervised(fused, supervision, training, report)
+            heads, about['gates'] = trained_heads(network, supervision, fused)
+        about |= supervision.about(heads, fused)
     seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
     for segment, seed in zip(spec.segments, seeds, strict=True):
         method = method_of(segment.name, training, features.labels)
@@ -156,6 +161,10 @@ def fit_features(
         elif method == 'contrastive':
             heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
         heads[segment.name] = heads[segment.name].reordered(order_bits(heads[segment.name].bits(x)))
+    some = {name: x[:: len(x) // _SOME + 1] for name, x in features.groups.items()}
+    about['shares'] = {
+        s.name: heads[s.name].shares({name: fusion.fuse(some, [name]) for name in s.features}) for s in spec.segments
+    }
     return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about), history
 
 
@@ -164,7 +173,7 @@ def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float3
 
 
 def choose_method(training: Training, spec: CodeSpec, labels: Mapping[str, LabelLevel]) -> Training:
-    """Settings with a known method: where none is given, `ortho` if a segment has labels.
+    """Settings with a known method: where none is given, if a segment has labels, `ridge`, and `ortho` to fine-tune.
 
     Raises:
         InputError: an unknown method.
@@ -172,7 +181,9 @@ def choose_method(training: Training, spec: CodeSpec, labels: Mapping[str, Label
     if training.method not in (None, *METHODS):
         raise InputError(f'unknown method {training.method!r}; there are {", ".join(METHODS)}')
     labelled = set(labels) & set(spec.names)
-    return dataclasses.replace(training, method='ortho') if labelled and not training.method else training
+    if training.method or not labelled:
+        return training
+    return dataclasses.replace(training, method='ortho' if training.finetune_blocks else 'ridge')
 
 
 def method_of(segment: str, training: Training, labels: Mapping[str, LabelLevel]) -> str:

@@ -124,9 +124,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', required=True, metavar='DIR', help='folder to save the model in')
     parser.add_argument(
         '--method',
-        choices=['ortho', 'csq', 'greedy', 'contrastive', 'lda', 'itq', 'pca-rr', 'random'],
-        help='how the bits are made; ortho, csq and greedy learn from labels at the levels that segments are named '
-        'after (default: ortho for segments with labels; without, lda for look and contrastive for others)',
+        choices=['ridge', 'ortho', 'csq', 'greedy', 'contrastive', 'lda', 'itq', 'pca-rr', 'random'],
+        help='how the bits are made; ridge, ortho, csq and greedy learn from labels at the levels that segments are '
+        'named after (default: ridge for segments with labels, ortho to fine-tune; without labels, lda for look and '
+        'contrastive for others)',
     )
     _describing(parser)
     parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='fit on at most N (default: 10000)')

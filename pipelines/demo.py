@@ -28,6 +28,7 @@ from pipelines.index.code_tables import codes_from_arrow
 from pipelines.records import Record
 from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, write_report
 from pipelines.shards import ReadOptions, list_units, read_unit
+from pipelines.train_model import describe_shares
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'
 PROFILES: dict[str, dict[str, int] | None] = {
@@ -86,8 +87,9 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     levels = {'coarse': 'coarse', 'fine': 'fine', 'all': 'fine'}
     segments = {s.name: s.bits for s in searcher.spec.segments}
     report = out / 'report.html'
+    made_of = {name: describe_shares(shares) for name, shares in fitted.training['shares'].items()}
     title = 'Emoji that look alike, to a hash'
-    write_report(report, title, INTRO, facts, segments, galleries, levels, features_read(fitted))
+    write_report(report, title, INTRO, facts, segments, galleries, levels, made_of)
     console.print(
         f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True
     )
@@ -131,16 +133,6 @@ def read_all(pattern: str) -> list[Record]:
 def encode(records: Sequence[Record], model: HashModel) -> NDArray[np.uint8]:
     """The codes of records that all decode: uint8 [N, B]."""
     return codes_from_arrow(encode_unit(records, model).images['code'])
-
-
-def features_read(model: HashModel) -> dict[str, str]:
-    """Segment -> the features that it reads, with the weights that training gave them, if it did."""
-    gates = model.training.get('gates', {})
-    weighed = {s.name: gates.get(s.name) or dict.fromkeys(s.features) for s in model.spec.segments}
-    return {
-        name: ', '.join(group if weight is None else f'{group} × {weight:.2f}' for group, weight in groups.items())
-        for name, groups in weighed.items()
-    }
 
 
 def first_of_each_category(records: Sequence[Record], count: int) -> list[int]:

@@ -95,10 +95,10 @@ def write_report(
     segments: Mapping[str, int],
     galleries: Sequence[QueryGallery],
     label_level_of: Mapping[str, str] | None = None,
-    reads: Mapping[str, str] | None = None,
+    made_of: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page that `render` makes; a failure leaves what was at `path` as it was."""
-    page = render(title, intro, facts, segments, galleries, label_level_of, reads)
+    page = render(title, intro, facts, segments, galleries, label_level_of, made_of)
     target = Path(path)
     temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
     try:
@@ -116,7 +116,7 @@ def render(
     segments: Mapping[str, int],
     galleries: Sequence[QueryGallery],
     label_level_of: Mapping[str, str] | None = None,
-    reads: Mapping[str, str] | None = None,
+    made_of: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -128,7 +128,7 @@ def render(
         galleries: the queries, in the order of the page.
         label_level_of: profile -> the label level it should get right, as `{'coarse': 'coarse'}`; answers
             that share a label of that level with their query are marked and counted.
-        reads: segment -> the features that it reads, in words.
+        made_of: segment -> what tells in it, in words.
     """
     page = _Page(segments, label_level_of or {})
     cards = [page.card(number, gallery) for number, gallery in enumerate(galleries, 1)]
@@ -136,7 +136,7 @@ def render(
         title=_text(title),
         intro=f'<p class="intro" dir="auto">{_text(intro)}</p>' if intro else '',
         facts=_facts(facts),
-        legend=_legend(segments, reads or {}),
+        legend=_legend(segments, made_of or {}),
         contents=page.contents(galleries),
         galleries='\n'.join(cards) or '<p class="none">no queries</p>',
         style=_resource('report.css'),
@@ -364,10 +364,10 @@ def _facts(facts: Sequence[Fact]) -> str:
     return f'<dl class="facts">{tiles}</dl>' if facts else ''
 
 
-def _legend(segments: Mapping[str, int], reads: Mapping[str, str]) -> str:
+def _legend(segments: Mapping[str, int], made_of: Mapping[str, str]) -> str:
     items = ''
     for number, (name, bits) in enumerate(segments.items()):
-        source = f' from {_text(reads[name])}' if name in reads else ''
+        source = f', made of {_text(made_of[name])}' if name in made_of else ''
         swatch = f'<span class="swatch s{number % SEGMENT_COLORS}"></span>'
         items += f'<li>{swatch}<span>{_text(name)}: {bits:,} bits{source}</span></li>'
     return f'<div class="legend"><p>{DISTANCES}</p><ul>{items}</ul></div>'

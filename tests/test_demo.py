@@ -75,8 +75,8 @@ def test_the_index_holds_the_whole_catalogue(first):
 def test_the_report_shows_pictures(first):
     out, _ = first
     report = (out / 'report.html').read_text()
-    assert re.search(r'coarse: 32 bits from top × \d', report)
-    assert re.search(r'look: 64 bits from low, edges', report)
+    assert re.search(r'coarse: 32 bits, made of \d+ % top', report)
+    assert re.search(r'look: 64 bits, made of \d+ % low, \d+ % edges', report)
     pictures = set(re.findall(r'data:image/[a-z]+;base64,([A-Za-z0-9+/=]+)', report))
     assert len(pictures) > 100
     for data in pictures:

@@ -327,7 +327,7 @@ def test_features_are_read_in_the_order_drawn(shards, tmp_path):
     clean = rows_of(cache)
     for name in ('edges', 'color'):
         np.testing.assert_array_equal(features.groups[name], vectors(clean, name)[drawn])
-    assert training.method == 'ortho'
+    assert training.method == 'ridge'
     assert len(features.views) == 2
     np.testing.assert_array_equal(features.views[1]['color'], vectors(rows_of(cache, 2), 'color')[drawn])
     values = [dict(row)['item'] for row in clean['labels'].to_pylist()]
@@ -350,7 +350,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('method', ['itq', 'ortho'])
+@pytest.mark.parametrize('method', ['itq', 'ridge', 'ortho'])
 @pytest.mark.parametrize('most', [40, 100])
 def test_without_views_a_training_on_features_is_the_training_on_images(trained, tmp_path, method, most):
     options = ('--max-images', most, '--segments', 'coarse=6', '--seed', 5, '--method', method)

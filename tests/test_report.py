@@ -88,10 +88,10 @@ def test_a_page_says_who_what_and_how_far():
     assert 'grainhash' in text
 
 
-def test_the_legend_says_what_a_segment_reads():
-    page = Page(render('', '', [], SEGMENTS, [], reads={'fine': 'top × 1.33, mid × 0.81'}))
-    assert 'fine: 32 bits from top × 1.33, mid × 0.81' in page.text
-    assert page.text.count(' bits from ') == 1
+def test_the_legend_says_what_a_segment_is_made_of():
+    page = Page(render('', '', [], SEGMENTS, [], made_of={'fine': '60 % top, 40 % mid'}))
+    assert 'fine: 32 bits, made of 60 % top, 40 % mid' in page.text
+    assert page.text.count('made of') == 1
 
 
 def test_hostile_words_stay_words():

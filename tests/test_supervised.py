@@ -19,7 +19,7 @@ from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision, rank
 from hashing_model.supervised import (
-    SUPERVISED,
+    BY_GRADIENTS,
     activations_of,
     fit_supervised,
     parents,
@@ -205,7 +205,7 @@ def test_epochs_and_seeds_have_their_own_order():
     assert len({tuple(o) for o in orders}) == 3
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_losses_that_even_out_bits_are_added_with_their_weights(method):
     supervision = trained()[0]
     rows = supervision.train[:30]
@@ -230,7 +230,7 @@ def test_losses_that_even_out_bits_are_added_with_their_weights(method):
 # What is learned
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_what_is_learned_holds_for_new_images(method):
     _, _, history, heads, _ = trained(method)
     fused, labels = dataset(seed=5)
@@ -246,7 +246,7 @@ def test_what_is_learned_holds_for_new_images(method):
         assert found > max(rivals) + 0.2
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_the_validation_is_of_images_held_out(method):
     supervision, network, history, heads, _ = trained(method)
     fused, labels = dataset()
@@ -261,7 +261,7 @@ def test_the_validation_is_of_images_held_out(method):
     assert np.mean(list(found.values())) == pytest.approx(max(h['score'] for h in history), abs=1e-6)  # the best stayed
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_heads_are_the_networks_with_thresholds_at_the_mean(method):
     supervision, network, _, heads, gates = trained(method)
     fused, _ = dataset()
@@ -291,7 +291,7 @@ def test_nested_segments_keep_the_order_of_the_hierarchy():
     assert first[alike].mean() < 0.4 * first[~alike].mean()
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_images_may_have_several_labels(method):
     rng = np.random.default_rng(3)
     present = rng.random((400, 4)) < 0.4
@@ -322,7 +322,7 @@ def fingerprint(seed, method='ortho'):
     return hashlib.sha256(b''.join(h.weights.tobytes() + h.offset.tobytes() for h in heads.values())).hexdigest()
 
 
-@pytest.mark.parametrize('method', SUPERVISED)
+@pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_a_seed_gives_one_model(method):
     assert fingerprint(0, method) == fingerprint(0, method) != fingerprint(1, method)
 

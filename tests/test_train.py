@@ -14,9 +14,18 @@ from hashing_model.codes import pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features
+from hashing_model.hash_head import HashHead
 from hashing_model.images import Resizing, decode
 from hashing_model.labels import LabelLevel
-from hashing_model.train import fit, fit_features, make_extractor, method_of, view_groups, view_seeds
+from hashing_model.train import (
+    choose_method,
+    fit,
+    fit_features,
+    make_extractor,
+    method_of,
+    view_groups,
+    view_seeds,
+)
 from hashing_model.training import Training
 
 SHARD = Path(__file__).parents[1] / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
@@ -100,7 +109,23 @@ def test_only_the_features_that_segments_read_are_made():
 
 def test_what_it_was_fitted_on_is_noted():
     model = fit_look(pictures(9), 'random', seed=3)
-    assert model.training == {'method': 'random', 'seed': 3, 'images': 9}
+    about = dict(model.training)
+    shares = about.pop('shares')
+    assert about == {'method': 'random', 'seed': 3, 'images': 9}
+    assert list(shares['look']) == ['edges', 'color']
+    assert sum(shares['look'].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_groups_share_is_the_variance_of_what_it_adds():
+    rng = np.random.default_rng(0)
+    groups = {name: rng.standard_normal((500, d)).astype(np.float32) for name, d in (('a', 3), ('b', 5))}
+    weights = np.concatenate([np.eye(3, 4), np.zeros((5, 4))]).astype(np.float32)
+    linear = HashHead(weights, np.zeros(4, np.float32))
+    assert linear.shares(groups) == {'a': 1, 'b': 0}
+    weights = np.concatenate([np.eye(3, 4), np.sqrt(0.5) * np.eye(5, 4)]).astype(np.float32)
+    shares = HashHead(np.zeros((4, 2), np.float32), np.zeros(2, np.float32), ((weights, np.ones(4)),)).shares(groups)
+    assert shares == {'a': pytest.approx(3 / 5, abs=0.05), 'b': pytest.approx(2 / 5, abs=0.05)}
+    assert linear.scaled(np.full(4, 2.0)).shares(groups) == {'a': 1, 'b': 0}
 
 
 def test_unfit_input_is_refused():
@@ -146,6 +171,8 @@ LABELS = {'kind': LabelLevel.from_values([[str(i % 3)] if i % 5 else [] for i in
         (None, 'look', False, 'lda'),
         (None, 'fine', False, 'contrastive'),
         ('ortho', 'fine', True, 'ortho'),
+        ('ridge', 'fine', True, 'ridge'),
+        ('ridge', 'look', False, 'lda'),
         ('csq', 'look', True, 'csq'),
         ('greedy', 'look', False, 'lda'),
         ('greedy', 'fine', False, 'contrastive'),
@@ -175,14 +202,14 @@ def test_views_have_seeds_of_their_own():
 
 def test_segments_are_trained_each_by_its_method(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 5)
-    images, training = pictures(40), Training(epochs=4, views=2)
+    images, training = pictures(40), Training('ortho', epochs=4, views=2)
     model, history = fit(images, LABELS, training, MIXED, SIZE)
     assert set(history) == {'heads', 'other'}
     assert (len(history['heads']), len(history['other'])) == (4, 5)
     assert [len(model.heads[name].hidden) for name in ('kind', 'other', 'look')] == [0, 1, 0]
-    assert model.training['method'] == 'ortho'
     assert model.training['labelled'] == {'kind': 32}
     assert set(model.training['gates']['kind']) == {'color', 'edges'}
+    assert set(model.training['shares']) == {'kind', 'other', 'look'}
     bits = unpack_bits(model.encode(images), 24)
     assert 0.3 < bits[:, :8].mean() < 0.7
     assert len(np.unique(bits, axis=0)) > 30
@@ -192,9 +219,22 @@ def test_segments_are_trained_each_by_its_method(monkeypatch):
     features = FeatureSet(extract(images, extractor, extractor.groups), views, LABELS)
     again, _ = fit_features(features, extractor, SIZE, MIXED, training)
     assert again.fingerprint == model.fingerprint
-    other, _ = fit(images, LABELS, Training(seed=1, epochs=4, views=2), MIXED, SIZE)
+    other, _ = fit(images, LABELS, Training('ortho', seed=1, epochs=4, views=2), MIXED, SIZE)
     for name in MIXED.names:
         assert not np.array_equal(other.heads[name].weights, model.heads[name].weights)
+
+
+@pytest.mark.parametrize(
+    ('given', 'chosen'),
+    [
+        (Training(), 'ridge'),
+        (Training(finetune_blocks=2), 'ortho'),
+        (Training('csq'), 'csq'),
+    ],
+)
+def test_labels_choose_a_method(given, chosen):
+    assert choose_method(given, MIXED, LABELS).method == chosen
+    assert choose_method(given, MIXED, {'x': LABELS['kind']}).method == given.method
 
 
 def test_ungated_segments_read_their_groups_as_they_are():

@@ -15,6 +15,7 @@ from rich.console import Console
 from test_train import SIZE, encoded_pictures, fit_look
 from test_train import pictures as decoded_pictures
 
+from hashing_model.code_spec import CodeSpec
 from hashing_model.images import NOT_AN_IMAGE, decode
 from hashing_model.model import HashModel
 from hashing_model.training import Progress
@@ -238,24 +239,27 @@ def test_a_training_without_epochs_has_no_curves(tmp_path):
         'method': 'random',
         'seed': 0,
         'images': 12,
+        'shares': model.training['shares'],
         'fingerprint': model.fingerprint,
         'history': {},
     }
-    assert describe_training(model) == []
+    assert re.fullmatch(r'look: made of \d\d % edges, \d\d % color', *describe_training(model))
 
 
 def test_images_without_labels_and_validation_are_told():
     class Model:
+        spec = CodeSpec.parse('coarse=8,fine=8')
         training = {
             'images': 4000,
             'labelled': {'coarse': 4000, 'fine': 2000},
             'validation_map': {'fine': 0.41256},
-            'gates': {'fine': {'top': 1.2, 'low': 0.8}, 'coarse': {'top': 1.0}},
+            'shares': {'fine': {'top': 0.604, 'low': 0.396}, 'coarse': {'top': 1.0}},
         }
 
     assert describe_training(Model) == [
         '2,000 of 4,000 images have no label fine: it did not learn from them',
-        'fine: mAP 0.413 on images held out; weights of its features: top 1.20, low 0.80',
+        'coarse: made of 100 % top',
+        'fine: mAP 0.413 on images held out; made of 60 % top, 40 % low',
     ]
 
 
@@ -280,7 +284,15 @@ def run_train(shard, *options):
 def trained(shard, tmp_path_factory):
     folder = tmp_path_factory.mktemp('trained')
     options = ('--segments', 'coarse=8,fine=16,look=16', '--epochs', 3, '--views', 1, '--tensorboard', folder / 'logs')
-    return folder, *run_train(shard, '--model', folder / 'model', *options)
+    return folder, *run_train(shard, '--model', folder / 'model', '--method', 'ortho', *options)
+
+
+def test_labels_are_learned_by_ridge_unless_told_otherwise(shard, tmp_path):
+    code, told = run_train(shard, '--model', tmp_path / 'model', '--segments', 'coarse=8,fine=16,look=16', '--views', 1)
+    assert code == 0
+    assert told[-1].startswith(f'{tmp_path / "model"}: ridge on 48 images, ')
+    assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays.npz', 'model.json', 'training.json']
+    assert set(strict_json(tmp_path / 'model' / TRAINING_FILE)['ridge']) == {'coarse', 'fine'}
 
 
 def test_a_model_is_trained_on_the_labels_there_are(trained):
@@ -317,8 +329,9 @@ def test_methods_without_labels_still_train(shard, tmp_path):
     for method in ('itq', 'lda'):
         code, told = run_train(shard, '--model', tmp_path / 'model', '--method', method, '--segments', 'look=16')
         assert code == 0
-        assert len(told) == 1
-        assert f'model: {method} on 48 images, look 16 bits' in told[0]
+        assert len(told) == 2
+        assert told[0].startswith('look: made of ')
+        assert f'model: {method} on 48 images, look 16 bits' in told[1]
     names = sorted(p.name for p in (tmp_path / 'model').iterdir())
     assert names == ['arrays.npz', 'model.json', 'training.json']
 

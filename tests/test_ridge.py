@@ -1,0 +1,119 @@
+"""Ridge regression of target codes: against least squares, on labels that are missing or many, its choice of ridge."""
+
+import numpy as np
+import pytest
+from test_supervised import SPEC, dataset, mean_average_precision, vectors
+
+from hashing_model import ridge
+from hashing_model.baselines import itq
+from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.labels import LabelLevel
+from hashing_model.ridge import RIDGE, RIDGES, fit_ridge, regress, target_codes
+from hashing_model.supervised import supervise
+
+
+@pytest.fixture(scope='module')
+def fitted():
+    fused, labels = dataset()
+    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    return (supervision, *fit_ridge(fused, supervision))
+
+
+@pytest.mark.parametrize(('n', 'd'), [(50, 8), (8, 50), (9000, 5)])
+def test_the_weights_are_those_of_least_squares(n, d):
+    """Least squares of [A; sqrt(lambda) I] W = [B; 0] are the same problem, solved by another algorithm."""
+    rng = np.random.default_rng(n)
+    x = (rng.standard_normal((n + 7, d)) * rng.uniform(0.1, 3, d) + rng.uniform(-1, 1, d)).astype(np.float32)
+    rows = rng.permutation(n + 7)[:n]
+    targets = rng.choice([-1, 1], (n, 6)).astype(np.float32)
+    a = x[rows].astype(np.float64)
+    a -= a.mean(axis=0)
+    b = targets - targets.mean(axis=0, dtype=np.float64)
+    for strength, weights in zip(RIDGES, regress(x, targets, rows, RIDGES), strict=True):
+        damped = np.sqrt(strength * (a**2).sum()) * np.eye(d)
+        expected = np.linalg.lstsq(np.vstack([a, damped]), np.vstack([b, np.zeros((d, 6))]))[0]
+        np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_target_is_the_mean_of_the_codes_of_an_images_classes():
+    level = LabelLevel.from_values([['a'], ['b', 'a'], ['c']])
+    centers = np.array([[1, 1, -1], [-1, 1, -1], [1, -1, 1]], np.int8)
+    assert target_codes(level, centers).tolist() == [[1, 1, -1], [0, 1, -1], [1, -1, 1]]
+    np.testing.assert_allclose(target_codes(level, centers), level.targets() @ centers)
+    assert target_codes(level.take([]), centers).shape == (0, 3)
+
+
+def test_what_is_learned_holds_for_new_images(fitted):
+    _, heads, _ = fitted
+    fused, labels = dataset(seed=5)
+    for segment in SPEC.segments[:2]:
+        x, level = vectors(segment, fused), labels[segment.name]
+        rival = itq(x - x.mean(axis=0), segment.bits, np.random.default_rng(0))
+        moved = {name: values - values.mean(axis=0) for name, values in fused.items()}
+        found = mean_average_precision(heads[segment.name], segment, fused, level)
+        assert found > 0.8
+        assert found > mean_average_precision(rival, segment, moved, level) + 0.2
+
+
+def test_thresholds_lie_at_the_mean_of_all_images(fitted):
+    _, heads, _ = fitted
+    fused, _ = dataset()
+    for segment in SPEC.segments[:2]:
+        np.testing.assert_allclose(heads[segment.name].activations(vectors(segment, fused)).mean(axis=0), 0, atol=1e-4)
+
+
+def test_the_ridge_is_the_one_that_finds_the_images_held_out_best(fitted):
+    supervision, heads, chosen = fitted
+    fused, labels = dataset()
+    rows = supervision.held_out
+    held_out = {name: x[rows] for name, x in fused.items()}
+    for segment in supervision.segments:
+        level = labels[segment.name]
+        scores = {}
+        for strength in RIDGES:
+            only = supervise(SPEC, labels, np.random.default_rng(0))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ridge, 'RIDGES', (strength,))
+                head = fit_ridge(fused, only)[0][segment.name]
+            scores[strength] = mean_average_precision(head, segment, held_out, level.take(rows))
+        assert scores[chosen[segment.name]] == max(scores.values())
+        best = mean_average_precision(heads[segment.name], segment, held_out, level.take(rows))
+        assert best == max(scores.values())
+
+
+def test_few_images_take_the_usual_ridge():
+    fused, labels = dataset()
+    few = {name: level.take(range(19)) for name, level in labels.items()}
+    supervision = supervise(SPEC, few, np.random.default_rng(0))
+    assert not len(supervision.held_out)
+    _, chosen = fit_ridge({name: x[:19] for name, x in fused.items()}, supervision)
+    assert chosen == {'coarse': RIDGE, 'fine': RIDGE}
+
+
+def test_images_without_a_label_of_a_level_are_no_examples_of_it():
+    """Their features may be anything: the weights are the same."""
+    fused, labels = dataset()
+    half = LabelLevel.from_values([['x' if i % 3 else 'y'] if i % 2 else [] for i in range(len(labels['fine']))])
+    supervision = supervise(SPEC, {'coarse': labels['coarse'], 'fine': half}, np.random.default_rng(0))
+    before = fit_ridge(fused, supervision)[0]['fine'].weights
+    rows = supervision.train[supervision.train % 2 == 0]
+    changed = {name: x.copy() for name, x in fused.items()}
+    for x in changed.values():
+        x[rows] += 100
+    np.testing.assert_array_equal(fit_ridge(changed, supervision)[0]['fine'].weights, before)
+
+
+def test_images_may_have_several_labels():
+    rng = np.random.default_rng(3)
+    present = rng.random((400, 4)) < 0.4
+    present[~present.any(axis=1), 0] = True
+    x = present @ rng.standard_normal((4, 12)) + 0.3 * rng.standard_normal((400, 12))
+    level = LabelLevel.from_values([[f'tag {j}' for j in np.flatnonzero(row)] for row in present])
+    spec = CodeSpec((Segment('tags', 16, ('top',)),))
+    supervision = supervise(spec, {'tags': level}, np.random.default_rng(0))
+    fused = {'top': (x - x.mean(axis=0)).astype(np.float32)}
+    bits = fit_ridge(fused, supervision)[0]['tags'].bits(fused['top'])
+    overlap = (present[:, None] & present[None]).sum(axis=2) / (present[:, None] | present[None]).sum(axis=2)
+    distances = (bits[:, None] != bits[None]).sum(axis=2)
+    assert distances[overlap == 1].mean() < 0.5 * distances[overlap == 0].mean()
+    assert distances[overlap == 1].mean() < 0.8 * distances[(overlap > 0.3) & (overlap < 0.6)].mean()
