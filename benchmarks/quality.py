@@ -13,6 +13,7 @@ on images that ask. mAP is tie-aware and over the whole database.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -264,7 +265,7 @@ def catalogue_items(args: argparse.Namespace) -> Figures:
     folds = [np.isin(items, part) for part in np.array_split(names, FOLDS)]
     database = np.flatnonzero(pictures.part == 'index')
     figures: dict[str, dict[str, list[float]]] = {}
-    for method in ('ortho', 'csq', 'greedy', 'itq', 'random'):
+    for method in ('ridge', 'ortho', 'csq', 'greedy', 'itq', 'random'):
         for seed in SEEDS:
             scores: dict[str, list[NDArray]] = {'coarse': [], 'fine': [], 'item@10': []}
             for held_out in folds:
@@ -404,21 +405,24 @@ def ablation(args: argparse.Namespace) -> Figures:
     figures: dict[str, Figures] = {}
     for left_out in (None, *FEATURES):
         kept = [name for name in FEATURES if name != left_out]
-        figures[f'without {left_out}' if left_out else 'all, gated'] = {
-            'mAP': ablated(found, level, kept, gated=True),
+        figures[f'without {left_out}' if left_out else 'all'] = {
+            'mAP': ablated(found, level, kept, Training('ridge')),
             'recall@1': mean_recall(found, kept),
             "recall@1 of look's groups": mean_recall(found, [name for name in LOOK if name != left_out]),
         }
-    figures['all, not gated'] = {'mAP': ablated(found, level, FEATURES, gated=False)}
+    for gated in (True, False):
+        training = Training('ortho', gated=gated)
+        figures[f'all, ortho, {"gated" if gated else "not gated"}'] = {'mAP': ablated(found, level, FEATURES, training)}
     return {'map': figures, 'split': hashes(pictures, {'training': fit_rows, 'database': database})}
 
 
-def ablated(found: LookFeatures, level: LabelLevel, groups: Sequence[str], gated: bool) -> dict[str, float]:
+def ablated(found: LookFeatures, level: LabelLevel, groups: Sequence[str], training: Training) -> dict[str, float]:
     """mAP of a supervised segment that reads some feature groups, over the seeds."""
     spec = CodeSpec((Segment('fine', 64, tuple(groups)),))
     scores = []
     for seed in SEEDS:
-        codes = fitted(found.training_set, Training('ortho', seed, gated=gated), spec, CATALOGUE_SIZE)(found.stored)
+        seeded = dataclasses.replace(training, seed=seed)
+        codes = fitted(found.training_set, seeded, spec, CATALOGUE_SIZE)(found.stored)
         asking = [level.take(found.asking)]
         ranking = rank(codes[found.asking], asking, codes, [level], spec, leave_out=found.asking)
         scores.append(float(average_precision(ranking.totals, ranking.relevant).mean()))
@@ -472,7 +476,7 @@ def say(progress: Progress, every: float = 30.0, last: dict[str, float] = {}) ->
 
 def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     """Name -> what makes its figures."""
-    heads = ('random', 'pca-rr', 'itq', 'contrastive', 'greedy', 'csq', 'ortho')
+    heads = ('random', 'pca-rr', 'itq', 'contrastive', 'greedy', 'csq', 'ortho', 'ridge')
     made: dict[str, Callable[[], Figures]] = {
         'catalogue-items': functools.partial(catalogue_items, args),
         'catalogue-look': functools.partial(look, args, 'catalogue'),

@@ -130,7 +130,7 @@ def test_a_groups_share_is_the_variance_of_what_it_adds():
 
 def test_unfit_input_is_refused():
     with pytest.raises(
-        InputError, match="unknown method 'lsh'; there are ortho, csq, greedy, contrastive, lda, random, pca-rr, itq"
+        InputError, match="unknown method 'lsh'; there are ridge, ortho, csq, greedy, contrastive, lda, random, pca-rr, itq"
     ):
         fit_look(pictures(3), 'lsh')
     with pytest.raises(InputError, match='no training image could be read'):
