@@ -70,6 +70,7 @@ def fit(
     training = choose_method(training or Training(), spec, labels)
     if not len(images):
         raise InputError('no training image could be read')
+    _check_labels(labels, len(images))
     extractor = make_extractor(spec, resizing, backbone)
     tuned = None
     if training.finetune_blocks:
@@ -130,9 +131,12 @@ def fit_features(
         InputError: see `fit`.
     """
     training = choose_method(training, spec, features.labels)
+    _check_labels(features.labels, len(features))
+    methods = {s.name: method_of(s.name, training, features.labels) for s in spec.segments}
     heads: dict[str, HashHead] = {}
     history: History = {}
-    about: dict[str, Any] = {'method': training.method or 'contrastive', 'seed': training.seed, 'images': len(features)}
+    method = training.method or '+'.join(dict.fromkeys(methods.values()))
+    about: dict[str, Any] = {'method': method, 'seed': training.seed, 'images': len(features)}
     fusion = Fusion.fit(features.groups)
     if tuned:
         fusion = Fusion({**fusion.mean, **tuned.fusion.mean}, {**fusion.scale, **tuned.fusion.scale})
@@ -150,7 +154,7 @@ def fit_features(
         about |= supervision.about(heads, fused)
     seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
     for segment, seed in zip(spec.segments, seeds, strict=True):
-        method = method_of(segment.name, training, features.labels)
+        method = methods[segment.name]
         x = fusion.fuse(features.groups, segment.features)
         if method in PROJECTIONS:
             heads[segment.name] = PROJECTIONS[method](x, segment.bits, np.random.default_rng(seed))
@@ -166,6 +170,12 @@ def fit_features(
         s.name: heads[s.name].shares({name: fusion.fuse(some, [name]) for name in s.features}) for s in spec.segments
     }
     return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about), history
+
+
+def _check_labels(labels: Mapping[str, LabelLevel], images: int) -> None:
+    for name, level in labels.items():
+        if len(level) != images:
+            raise InputError(f'{name} has labels of {len(level):,} images; there are {images:,}')
 
 
 def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float32]]:

@@ -129,9 +129,8 @@ def test_a_groups_share_is_the_variance_of_what_it_adds():
 
 
 def test_unfit_input_is_refused():
-    with pytest.raises(
-        InputError, match="unknown method 'lsh'; there are ridge, ortho, csq, greedy, contrastive, lda, random, pca-rr, itq"
-    ):
+    known = 'ridge, ortho, csq, greedy, contrastive, lda, random, pca-rr, itq'
+    with pytest.raises(InputError, match=f"unknown method 'lsh'; there are {known}"):
         fit_look(pictures(3), 'lsh')
     with pytest.raises(InputError, match='no training image could be read'):
         fit_look([])
@@ -191,6 +190,20 @@ def test_only_segments_fitted_from_views_need_views():
     assert view_groups(MIXED, Training('lda'), {}) == ['edges', 'color']
     look = CodeSpec(MIXED.segments[::2])
     assert view_groups(look, Training('ortho'), LABELS) == ['color']
+
+
+def test_a_model_says_how_its_segments_were_fitted(monkeypatch):
+    monkeypatch.setattr(contrastive, 'STEPS', 2)
+    one, _ = fit(pictures(40), {}, Training(views=1), LOOK, SIZE)
+    assert one.training['method'] == 'lda'
+    two, _ = fit(pictures(40), {}, Training(views=1), CodeSpec(MIXED.segments[1:]), SIZE)
+    assert two.training['method'] == 'contrastive+lda'
+
+
+def test_labels_must_be_those_of_the_pictures():
+    for training in (Training(), Training(finetune_blocks=1)):
+        with pytest.raises(InputError, match='kind has labels of 40 images; there are 39'):
+            fit(pictures(39), LABELS, training, MIXED, SIZE)
 
 
 def test_views_have_seeds_of_their_own():
