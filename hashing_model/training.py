@@ -150,7 +150,7 @@ def train_network(
     network.optimizer.build(network.trainable_variables)  # or its moments would be in no checkpoint
     variables = [*network.variables, *network.optimizer.variables]
     history: list[dict[str, float]] = []
-    mean = [np.array(v) for v in network.variables]
+    kept = _RunningMean(network, momentum)
     best: list[Any] = []
     found = checkpoint.load() if checkpoint else None
     if found:
@@ -158,32 +158,48 @@ def train_network(
         history = state['history']
         for i, variable in enumerate(variables):
             variable.assign(arrays[f'now{i}'])
-        mean = [arrays[f'mean{i}'] for i in range(len(mean))]
-        best = [arrays[f'best{i}'] for i in range(len(mean)) if f'best{i}' in arrays]
-
-    def update_mean() -> None:
-        for i, variable in enumerate(network.variables):
-            now = np.array(variable)
-            as_it_is = not momentum or not np.issubdtype(now.dtype, np.floating)
-            mean[i] = now if as_it_is else mean[i] + (now - mean[i]) * np.float32(1 - momentum)
-
+        count = len(network.variables)
+        kept.mean = [arrays[f'mean{i}'] for i in range(count)]
+        best = [arrays[f'best{i}'] for i in range(count) if f'best{i}' in arrays]
     for epoch in range(len(history), epochs):
         if _stalled(history, patience):
             break
-        logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history, update_mean)
+        logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history, kept.update)
+        values = kept.values()
         if validate:
-            with _weights(network, mean):
+            with _weights(network, values):
                 logs['score'] = float(validate())
             if logs['score'] >= max((h['score'] for h in history), default=-math.inf):
-                best = list(mean)
+                best = values
         history.append(logs)
         if checkpoint:
             arrays = {f'now{i}': np.array(v) for i, v in enumerate(variables)}
-            arrays |= {f'mean{i}': v for i, v in enumerate(mean)} | {f'best{i}': v for i, v in enumerate(best)}
+            arrays |= {f'mean{i}': v for i, v in enumerate(values)} | {f'best{i}': v for i, v in enumerate(best)}
             checkpoint.save(arrays, {'history': history})
-    for variable, value in zip(network.variables, best or mean, strict=True):
+    for variable, value in zip(network.variables, best or kept.values(), strict=True):
         variable.assign(value)
     return history
+
+
+class _RunningMean:
+    """The mean of a network's weights over its last steps; without a momentum, its weights as they are."""
+
+    def __init__(self, network: Any, momentum: float):
+        self.network, self.momentum = network, momentum
+        self.mean = [np.array(v) for v in network.variables]
+
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        if not self.momentum:
+            return
+        for i, now in enumerate(map(np.array, self.network.variables)):
+            if np.issubdtype(now.dtype, np.floating):
+                now = self.mean[i] + (now - self.mean[i]) * np.float32(1 - self.momentum)
+            self.mean[i] = now
+
+    def values(self) -> list[Any]:
+        """The weights to keep."""
+        return list(self.mean) if self.momentum else [np.array(v) for v in self.network.variables]
 
 
 @contextlib.contextmanager
