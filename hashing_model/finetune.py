@@ -18,7 +18,15 @@ from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_network import standardised, start_from
 from hashing_model.ridge import fit_ridge
-from hashing_model.supervised import Arrays, Supervision, activations_of, hash_network, segment_losses, shuffled
+from hashing_model.supervised import (
+    Arrays,
+    Supervision,
+    activations_of,
+    hash_network,
+    segment_losses,
+    shuffled,
+    start_classifier,
+)
 from hashing_model.training import Batch, Checkpoint, Report, Training, train_network
 
 BATCH_SIZE = 32
@@ -76,9 +84,7 @@ def finetune(
         supervision,
         training,
     )
-    start, _ = fit_ridge(fused, supervision)
-    for segment in supervision.segments:
-        start_from(network, segment, start[segment.name], np.concatenate([fused[n] for n in segment.features], axis=1))
+    start(network, supervision, fused, training)
     steps = max(1, len(supervision.train) // BATCH_SIZE)
     optimizer = _optimizer(RATE * training.learning_rate, training.finetune_epochs * steps)
     network.compile(optimizer, segment_losses(supervision, training))
@@ -98,8 +104,8 @@ def finetune(
 
     def validate() -> float:
         parts = []
-        for start in range(0, len(supervision.held_out), BATCH_SIZE):
-            rows = supervision.held_out[start : start + BATCH_SIZE]
+        for first in range(0, len(supervision.held_out), BATCH_SIZE):
+            rows = supervision.held_out[first : first + BATCH_SIZE]
             pixels = np.stack([images[i] for i in rows])
             parts.append(activations_of(network, to_inputs(pixels), supervision))
         whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -119,6 +125,16 @@ def finetune(
     )
     backbone.weights_changed()
     return network, history
+
+
+def start(network: Any, supervision: Supervision, fused: Arrays, training: Training) -> None:
+    """Let the heads of a `hash_network` begin as those that `fit_ridge` finds for standardised features."""
+    heads, _ = fit_ridge(fused, supervision)
+    for segment in supervision.segments:
+        x = np.concatenate([fused[name] for name in segment.features], axis=1)
+        start_from(network, segment, heads[segment.name], x)
+        if training.method == 'greedy':
+            start_classifier(network, segment, supervision.centers[segment.name])
 
 
 def choose_trainable(model: Any, blocks: int) -> None:

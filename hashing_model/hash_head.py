@@ -39,19 +39,22 @@ class HashHead:
         return self.activations(x) >= 0
 
     def shares(self, groups: Mapping[str, Floats]) -> dict[str, float]:
-        """How much each feature group moves the activations, or the first hidden layer: shares that add up to 1.
+        """How much each feature group moves the bits, or the first hidden layer: shares that add up to 1.
 
-        A group's share is the variance of its part of the sums, as if groups were independent.
+        A group's share of a bit is the variance of its part of the sum, as if groups were independent; all bits count
+        the same, as in a distance.
 
         Args:
             groups: what the head reads, in order: name -> float32 [N, d of the group].
         """
         weights = self.hidden[0][0] if self.hidden else self.weights
         ends = np.cumsum([x.shape[1] for x in groups.values()])
-        parts = zip(groups.items(), np.split(weights, ends[:-1]), strict=True)
-        variance = {name: float(np.var(x @ part, axis=0, dtype=np.float64).sum()) for (name, x), part in parts}
-        total = sum(variance.values()) or 1.0
-        return {name: round(value / total, 4) for name, value in variance.items()}
+        parts = zip(groups.values(), np.split(weights, ends[:-1]), strict=True)
+        variance = np.stack([np.var(x @ part, axis=0, dtype=np.float64) for x, part in parts])
+        if not self.hidden:
+            variance /= np.maximum(variance.sum(axis=0), np.finfo(np.float64).tiny)
+        shares = variance.sum(axis=1) / (variance.sum() or 1.0)
+        return {name: round(float(share), 4) for name, share in zip(groups, shares, strict=True)}
 
     def shifted(self, by: NDArray) -> HashHead:
         """The head whose activations are `by` [bits] less: less their mean, for instance, so that bits are balanced."""

@@ -16,9 +16,8 @@ from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
 
 BN_MOMENTUM = 0.9  # statistics of about the last ten batches: the layers before them move
-START_VARIANCE = (
-    1e-3  # of activations before normalisation, as from Keras's first weights: Adam's steps suit their size
-)
+# Of activations before normalisation: weights as large as Keras's first ones, which Adam's steps suit.
+START_VARIANCE = 1e-3
 
 
 def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: bool, seed: int) -> dict[str, Any]:

@@ -74,28 +74,37 @@ class Supervision:
 
         A query whose class has no other image among the rows does not count.
         """
-        return {segment.name: self.score(segment, activations[segment.name], rows) for segment in self.segments}
+        found = {s.name: self.precision(s, activations[s.name], rows) for s in self.segments}
+        return {name: float(np.nanmean(p)) if np.isfinite(p).any() else 0.0 for name, p in found.items()}
 
-    def score(self, segment: Segment, activations: NDArray[np.float32], rows: NDArray) -> float:
-        """`scores` of one segment: activations float32 [N, bits] of the images `rows`."""
+    def precision(self, segment: Segment, activations: NDArray[np.float32], rows: NDArray) -> NDArray[np.float64]:
+        """The average precision of each image of `scores` in one segment, float64 [N]; NaN of those that do not count.
+
+        Args:
+            segment: one of the supervised segments.
+            activations: float32 [N, bits] of the images.
+            rows: int64 [N], which images they are.
+        """
         from hashing_model.metrics import average_precision, rank
 
         codes, level = pack_bits(activations >= 0), self.levels[segment.name].take(rows)
         ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(rows)))
-        precision = average_precision(ranking.totals, ranking.relevant)
-        return float(np.nanmean(precision)) if np.isfinite(precision).any() else 0.0
+        return average_precision(ranking.totals, ranking.relevant)
 
     def about(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, Any]:
-        """For people: images with labels, how far nested levels keep their order, `scores` on the images held out."""
+        """For people: images with labels, how far nested levels keep their order, mAP of the images held out."""
         about: dict[str, Any] = {
             'labelled': {name: int((level.counts > 0).sum()) for name, level in self.levels.items()},
             'hierarchy_order': round(self.order, 4),
         }
         if len(self.held_out):
-            inputs = {s.name: [fused[name][self.held_out] for name in s.features] for s in self.segments}
-            made = {name: heads[name].activations(np.concatenate(x, axis=1)) for name, x in inputs.items()}
-            scores = self.scores(made, self.held_out)
-            about['validation_map'] = {name: round(score, 4) for name, score in scores.items()}
+            found = {}
+            for s in self.segments:
+                x = np.concatenate([fused[name][self.held_out] for name in s.features], axis=1)
+                precision = self.precision(s, heads[s.name].activations(x), self.held_out)
+                if np.isfinite(precision).any():
+                    found[s.name] = round(float(np.nanmean(precision)), 4)
+            about['validation_map'] = found
         return about
 
 
@@ -167,6 +176,12 @@ def hash_network(inputs: Any, groups: Mapping[str, Any], supervision: Supervisio
             logits = keras.layers.Dense(classes, kernel_initializer=start, name=f'{name}_classifier')(signs)
             outputs[name] = keras.layers.Concatenate(name=f'{name}_output')([v, logits])
     return keras.Model(inputs, outputs)
+
+
+def start_classifier(network: Any, segment: Segment, centers: NDArray[np.int8]) -> None:
+    """Let a segment's classifier of `greedy` begin with the likeness of a code to each class's target code."""
+    weights = centers.T / math.sqrt(segment.bits)
+    network.get_layer(f'{segment.name}_classifier').set_weights([weights, np.zeros(len(centers))])
 
 
 def segment_losses(supervision: Supervision, training: Training) -> dict[str, Callable]:

@@ -135,8 +135,11 @@ def fit_features(
     methods = {s.name: method_of(s.name, training, features.labels) for s in spec.segments}
     heads: dict[str, HashHead] = {}
     history: History = {}
-    method = training.method or '+'.join(dict.fromkeys(methods.values()))
-    about: dict[str, Any] = {'method': method, 'seed': training.seed, 'images': len(features)}
+    about: dict[str, Any] = {
+        'method': '+'.join(dict.fromkeys(methods.values())),
+        'seed': training.seed,
+        'images': len(features),
+    }
     fusion = Fusion.fit(features.groups)
     if tuned:
         fusion = Fusion({**fusion.mean, **tuned.fusion.mean}, {**fusion.scale, **tuned.fusion.scale})

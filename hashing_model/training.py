@@ -29,10 +29,10 @@ class Training:
     Args:
         method: see `hashing_model.train.METHODS`; None takes the best for the labels there are.
         seed: of every random choice.
-        epochs: most epochs of a head.
-        learning_rate: of a head, at the start.
-        balance, decorrelation: weights of the loss terms that even out a supervised segment's bits.
-        gated: train the weights of the feature groups.
+        epochs: most epochs of heads trained by gradients: `ortho`, `csq`, `greedy`.
+        learning_rate: of these and of `contrastive`, at the start; fine-tuning takes a part of it.
+        balance, decorrelation: weights of the loss terms that even out the bits of segments trained by gradients.
+        gated: train the weights of the feature groups by gradients too.
         views: augmented views per picture, for `contrastive` and `lda`.
         finetune_blocks: last blocks of the backbone to train with the supervised segments; 0 leaves it frozen.
         finetune_epochs: epochs of that.
@@ -159,7 +159,7 @@ def train_network(
         for i, variable in enumerate(variables):
             variable.assign(arrays[f'now{i}'])
         count = len(network.variables)
-        kept.mean = [arrays[f'mean{i}'] for i in range(count)]
+        kept.mean = [arrays[f'mean{i}'] for i in range(count)] if momentum else kept.mean
         best = [arrays[f'best{i}'] for i in range(count) if f'best{i}' in arrays]
     for epoch in range(len(history), epochs):
         if _stalled(history, patience):
@@ -174,7 +174,8 @@ def train_network(
         history.append(logs)
         if checkpoint:
             arrays = {f'now{i}': np.array(v) for i, v in enumerate(variables)}
-            arrays |= {f'mean{i}': v for i, v in enumerate(values)} | {f'best{i}': v for i, v in enumerate(best)}
+            arrays |= {f'mean{i}': v for i, v in enumerate(kept.mean)} if momentum else {}
+            arrays |= {f'best{i}': v for i, v in enumerate(best)}
             checkpoint.save(arrays, {'history': history})
     for variable, value in zip(network.variables, best or kept.values(), strict=True):
         variable.assign(value)

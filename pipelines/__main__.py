@@ -29,7 +29,7 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 PROGRESS_SECONDS = 15
 STAGES = 'pipelines.build_stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
-MODULES = {  # which has what does the command; `commands` has the others
+MODULES = {  # module -> the commands it has; `commands` has the others
     'build_command': ('build',),
     'model_commands': ('train', 'features', 'calibrate', 'evaluate'),
     'version_commands': ('versions', 'promote', 'rollback', 'prune', 'verify'),
@@ -133,8 +133,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--max-images', type=int, default=10_000, metavar='N', help='fit on at most N (default: 10000)')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='of every random choice (default: 0)')
     group = parser.add_argument_group('training')
-    group.add_argument('--epochs', type=int, metavar='N', help='most epochs of a head with labels (default: 60)')
-    group.add_argument('--learning-rate', type=float, metavar='R', help='of the heads (default: 0.001)')
+    group.add_argument('--epochs', type=int, metavar='N', help='most epochs of ortho, csq or greedy (default: 60)')
+    group.add_argument('--learning-rate', type=float, metavar='R', help='of what gradients train (default: 0.001)')
     group.add_argument('--views', type=int, metavar='N', help='augmented views per image without label (default: 3)')
     group.add_argument('--balance', type=float, metavar='W', help='weight of a loss that evens out bits (default: 0)')
     group.add_argument('--decorrelation', type=float, metavar='W', help='weight of a loss that parts bits (default: 0)')

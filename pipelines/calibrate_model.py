@@ -235,7 +235,9 @@ def save_calibrated(totals: Totals, config: CalibrationConfig) -> str:
     if not totals.pictures:
         why = ', '.join(f'{n} {reason}' for reason, n in sorted(totals.reasons.items())) or 'there was none'
         raise BuildError(f'none of {totals.records_read} records could be read: {why}')
-    model = calibrate(load_model(config.model, config.threads, config.fingerprint), totals)
+    given = load_model(config.model, config.threads, config.fingerprint)
+    check_backbone(given)
+    model = calibrate(given, totals)
     with tempfile.TemporaryDirectory(prefix='grainhash-model-') as folder:
         model.save(folder)
         files.delete_file(files.join(config.out, MODEL_FILE))  # it is written last: half a model does not load

@@ -87,7 +87,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     levels = {'coarse': 'coarse', 'fine': 'fine', 'all': 'fine'}
     segments = {s.name: s.bits for s in searcher.spec.segments}
     report = out / 'report.html'
-    made_of = {name: describe_shares(shares) for name, shares in fitted.training['shares'].items()}
+    made_of = {name: describe_shares(groups) for name, groups in fitted.training['shares'].items()}
     title = 'Emoji that look alike, to a hash'
     write_report(report, title, INTRO, facts, segments, galleries, levels, made_of)
     console.print(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate_codes import Images
     from pipelines.records import Reject
 
+GRADIENT_STAGES = {'heads', 'fine-tuning'}
 INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
 
 
@@ -53,6 +54,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     Checkpoint(folder / CHECKPOINT_FILE, {}).remove()
     for line in describe_training(model):
         tell(line)
+    _tell_of_unused_settings(args, history)
     segments = ', '.join(f'{s.name} {s.bits}' for s in spec.segments)
     tell(
         f'{args.model}: {model.training["method"]} on {model.training["images"]:,} images, {segments} bits, '
@@ -72,6 +74,13 @@ def _check_train(args: argparse.Namespace) -> None:
             raise InputError(
                 f'--{option.replace("_", "-")} tells how images are read; --features has them read already'
             )
+
+
+def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None:
+    by_gradients = 'ortho, csq and greedy'
+    for option, stages in (('epochs', {'heads'}), ('balance', GRADIENT_STAGES), ('decorrelation', GRADIENT_STAGES)):
+        if getattr(args, option, None) is not None and not stages & set(history):
+            tell(f'--{option} changed nothing: it is for heads that {by_gradients} train')
 
 
 def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:

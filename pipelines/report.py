@@ -128,7 +128,7 @@ def render(
         galleries: the queries, in the order of the page.
         label_level_of: profile -> the label level it should get right, as `{'coarse': 'coarse'}`; answers
             that share a label of that level with their query are marked and counted.
-        made_of: segment -> what tells in it, in words.
+        made_of: segment -> the feature groups it reads and their shares, in words.
     """
     page = _Page(segments, label_level_of or {})
     cards = [page.card(number, gallery) for number, gallery in enumerate(galleries, 1)]

@@ -1,14 +1,19 @@
 """One work unit: records in, rows and rejects out, and models."""
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
+from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.errors import InputError
+from hashing_model.features.backbone import load_backbone
 from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
-from hashing_model.model import HashModel
+from hashing_model.train import fit
+from hashing_model.training import Training
 from pipelines import encode
 from pipelines.encode import (
     BATCH_SIZE,
@@ -98,15 +103,27 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
         assert len(unit.measures['hash_us']) == -(-5 // batch_size) == len(unit.measures['features_us'])
 
 
-def test_no_backbone_is_loaded_where_everything_is_known(model, tmp_path, monkeypatch):
-    model.save(tmp_path / 'model')
+def test_the_backbone_is_loaded_once_and_only_where_something_is_encoded(tmp_path, monkeypatch):
+    fit(pictures(9), {}, Training('random'), CodeSpec((Segment('look', 8, ('top',)),)), SIZE)[0].save(
+        tmp_path / 'model'
+    )
     records = records_of(3)
-    known = {d: KnownImage(d, 1, 1, bytes(4)) for d in (encode.digest_of(record) for record in records)}
-    monkeypatch.setattr(HashModel, 'check_backbone', lambda _: pytest.fail('the backbone was loaded'))
-    loaded = load_model(str(tmp_path / 'model'))
-    assert encode_unit(records, loaded, known).reused == 3
-    with pytest.raises(pytest.fail.Exception, match='was loaded'):
-        encode_unit(records, loaded)
+    known = {d: KnownImage(d, 1, 1, bytes(1)) for d in (encode.digest_of(record) for record in records)}
+    loaded = []
+
+    def slow(*arguments):
+        loaded.append(arguments)
+        time.sleep(0.2)
+        return load_backbone(*arguments)
+
+    monkeypatch.setattr('hashing_model.model.load_backbone', slow)
+    model = load_model(str(tmp_path / 'model'))
+    assert encode_unit(records, model, known).reused == 3
+    assert not loaded
+    with ThreadPoolExecutor(2) as pool:
+        units = list(pool.map(lambda _: encode_unit(records, model), range(2)))
+    assert units[0].images.equals(units[1].images)
+    assert len(loaded) == 1
 
 
 def test_known_images_wait_for_each_other_but_not_forever(model, monkeypatch):

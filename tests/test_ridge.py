@@ -1,5 +1,7 @@
 """Ridge regression of target codes: against least squares, on labels that are missing or many, its choice of ridge."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from test_supervised import SPEC, dataset, mean_average_precision, vectors
@@ -7,8 +9,9 @@ from test_supervised import SPEC, dataset, mean_average_precision, vectors
 from hashing_model import ridge
 from hashing_model.baselines import itq
 from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
-from hashing_model.ridge import RIDGE, RIDGES, fit_ridge, regress, target_codes
+from hashing_model.ridge import RIDGES, fit_ridge, regress, target_codes
 from hashing_model.supervised import supervise
 
 
@@ -40,7 +43,6 @@ def test_a_target_is_the_mean_of_the_codes_of_an_images_classes():
     centers = np.array([[1, 1, -1], [-1, 1, -1], [1, -1, 1]], np.int8)
     assert target_codes(level, centers).tolist() == [[1, 1, -1], [0, 1, -1], [1, -1, 1]]
     np.testing.assert_allclose(target_codes(level, centers), level.targets() @ centers)
-    assert target_codes(level.take([]), centers).shape == (0, 3)
 
 
 def test_what_is_learned_holds_for_new_images(fitted):
@@ -71,14 +73,15 @@ def test_the_ridge_is_the_one_that_finds_the_images_held_out_best(fitted):
         level = labels[segment.name]
         scores = {}
         for strength in RIDGES:
-            only = supervise(SPEC, labels, np.random.default_rng(0))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(ridge, 'RIDGES', (strength,))
-                head = fit_ridge(fused, only)[0][segment.name]
+                head = fit_ridge(fused, supervision)[0][segment.name]
             scores[strength] = mean_average_precision(head, segment, held_out, level.take(rows))
-        assert scores[chosen[segment.name]] == max(scores.values())
-        best = mean_average_precision(heads[segment.name], segment, held_out, level.take(rows))
-        assert best == max(scores.values())
+        assert chosen[segment.name] == next(
+            s for s in RIDGES if scores[s] == max(scores.values())
+        )  # of equals the first
+        assert mean_average_precision(heads[segment.name], segment, held_out, level.take(rows)) == max(scores.values())
+    assert len(set(scores.values())) > 1  # not trivial
 
 
 def test_few_images_take_the_usual_ridge():
@@ -86,8 +89,33 @@ def test_few_images_take_the_usual_ridge():
     few = {name: level.take(range(19)) for name, level in labels.items()}
     supervision = supervise(SPEC, few, np.random.default_rng(0))
     assert not len(supervision.held_out)
-    _, chosen = fit_ridge({name: x[:19] for name, x in fused.items()}, supervision)
-    assert chosen == {'coarse': RIDGE, 'fine': RIDGE}
+    heads, chosen = fit_ridge({name: x[:19] for name, x in fused.items()}, supervision)
+    assert chosen == {'coarse': RIDGES[0], 'fine': RIDGES[0]}
+    assert set(heads) == {'coarse', 'fine'}
+
+
+def test_images_held_out_that_have_no_like_there_choose_no_ridge():
+    fused, labels = dataset()
+    count = len(labels['coarse'])
+    rare = LabelLevel.from_values([[f'{i // 2:04}'] for i in range(count)])
+    spec = CodeSpec((SPEC.segments[0], Segment('fine', 64, ('top',))))
+    supervision = supervise(spec, {'coarse': labels['coarse'], 'fine': rare}, np.random.default_rng(0))
+    assert len(supervision.held_out) >= 20
+    heads, chosen = fit_ridge(fused, supervision)
+    assert chosen['fine'] == RIDGES[0]
+    x = np.concatenate([fused[name] for name in spec.segments[0].features], axis=1)[supervision.held_out]
+    found = supervision.precision(spec.segments[0], heads['coarse'].activations(x), supervision.held_out)
+    assert supervision.about(heads, fused)['validation_map']['coarse'] == pytest.approx(found.mean(), abs=1e-4)
+
+
+def test_too_few_labels_are_refused():
+    fused, labels = dataset()
+    held_out = supervise(SPEC, labels, np.random.default_rng(0)).held_out
+    once = LabelLevel.from_values([['x' if i in held_out else 'y'] for i in range(len(labels['fine']))])
+    supervision = supervise(SPEC, {'coarse': labels['coarse'], 'fine': once}, np.random.default_rng(0))
+    supervision = dataclasses.replace(supervision, train=np.setdiff1d(np.arange(len(once)), held_out))
+    with pytest.raises(InputError, match=r'fine: \d+ labelled images to train on are too few; give more'):
+        fit_ridge(fused, supervision)
 
 
 def test_images_without_a_label_of_a_level_are_no_examples_of_it():

@@ -125,7 +125,12 @@ def test_a_groups_share_is_the_variance_of_what_it_adds():
     weights = np.concatenate([np.eye(3, 4), np.sqrt(0.5) * np.eye(5, 4)]).astype(np.float32)
     shares = HashHead(np.zeros((4, 2), np.float32), np.zeros(2, np.float32), ((weights, np.ones(4)),)).shares(groups)
     assert shares == {'a': pytest.approx(3 / 5, abs=0.05), 'b': pytest.approx(2 / 5, abs=0.05)}
-    assert linear.scaled(np.full(4, 2.0)).shares(groups) == {'a': 1, 'b': 0}
+    weights = np.concatenate([np.eye(3, 4), np.eye(5, 4, -1)]).astype(np.float32)  # of 4 bits, 3 from a and 1 from b
+    weights[:3, 1], weights[3:, 0] = 0, 0
+    for scale in (np.ones(4), np.array([1, 9, 0.1, 5])):
+        mixed = HashHead(weights, np.zeros(4, np.float32)).scaled(scale)
+        sums = [np.var(x @ w, axis=0) for x, w in zip(groups.values(), np.split(weights, [3]), strict=True)]
+        assert mixed.shares(groups)['a'] == pytest.approx((sums[0] / (sums[0] + sums[1])).mean(), abs=1e-3)
 
 
 def test_unfit_input_is_refused():
