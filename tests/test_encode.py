@@ -104,9 +104,8 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
 
 
 def test_the_backbone_is_loaded_once_and_only_where_something_is_encoded(tmp_path, monkeypatch):
-    fit(pictures(9), {}, Training('random'), CodeSpec((Segment('look', 8, ('top',)),)), SIZE)[0].save(
-        tmp_path / 'model'
-    )
+    spec = CodeSpec((Segment('look', 8, ('top',)),))
+    fit(pictures(9), {}, Training('random'), spec, SIZE)[0].save(tmp_path / 'model')
     records = records_of(3)
     known = {d: KnownImage(d, 1, 1, bytes(1)) for d in (encode.digest_of(record) for record in records)}
     loaded = []

@@ -290,7 +290,7 @@ def trained(shard, tmp_path_factory):
 def test_labels_are_learned_by_ridge_unless_told_otherwise(shard, tmp_path):
     code, told = run_train(shard, '--model', tmp_path / 'model', '--segments', 'coarse=8,fine=16,look=16', '--views', 1)
     assert code == 0
-    assert told[-1].startswith(f'{tmp_path / "model"}: ridge on 48 images, ')
+    assert told[-1].startswith(f'{tmp_path / "model"}: ridge+lda on 48 images, ')
     assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays.npz', 'model.json', 'training.json']
     assert set(strict_json(tmp_path / 'model' / TRAINING_FILE)['ridge']) == {'coarse', 'fine'}
 
@@ -299,10 +299,10 @@ def test_a_model_is_trained_on_the_labels_there_are(trained):
     folder, code, told = trained
     assert code == 0
     assert told[0] == '3 of 48 images have no label fine: it did not learn from them'
-    assert told[-1].startswith(f'{folder / "model"}: ortho on 48 images, coarse 8, fine 16, look 16 bits, fingerprint ')
+    assert told[-1].startswith(f'{folder / "model"}: ortho+lda on 48 images, coarse 8, fine 16, look 16 bits, fingerprint ')
     model = HashModel.load(folder / 'model')
     assert told[-1].split('fingerprint ')[1].startswith(model.fingerprint[:12])
-    assert model.training['method'] == 'ortho'
+    assert model.training['method'] == 'ortho+lda'
     assert model.training['labelled'] == {'coarse': 48, 'fine': 45}
     images = np.stack([decode(data, SIZE).pixels for _, data in catalogue_pictures(48)])
     codes = model.encode(images)
