@@ -125,7 +125,7 @@ def train_network(
     checkpoint: Checkpoint | None = None,
     momentum: float = 0.0,
 ) -> list[dict[str, float]]:
-    """Train a compiled Keras network, and leave it with the weights that validated best.
+    """Train a compiled Keras network; leaves it with the last weights or, with a patience, those that validated best.
 
     With a momentum, what is validated and left is a running mean of the weights (Polyak and Juditsky 1992).
 
@@ -134,8 +134,9 @@ def train_network(
         batches: epoch -> functions that make its batches, called in threads, a few ahead.
         steps: batches per epoch.
         epochs: at most this many.
-        validate: the score of the network as it is, higher is better; None keeps the last weights.
-        patience: stop after so many epochs without a better score; None never stops early.
+        validate: the score of the network as it is, higher is better.
+        patience: stop after so many epochs without a better score, and leave the best; None trains to the end. A few
+            images held out tell when heads begin to learn by heart, but not which of the last epochs is better.
         stage: a name for people.
         report: told after every step.
         checkpoint: kept after every epoch; gone on from if it has a state. Whoever needs it no more removes it.
@@ -169,7 +170,7 @@ def train_network(
         if validate:
             with _weights(network, values):
                 logs['score'] = float(validate())
-            if logs['score'] >= max((h['score'] for h in history), default=-math.inf):
+            if patience is not None and logs['score'] >= max((h['score'] for h in history), default=-math.inf):
                 best = values
         history.append(logs)
         if checkpoint:

@@ -299,7 +299,8 @@ def test_a_model_is_trained_on_the_labels_there_are(trained):
     folder, code, told = trained
     assert code == 0
     assert told[0] == '3 of 48 images have no label fine: it did not learn from them'
-    assert told[-1].startswith(f'{folder / "model"}: ortho+lda on 48 images, coarse 8, fine 16, look 16 bits, fingerprint ')
+    segments = 'coarse 8, fine 16, look 16 bits'
+    assert told[-1].startswith(f'{folder / "model"}: ortho+lda on 48 images, {segments}, fingerprint ')
     model = HashModel.load(folder / 'model')
     assert told[-1].split('fingerprint ')[1].startswith(model.fingerprint[:12])
     assert model.training['method'] == 'ortho+lda'

@@ -112,15 +112,16 @@ def test_it_learns():
 @pytest.mark.parametrize(
     ('scores', 'patience', 'epochs', 'kept'),
     [
-        ((0.1, 0.9, 0.3, 0.2, 0.8), None, 5, 1),
+        ((0.1, 0.9, 0.3, 0.2, 0.8), 9, 5, 1),
+        ((0.1, 0.9, 0.3, 0.2, 0.8), None, 5, 4),  # the last
         ((0.1, 0.9, 0.3, 0.2, 0.8), 2, 4, 1),
         ((0.1, 0.9, 0.3, 0.95, 0.2), 2, 5, 3),
-        ((0.5, 0.7, 0.7, 0.1, 0.1), None, 5, 2),  # of equals the last
+        ((0.5, 0.7, 0.7, 0.1, 0.1), 9, 5, 2),  # of equals the last
         ((0.0, 0.0, 0.0, 0.0, 0.0), 2, 3, 2),
         ((0.9, 0.1, 0.1, 0.1, 0.1), 1, 2, 0),
     ],
 )
-def test_the_weights_that_validated_best_stay(scores, patience, epochs, kept):
+def test_with_a_patience_the_weights_that_validated_best_stay(scores, patience, epochs, kept):
     made, seen = network(), []
 
     def validate():
