@@ -57,6 +57,10 @@ CATALOGUE_SIZE = 96
 FOLDS = 5
 EVERY_BLOCK = 99
 KIND = ('top', 'high', 'mid')  # what tells kinds of things apart
+FINETUNED = {  # images that ask and that train, epochs, side in px
+    'cifar-5k-finetuned': (1_000, 5_000, 24, 192),
+    'cifar-50k-finetuned': (10_000, 50_000, 3, 128),
+}
 LOOK = ('low', 'edges', 'texture', 'shape', 'color')
 LOOK_BITS = (64, 96, 128)
 LOOK_TRAINING, LOOK_QUERIES = 5_000, 1_000
@@ -223,9 +227,11 @@ def spread(scores: Sequence[float]) -> dict[str, float]:
     }
 
 
-def cifar_finetuned(args: argparse.Namespace, name: str, queries: int, training: int, epochs: int) -> Figures:
+def cifar_finetuned(
+    args: argparse.Namespace, name: str, queries: int, training: int, epochs: int, size: int
+) -> Figures:
     """The whole backbone fine-tuned once, with one head per code length."""
-    pictures, resizing, spec = cifar(args.cifar), Resizing(args.finetune_size), of_every_length(('top',))
+    pictures, resizing, spec = cifar(args.cifar), Resizing(size), of_every_length(('top',))
     rows = split(pictures, queries, training)
     fit_rows, level = rows['training'], pictures.level('fine')
     settings = Training(method='ortho', finetune_blocks=EVERY_BLOCK, finetune_epochs=epochs)
@@ -482,9 +488,8 @@ def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
         made |= {
             'cifar-look': functools.partial(look, args, 'cifar'),
             'cifar-ablation': functools.partial(ablation, args),
-            'cifar-5k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-5k-finetuned', 1_000, 5_000, 24),
-            'cifar-50k-finetuned': functools.partial(cifar_finetuned, args, 'cifar-50k-finetuned', 10_000, 50_000, 4),
         }
+        made |= {n: functools.partial(cifar_finetuned, args, n, *settings) for n, settings in FINETUNED.items()}
     return made
 
 
@@ -494,7 +499,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cifar', type=Path, metavar='DIR')
     parser.add_argument('--work', type=Path, required=True, metavar='DIR')
     parser.add_argument('--only', nargs='*', metavar='EXPERIMENT')
-    parser.add_argument('--finetune-size', type=int, default=192, help='side of the pictures in px (default: 192)')
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     for name, make in experiments(args).items():
