@@ -129,7 +129,7 @@ def finetune(
 
 def start(network: Any, supervision: Supervision, fused: Arrays, training: Training) -> None:
     """Let the heads of a `hash_network` begin as those that `fit_ridge` finds for standardised features."""
-    heads, _ = fit_ridge(fused, supervision)
+    heads = fit_ridge(fused, supervision)
     for segment in supervision.segments:
         x = np.concatenate([fused[name] for name in segment.features], axis=1)
         start_from(network, segment, heads[segment.name], x)

@@ -147,7 +147,7 @@ def fit_features(
         supervision = supervise(spec, features.labels, np.random.default_rng(training.seed))
         fused = _standardised(fusion, {name: features.groups[name] for name in supervision.groups})
         if training.method == 'ridge':
-            heads, about['ridge'] = fit_ridge(fused, supervision)
+            heads = fit_ridge(fused, supervision)
         else:
             if tuned:
                 network, history = tuned.network, dict(tuned.history)

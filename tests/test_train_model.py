@@ -292,7 +292,6 @@ def test_labels_are_learned_by_ridge_unless_told_otherwise(shard, tmp_path):
     assert code == 0
     assert told[-1].startswith(f'{tmp_path / "model"}: ridge+lda on 48 images, ')
     assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays.npz', 'model.json', 'training.json']
-    assert set(strict_json(tmp_path / 'model' / TRAINING_FILE)['ridge']) == {'coarse', 'fine'}
 
 
 def test_a_model_is_trained_on_the_labels_there_are(trained):
