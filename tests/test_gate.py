@@ -479,12 +479,14 @@ def test_versions_are_compared_with_the_one_believed_to_be_served(tmp_path):
 
 
 def build_codes(folder, codes, *options, nameless=0):
-    """Build an index of codes, the last of which have no id: the exit code, and the newest version's manifest."""
+    """Build an index of codes, the last of which have no id: the exit code, and the new version's manifest."""
     ids = [f'i{i}' if i < len(codes) - nameless else None for i in range(len(codes))]
     pattern = write_codes(folder / f'{len(codes)}-{nameless}.parquet', ids, codes)
-    code = main(['build', '--codes', pattern, '--index', str(folder / 'index'), *options])
-    known = versions.list_versions(str(folder / 'index'))
-    return code, max((f.manifest for f in known), key=lambda m: (m.created, m.version != current(folder)))
+    index = str(folder / 'index')
+    before = {f.version for f in versions.list_versions(index)} if (folder / 'index').exists() else set()
+    code = main(['build', '--codes', pattern, '--index', index, *options])
+    (new,) = (f for f in versions.list_versions(index) if f.version not in before)
+    return code, new.manifest
 
 
 def current(folder):

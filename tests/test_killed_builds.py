@@ -170,7 +170,9 @@ def test_builds_killed_at_random_moments_harm_nothing(zygote, tmp_path):
         code, _ = zygote([*command, *(['--full'] if number % 2 else [])], index, moment)
         killed += code == -signal.SIGKILL
         finished = {f.version for f in versions.list_versions(str(index)) if f.state == 'finished'}
-        assert versions.current_version(str(index)) in ({served} if code else finished - {served})
+        now = versions.current_version(str(index))
+        assert now in finished  # a build may be killed when it has just moved CURRENT
+        assert code or now != served
         assert answers(tmp_path, codes) == expected
         assert main(['verify', str(index)]) == 0
         code, _ = zygote(command, index)
