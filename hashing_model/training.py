@@ -161,7 +161,7 @@ def train_network(
             variable.assign(arrays[f'now{i}'])
         count = len(network.variables)
         kept.mean = [arrays[f'mean{i}'] for i in range(count)] if momentum else kept.mean
-        best = [arrays[f'best{i}'] for i in range(count) if f'best{i}' in arrays]
+        best = [arrays[f'best{i}'] for i in range(count) if patience is not None and f'best{i}' in arrays]
     for epoch in range(len(history), epochs):
         if _stalled(history, patience):
             break

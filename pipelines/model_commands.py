@@ -77,10 +77,11 @@ def _check_train(args: argparse.Namespace) -> None:
 
 
 def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None:
-    by_gradients = 'ortho, csq and greedy'
+    from hashing_model.supervised import BY_GRADIENTS
+
     for option, stages in (('epochs', {'heads'}), ('balance', GRADIENT_STAGES), ('decorrelation', GRADIENT_STAGES)):
         if getattr(args, option, None) is not None and not stages & set(history):
-            tell(f'--{option} changed nothing: it is for heads that {by_gradients} train')
+            tell(f'--{option} changed nothing: it is for {", ".join(BY_GRADIENTS)}')
 
 
 def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:

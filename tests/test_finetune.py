@@ -20,7 +20,8 @@ from hashing_model.features.backbone import SAVED, load_backbone
 from hashing_model.features.runtime import import_keras
 from hashing_model.finetune import choose_trainable, finetune
 from hashing_model.fusion import Fusion
-from hashing_model.hash_network import START_VARIANCE
+from hashing_model.hash_head import HashHead
+from hashing_model.hash_network import START_VARIANCE, start_from
 from hashing_model.images import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
@@ -200,6 +201,23 @@ def test_the_network_sees_features_as_the_frozen_heads_did(path, frozen, monkeyp
     expected = (v / v.std(axis=0))[rows] * np.sqrt(START_VARIANCE / (START_VARIANCE + epsilon))
     np.testing.assert_allclose(made['outputs'], expected, rtol=1e-3, atol=1e-3)
     assert made['targets']['kind'].sum() == module.BATCH_SIZE
+
+
+def test_a_segment_starts_from_a_head_whose_thresholds_are_anywhere():
+    rng = np.random.default_rng(0)
+    segment = SPEC.segments[0]
+    supervision = supervise(CodeSpec((segment,)), {'kind': images_of()[1]}, rng)
+    keras = import_keras()
+    inputs = {'top': keras.Input((6,), name='top'), 'color': keras.Input((3,), name='color')}
+    network = hash_network(inputs, inputs, supervision, TRAINING)
+    x = {name: (rng.standard_normal((50, d)) + 2).astype(np.float32) for name, d in (('top', 6), ('color', 3))}
+    joined = np.concatenate([x['top'], x['color']], axis=1)
+    head = HashHead(rng.standard_normal((9, 8)).astype(np.float32), 5 * rng.standard_normal(8).astype(np.float32))
+    start_from(network, segment, head, joined)
+    v = head.activations(joined)
+    epsilon = network.get_layer('kind_bn').epsilon
+    expected = v / v.std(axis=0) * np.sqrt(START_VARIANCE / (START_VARIANCE + epsilon))
+    np.testing.assert_allclose(network.predict_on_batch(x)['kind'], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_learning_rate_warms_up_and_falls():

@@ -325,6 +325,17 @@ def test_the_training_is_written_beside_the_model(trained):
     assert [p.name for p in (folder / 'logs').iterdir() if p.name.startswith('events.out.tfevents')]
 
 
+def test_settings_that_change_nothing_are_told(shard, tmp_path):
+    options = ('--segments', 'fine=8', '--epochs', 2, '--balance', 0.1)
+    code, told = run_train(shard, '--model', tmp_path / 'model', *options)
+    assert code == 0
+    for option in ('epochs', 'balance'):
+        assert f'--{option} changed nothing: it is for ortho, csq, greedy' in told
+    code, told = run_train(shard, '--model', tmp_path / 'model', '--method', 'csq', *options)
+    assert code == 0
+    assert not any('changed nothing' in line for line in told)
+
+
 def test_methods_without_labels_still_train(shard, tmp_path):
     for method in ('itq', 'lda'):
         code, told = run_train(shard, '--model', tmp_path / 'model', '--method', method, '--segments', 'look=16')

@@ -242,6 +242,22 @@ def test_a_training_stopped_at_any_step_goes_on_as_if_it_had_not(tmp_path, momen
         assert told[0].step == (step - 1) // STEPS * STEPS + 1  # a finished epoch is not done again
 
 
+def test_without_patience_the_last_weights_stay_though_a_checkpoint_has_the_best(tmp_path):
+    checkpoint = Checkpoint(tmp_path / 'state.npz', {})
+    scores = iter((0.9, 0.1, 0.1))
+    train_network(network(), batches, STEPS, 2, lambda: next(scores), 5, checkpoint=checkpoint)
+    made = network()
+    seen = []
+
+    def validate():
+        seen.append(weights_of(made))
+        return 0.1
+
+    train_network(made, batches, STEPS, 3, validate, checkpoint=checkpoint)
+    assert len(seen) == 1
+    assert_same(weights_of(made), seen[-1])
+
+
 def test_the_best_weights_so_far_and_the_patience_survive_a_stop(tmp_path):
     scores = (0.1, 0.9, 0.3, 0.2, 0.8, 0.7)
 
