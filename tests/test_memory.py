@@ -174,9 +174,10 @@ def labelled(tmp_path_factory):
     folder = tmp_path_factory.mktemp('labelled')
     codes = skewed_codes(90)
     build_by_hand(folder, [codes[:50], codes[50:]])
-    return LocalIndex.open(folder), codes
+    return [LocalIndex.open(folder, in_memory=in_memory) for in_memory in (True, False)], codes
 
 
+@pytest.mark.parametrize('opened', [0, 1], ids=['in memory', 'on demand'])
 @pytest.mark.parametrize(
     ('where', 'keeps'),
     [
@@ -195,8 +196,8 @@ def labelled(tmp_path_factory):
     ],
     ids=str,
 )
-def test_a_condition_keeps_the_images_that_fulfil_it(labelled, where, keeps):
-    index, codes = labelled
+def test_a_condition_keeps_the_images_that_fulfil_it(labelled, where, keeps, opened):
+    index, codes = labelled[0][opened], labelled[1]
     places = [(part, i) for part, size in ((0, 50), (1, 40)) for i in range(size)]
     kept = np.array([keeps(*place) for place in places])
     distances = distances_to(codes[kept], codes[:20], index.spec)
@@ -208,8 +209,13 @@ def test_a_condition_keeps_the_images_that_fulfil_it(labelled, where, keeps):
 
 
 def test_conditions_on_nothing_are_refused(labelled):
-    index, codes = labelled
-    for where in (pc.field('colour') == 1, pc.field('width') == 'wide', pc.field('caption')):
+    (index, _), codes = labelled
+    for where in (
+        pc.field('colour') == 1,
+        pc.field('width') == 'wide',
+        pc.field('image_id').isin([]),
+        pc.field('caption'),
+    ):
         with pytest.raises(InputError, match=r'where: .* is no condition on the images'):
             index.search(codes[:1], where=where)
 

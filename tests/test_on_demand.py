@@ -1,6 +1,8 @@
 """The search on demand against exhaustive search, reading no more than it needs."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from make_index import (
@@ -15,7 +17,6 @@ from make_index import (
 )
 
 from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import InputError
 from pipelines.index import LocalIndex, code_tables, files, on_demand
 from pipelines.index.on_demand import look, search_on_demand
 from pipelines.index.plan import Matches, plan_search
@@ -157,5 +158,43 @@ def test_a_local_index_that_is_not_in_memory_answers_the_same(made):
         np.testing.assert_array_equal(one.distances, other.distances)
         assert one.image_ids.tolist() == other.image_ids.tolist()
         assert one.exact.all()
-    with pytest.raises(InputError, match='opened in memory'):
-        opened[0].search(made.queries, exact=False)
+
+
+@pytest.mark.parametrize('kept', [0.5, 0.01, 0.0])
+def test_only_what_a_condition_allows_is_found_on_demand(made, kept):
+    """The sample's rows count for a bound only as far as they are allowed."""
+    allowed = np.random.default_rng(2).random(ROWS) < kept
+    rows = np.array(row_numbers(ROWS, FILES))[allowed]
+    where = pc.field('image_id').isin(pa.array(np.flatnonzero(allowed).astype(str).tolist(), pa.string()))
+    index = LocalIndex.open(made.index, in_memory=False)
+    for k, radius in ((10, None), (None, 14), (ROWS, 30)):
+        result = index.search(made.queries, k, radius, where=where)
+        assert result.exact.all()
+        for q, answers in enumerate(nearest(distances_to(made.codes[allowed], made.queries, SPEC), k, radius)):
+            found = result.rows[q] >= 0
+            assert result.rows[q, found].tolist() == [int(rows[i]) for _, i in answers]
+            assert result.distances[q, found].tolist() == [d for d, _ in answers]
+
+
+@pytest.mark.parametrize(('k', 'radius', 'profile'), LIMITS)
+def test_a_first_look_alone_tells_which_answers_are_exact(made, k, radius, profile):
+    index = LocalIndex.open(made.index, in_memory=False)
+    exact = index.search(made.queries, k, radius, profile)
+    result = index.search(made.queries, k, radius, profile, exact=False)
+    distances = distances_to(made.codes, made.queries, SPEC, profile)
+    place = {row: i for i, row in enumerate(row_numbers(ROWS, FILES))}
+    for q in range(len(made.queries)):
+        found = result.rows[q][result.rows[q] >= 0].tolist()
+        assert [distances[q, place[row]] for row in found] == result.distances[q, : len(found)].tolist()
+        if result.exact[q]:
+            assert found == exact.rows[q][exact.rows[q] >= 0].tolist()
+
+
+def test_a_first_look_is_exact_below_one_bit_in_every_table(made):
+    """Of the nearest image of an indexed code, at distance 0, a look at its own keys is certain."""
+    index = LocalIndex.open(made.index, in_memory=False)
+    assert index.search(made.codes[:20], k=1, exact=False).exact.all()
+    tables = len(made.manifest.tables)
+    for radius in (tables - 1, tables):
+        sure = index.search(made.codes[:20], k=None, radius=radius, exact=False).exact
+        assert sure.tolist() == [radius < tables] * 20

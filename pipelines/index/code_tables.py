@@ -148,6 +148,10 @@ class CodeRows:
         """The codes as words for the kernels: uint64 [N, W]."""
         return to_words(self.codes)
 
+    def take(self, which: NDArray) -> CodeRows:
+        """A selection by mask or ascending places."""
+        return CodeRows(self.keys[which], self.codes[which], self.rows[which])
+
     def to_table(self) -> pa.Table:
         """As a table of `partition_schema`."""
         arrays = [pa.array(self.keys), codes_to_arrow(self.codes), pa.array(self.rows)]

@@ -5,13 +5,24 @@ Local or in a bucket, without Beam. `query_index.py` makes the same looks as a B
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.partition_reader import Amount, read_all, read_near
 from pipelines.index.plan import Matches, SearchPlan
 
+# rows, and the file that has them -> which of them may be answers, bool
+Allowed: TypeAlias = Callable[[NDArray[np.int64], DataFile], NDArray[np.bool_]]
 
-def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, Amount]:
+
+def search_on_demand(
+    folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None, exact: bool = True
+) -> tuple[Matches, Amount]:
     """The exact answers of a plan: after a first look for near answers, a second one that certifies them.
 
     At most the needed rows of one file are in memory at once, beside the answers.
@@ -20,6 +31,8 @@ def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple
         folder: path or uri of the version.
         manifest: its manifest.
         plan: from `plan_search`; with no sample given to it, this reads the sample if that pays.
+        allowed: which rows may be answers; None allows all.
+        exact: False takes what the first look finds (`SearchPlan.complete_at_home` tells what that is worth).
 
     Returns:
         Matches ordered by (query, distance, row), at most k per query; and how much was read for them.
@@ -27,39 +40,50 @@ def search_on_demand(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple
     Raises:
         OSError: a file is missing or damaged; the message names it.
     """
+    if not exact:
+        return look(folder, manifest, plan.at_home(), allowed)
     read = Amount()
     if plan.k is not None:
-        found, first = look(folder, manifest, plan.at_home())
-        plan, of_sample = bounded(folder, manifest, plan.tightened(found))
+        found, first = look(folder, manifest, plan.at_home(), allowed)
+        plan, of_sample = bounded(folder, manifest, plan.tightened(found), allowed)
         read = first + of_sample
-    matches, last = look(folder, manifest, plan)
+    matches, last = look(folder, manifest, plan, allowed)
     return matches, read + last
 
 
-def look(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[Matches, Amount]:
+def look(folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[Matches, Amount]:
     """What the radii of a plan find, and how much was read for it."""
     found, read = Matches.merged([], plan.k), Amount()
     for number, table in enumerate(manifest.tables):
         for partition in table.partitions:
             for file in partition.files:
-                more, amount = search_file(folder, number, partition.prefix, file, plan)
+                more, amount = search_file(folder, number, partition.prefix, file, plan, allowed)
                 found, read = Matches.merged([found, more], plan.k), read + amount
     return found, read
 
 
-def search_file(folder: str, table: int, prefix: str, file: DataFile, plan: SearchPlan) -> tuple[Matches, Amount]:
+def search_file(
+    folder: str, table: int, prefix: str, file: DataFile, plan: SearchPlan, allowed: Allowed | None = None
+) -> tuple[Matches, Amount]:
     """What one partition file has for the queries of a plan; it is opened if its prefix is near enough to one."""
     which = plan.queries_for(table, prefix)
     if not len(which):
         return Matches.merged([], plan.k), Amount()
     rows, amount = read_near(folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table])
+    if allowed is not None:
+        rows = rows.take(allowed(rows.rows, file))
     return plan.search(table, prefix, rows, which), amount
 
 
-def bounded(folder: str, manifest: Manifest, plan: SearchPlan) -> tuple[SearchPlan, Amount]:
+def bounded(
+    folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None
+) -> tuple[SearchPlan, Amount]:
     """The plan, with bounds from the version's sample for those queries that are worth reading it."""
     queries = plan.worth_sampling(manifest.sample.rows)
     if not len(queries):
         return plan, Amount()
-    sample, read = read_all(folder, manifest.sample, ['code'])
-    return plan.sampled(queries, code_tables.codes_from_arrow(sample['code'])), read
+    sample, read = read_all(folder, manifest.sample, ['code'] if allowed is None else ['code', 'row'])
+    codes = code_tables.codes_from_arrow(sample['code'])
+    if allowed is not None:
+        codes = codes[allowed(sample['row'].to_numpy(), manifest.sample)]
+    return plan.sampled(queries, codes), read

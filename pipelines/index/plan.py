@@ -157,6 +157,18 @@ class SearchPlan:
         reach = tuple(home_reach(s.bits, self.rows) for s in self.substrings)
         return dataclasses.replace(self, radii=np.tile(home, (len(self.codes), 1)), reach=reach)
 
+    def complete_at_home(self, found: Matches) -> NDArray[np.bool_]:
+        """Which queries' answers are exact after a first look alone: bool [Q].
+
+        An image that it has not seen differs in a bit of every weighted table, so its distance is at least the sum of
+        their weights.
+
+        Args:
+            found: by the look `at_home`, ordered by (query, distance), at most k per query.
+        """
+        bounds = self.bounds if self.k is None else self.tightened(found).bounds
+        return bounds < sum(self.weights)
+
     def tightened(self, found: Matches) -> SearchPlan:
         """The same search, knowing some answers: none of the k nearest is farther than the k-th of those found.
 
@@ -189,10 +201,12 @@ class SearchPlan:
 
         Args:
             queries: their numbers.
-            sample: uint8 [S, B], at least k codes.
+            sample: uint8 [S, B]; fewer than k codes tell nothing.
         """
         words, metric = to_words(sample), self.metric
         assert self.k is not None
+        if len(sample) < self.k:
+            return self
         kth = kernels.kth_distances(self.words[queries], words, metric.masks, metric.weights, self.k)
         return self.nearer(queries, kth)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
 from pipelines.index import code_tables, files, multi_index, versions
-from pipelines.index.manifest import Manifest, Partition
+from pipelines.index.manifest import DataFile, Manifest, Partition
 from pipelines.index.memory import MemoryTables
 from pipelines.index.on_demand import search_on_demand
 from pipelines.index.partition_reader import read_rows
@@ -119,21 +119,21 @@ class LocalIndex:
             profile: weight per segment; segments left out weigh 0; None weighs every bit 1.
             where: which images may be answers: an Arrow expression over the columns of `images`, such as
                 `pc.field('width') >= 500`, or label values by level, such as `{'fine': ['cat', 'dog']}`.
-            exact: False looks under each query's own values only, which finds most near answers at the lowest cost;
-                the result tells which of its lines happen to be exact.
+            exact: False looks under each query's own values only (on demand: in the row groups that have them), which
+                finds most near answers at the lowest cost; the result tells which of its lines happen to be exact.
             threads: over which the queries are divided.
 
         Raises:
             InputError: k < 1, a negative radius, an unknown segment, column or label level, codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
-        if not self.in_memory:
-            if where is not None or not exact:
-                raise InputError('where and exact=False need an index that was opened in memory')
-            plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
-            matches, read = search_on_demand(self.folder, self.manifest, plan)
-            return self._result(matches, k, np.ones(len(codes), bool), np.full(len(codes), read.rows))
         allowed = None if where is None else self.allowed(where)
+        if not self.in_memory:
+            plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
+            chosen = None if allowed is None else lambda rows, file: allowed[self._numbers_of(rows, [file])]
+            matches, read = search_on_demand(self.folder, self.manifest, plan, chosen, exact)
+            complete = np.ones(len(codes), bool) if exact else plan.complete_at_home(matches)
+            return self._result(matches, k, complete, np.full(len(codes), read.rows))
         found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
         matches = Matches(found.queries, found.distances, self._rows_of(found.numbers))
         return self._result(matches, k, found.exact, found.visited)
@@ -168,7 +168,7 @@ class LocalIndex:
             if not pa.types.is_boolean(found.type):
                 raise pa.ArrowInvalid(f'it gives {found.type}')
             return pc.fill_null(found, False).to_numpy()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
             raise InputError(f'where: {where} is no condition on the images: {e}') from e
 
     def images(self, rows: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
@@ -195,7 +195,7 @@ class LocalIndex:
         start = 0
         for partition in self.manifest.tables[number].partitions:
             codes, rows = self._read_partition(number, partition)
-            yield start, codes, self._numbers_of(rows, partition)
+            yield start, codes, self._numbers_of(rows, partition.files)
             start += len(rows)
 
     def _read_partition(self, number: int, partition: Partition) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -209,11 +209,11 @@ class LocalIndex:
         order = np.argsort(self.tables.leading_values(number, all_codes), kind='stable')
         return all_codes[order], np.concatenate([np.zeros(0, np.int64), *rows])[order]
 
-    def _numbers_of(self, rows: NDArray[np.int64], partition: Partition) -> NDArray[np.int64]:
-        """Rows (images part << 32 | row in it) counted through from 0, as the tables in memory number them."""
+    def _numbers_of(self, rows: NDArray[np.int64], found_in: Sequence[DataFile]) -> NDArray[np.int64]:
+        """Rows (images part << 32 | row in it) of some files counted through from 0, as the tables in memory do."""
         numbers = np.empty(len(rows), np.int64)
         if not multi_index.number_rows(rows, self._part_starts, numbers):
-            names = ', '.join(files.join(self.folder, file.path) for file in partition.files)
+            names = ', '.join(files.join(self.folder, file.path) for file in found_in)
             raise OSError(f'{names}: rows that no images part has')
         return numbers
 
