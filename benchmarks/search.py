@@ -7,8 +7,9 @@
 Codes are clustered (centres with 6 % flipped bits, 200 per centre), queries are more codes of the same clusters;
 `--far` takes uniform codes and queries instead, where nothing is near and a scan is the best that can be done. All
 distances are compared with FAISS's, so recall is 1.0 or the run fails. Rounds are paired: each method once per round,
-medians over the rounds; FAISS's scan asks fewer queries, as it takes as long for each. Results go to
-DIR/search.json, with a plot of time per query against the number of codes in DIR/search.png.
+medians over the rounds; FAISS's scan asks fewer queries, as it takes as long for each. What this machine's memory
+cannot hold is left out, and so is `IndexBinaryMultiHash` over 10 million codes. Results go to DIR/search.json, with a
+plot of time per query against the number of codes in DIR/search.png, each time that a case is done.
 
 `--costs` measures what the cost model of `pipelines/index/memory.py` assumes.
 """
@@ -21,7 +22,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import to_words
 from pipelines.index import multi_index
 from pipelines.index.code_tables import codes_from_arrow
+from pipelines.index.layout import cut_substrings
 from pipelines.index.memory import MemoryTables
 
 K = 10
@@ -45,6 +47,8 @@ FLIPPED = 0.06
 FEW = 50  # queries of a FAISS scan
 RADII = (2, 5, 10)
 MOST_FLIPS = 5  # of IndexBinaryMultiHash, before giving up on recall 1.0
+MULTIHASH_ROWS = 10_000_000  # larger ones take it too long to fill
+MEMORY_SHARE = 0.8  # of the machine's, for tables, codes, and FAISS's copy of them
 
 
 def clustered(rows: int, bits: int, queries: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -73,6 +77,22 @@ def read_codes(path: str, queries: int, seed: int) -> tuple[NDArray[np.uint8], N
     """Codes of a `.npy` (uint8 [N, B]) or of the column `code` of Parquet; random ones of them ask."""
     codes = np.load(path) if path.endswith('.npy') else codes_from_arrow(pq.read_table(path, columns=['code'])['code'])
     return codes, codes[np.random.default_rng(seed).permutation(len(codes))[:queries]]
+
+
+def memory_needed(rows: int, bits: int) -> int:
+    """Bytes of the tables, of the codes, of FAISS's copy of them, and of one table's on the way into its order."""
+    tables = len(cut_substrings(CodeSpec((Segment('code', bits),)), rows))
+    return rows * (tables * (-(-bits // 64) * 8 + 4) + 3 * bits // 8 + 16)
+
+
+def affordable(cases: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The cases (rows, bits) that this machine's memory holds; tells of the others."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    for rows, bits in cases:
+        if (needed := memory_needed(rows, bits)) <= MEMORY_SHARE * memory:
+            yield rows, bits
+        else:
+            print(f'left out: {rows:,} codes of {bits} bits need {needed / 1e9:.0f} of {memory / 1e9:.0f} GB')
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -303,24 +323,26 @@ def main() -> None:
         return
     make = uniform if args.far else clustered
     found, ranges = [], []
-    cases = [(0, 0)] if args.codes else [(int(rows), bits) for rows in args.rows for bits in args.bits]
+    cases = (
+        [(0, 0)] if args.codes else list(affordable([(int(rows), bits) for rows in args.rows for bits in args.bits]))
+    )
     for rows, bits in cases:
         codes, queries = (
             read_codes(args.codes, args.queries, args.seed) if args.codes else make(rows, bits, args.queries, args.seed)
         )
-        multihash = codes.shape[1] == 8 and not args.no_multihash and not args.far
+        multihash = codes.shape[1] == 8 and len(codes) <= MULTIHASH_ROWS and not args.no_multihash and not args.far
         found.append(nearest(codes, queries, args.rounds, multihash))
         report('exact 10 nearest; recall 1.0, as all distances equal FAISS', found[-1:], NEAREST_COLUMNS)
         if codes.shape[1] == 8 and not args.far:
             ranges += within(codes, queries, args.rounds)
+        if args.work:
+            args.work.mkdir(parents=True, exist_ok=True)
+            content = {'machine': machine, 'nearest': found, 'within': ranges}
+            (args.work / 'search.json').write_text(json.dumps(content, indent=1))
+            plot(found, args.work / 'search.png')
     report('exact 10 nearest; recall 1.0, as all distances equal FAISS', found, NEAREST_COLUMNS)
     if ranges:
         report('all within a radius', ranges, WITHIN_COLUMNS)
-    if args.work:
-        args.work.mkdir(parents=True, exist_ok=True)
-        content = {'machine': machine, 'nearest': found, 'within': ranges}
-        (args.work / 'search.json').write_text(json.dumps(content, indent=1))
-        plot(found, args.work / 'search.png')
 
 
 if __name__ == '__main__':
