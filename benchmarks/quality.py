@@ -40,8 +40,9 @@ from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES
 from hashing_model.images import Resizing, decode
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import Ranking, average_precision, hit_at, rank
+from hashing_model.metrics import average_precision, hit_at
 from hashing_model.model import Extractor
+from hashing_model.ranking import Ranking, rank
 from hashing_model.train import fit, fit_features, view_seeds
 from hashing_model.training import Checkpoint, Progress, Training
 from pipelines.records import Record
@@ -303,7 +304,7 @@ def ranked(
     spec: CodeSpec,
     profile: Mapping[str, int] | None,
 ) -> Ranking:
-    """`hashing_model.metrics.rank` of some rows among others."""
+    """`hashing_model.ranking.rank` of some rows among others."""
     return rank(codes[asking], [level.take(asking)], codes[database], [level.take(database)], spec, profile)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model import metrics
+from hashing_model import code_health, metrics
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import check_codes
 from hashing_model.errors import InputError
@@ -28,6 +28,7 @@ from hashing_model.quality import (
     Quality,
     TableEntropy,
 )
+from hashing_model.ranking import Counts, Ranking, rank
 
 RADIUS = 2  # of P@H<=2
 PLACES = tuple(m * 10**e for e in range(7) for m in (1, 2, 5))  # the k of precision@k, as far as the database goes
@@ -124,7 +125,7 @@ def evaluate(
             for name, w in weights.items()
             if levels
         ),
-        health=metrics.health(database.codes, spec),
+        health=code_health.health(database.codes, spec),
         collisions=_collisions(database),
         catalogues=tuple(_catalogue(database.codes, spec, n, cut) for n, cut in (catalogues or {}).items()),
     )
@@ -181,9 +182,9 @@ def _profile_figures(
     hierarchy: Sequence[str],
     leave_out: NDArray[np.int64],
 ) -> ProfileFigures:
-    def ranked(names: Sequence[str]) -> metrics.Ranking:
+    def ranked(names: Sequence[str]) -> Ranking:
         asked, known = ([images.labels[n] for n in names] for images in (queries, database))
-        return metrics.rank(queries.codes, asked, database.codes, known, spec, weights, leave_out)
+        return rank(queries.codes, asked, database.codes, known, spec, weights, leave_out)
 
     whole = ranked(hierarchy) if hierarchy else None
     figures = {}
@@ -200,7 +201,7 @@ def _profile_figures(
     )
 
 
-def _level_figures(totals: metrics.Counts, relevant: metrics.Counts, unlabelled: int) -> LevelFigures:
+def _level_figures(totals: Counts, relevant: Counts, unlabelled: int) -> LevelFigures:
     """Figures of histograms int64 [Q, D + 1], over the queries to which something is relevant."""
     counts = relevant.any(axis=1)
     without = int((~counts).sum()) - unlabelled
@@ -235,7 +236,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _collisions(images: CodedImages) -> Collisions:
     pictures = images.pictures
-    groups = metrics.collisions(images.codes, len(images))
+    groups = code_health.collisions(images.codes, len(images))
     different = [len({pictures[row] for row in rows}) for rows in groups]
     ranked = sorted(
         (pair for pair in zip(different, groups, strict=True) if pair[0] > 1), key=lambda p: (-p[0], -len(p[1]))
@@ -257,7 +258,7 @@ def _catalogue(codes: NDArray[np.uint8], spec: CodeSpec, images: int, cut: Seque
     tables = []
     for start, bits in cut:
         segment = next(s.name for s in spec.segments if spec.start(s.name) <= start < spec.start(s.name) + s.bits)
-        tables.append(TableEntropy(segment, start, bits, metrics.substring_entropy(codes, start, bits)))
+        tables.append(TableEntropy(segment, start, bits, code_health.substring_entropy(codes, start, bits)))
     candidates = images * sum(2**-t.entropy for t in tables)
     return CatalogueCost(images, candidates, any(t.entropy >= visible for t in tables), tuple(tables))
 
@@ -286,7 +287,7 @@ def _warnings(quality: Quality, queries: CodedImages, database: CodedImages) -> 
     yield from _level_warnings(quality)
 
 
-def _bit_warnings(health: metrics.CodeHealth) -> Iterable[str]:
+def _bit_warnings(health: code_health.CodeHealth) -> Iterable[str]:
     for name, bits in health.segments.items():
         constant = np.flatnonzero((bits.ones == 0) | (bits.ones == 1))
         lopsided = np.flatnonzero(bits.imbalance > 0.5 - LOPSIDED).size - constant.size

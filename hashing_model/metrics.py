@@ -1,244 +1,25 @@
-"""Measuring codes: exact, tie-aware retrieval metrics from histograms of distances, and the health of codes.
+"""Exact, tie-aware retrieval metrics, from histograms of distances.
 
 Hamming distances are small integers, so many images tie. A metric here is the expectation over all orders of the tied
 images, computed from how many images, and how many relevant ones, lie at each distance of a query: arrays `totals` and
-`relevant`, int64 [Q, D + 1]. A query to which nothing is relevant has no value: NaN, never 0 and never left out unseen.
-Which metric speaks for which segment is decided in `evaluate.py`.
+`relevant`, int64 [Q, D + 1] (`ranking.py` makes them). A query to which nothing is relevant has no value: NaN, never 0
+and never left out unseen. Which metric speaks for which segment is decided in `evaluate.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask, check_codes, to_words, unpack_bits
+from hashing_model.compiled import compiled, in_threads
 from hashing_model.errors import InputError
-from hashing_model.labels import LabelLevel
+from hashing_model.ranking import Counts
 
-Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 RECALL_LEVELS = tuple(i / 20 for i in range(1, 21))
-_MAX_HISTOGRAM_BYTES = 1 << 33
-_CORRELATION_ROWS = 1 << 14  # below 2^24, so that float32 counts of a block are exact
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    """`numba.njit` with a cache on disk, or without one where neither the package nor the home can be written."""
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no place for the cache
-        return numba.njit(nogil=True)(function)
-
-
-@intrinsic
-def _popcount(typing_context: Any, x: Any) -> Any:
-    """Set bits of a uint64, by the processor's own instruction."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), generate
-
-
-def _in_threads(work: Callable[[int, int], None], count: int) -> None:
-    """Call work(first, last) on ranges that cover 0 .. count - 1, on all cores."""
-    cores = os.cpu_count() or 1
-    edges = np.unique(np.linspace(0, count, 8 * cores + 1).astype(int)).tolist()
-    with ThreadPoolExecutor(cores) as pool:
-        list(pool.map(work, edges[:-1], edges[1:]))
-
-
-# Histograms of distances
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """How many database images lie at each distance of each query.
-
-    Args:
-        totals: int64 [Q, D + 1], all images at distance 0, 1, ..., D.
-        graded: int64 [Q, G, D + 1], those of relevance exactly 1, ..., G.
-    """
-
-    totals: Counts
-    graded: Counts
-
-    @property
-    def relevant(self) -> Counts:
-        """Images of any relevance: int64 [Q, D + 1]."""
-        return self.at_least(1)
-
-    @property
-    def without_relevant(self) -> int:
-        """How many queries have no relevant image in the database; their metrics are NaN."""
-        return int((self.graded.sum(axis=(1, 2)) == 0).sum())
-
-    def at_least(self, grade: int) -> Counts:
-        """Images of relevance `grade` or more, int64 [Q, D + 1]; grade 1 is the coarsest level.
-
-        Raises:
-            InputError: no such grade.
-        """
-        grades = self.graded.shape[1]
-        if not 1 <= grade <= grades:
-            raise InputError(f'grade {grade} does not exist; the labels have grades 1 to {grades}')
-        return self.graded[:, grade - 1 :].sum(axis=1)
-
-
-def rank(
-    query_codes: NDArray[np.uint8],
-    query_labels: Sequence[LabelLevel],
-    database_codes: NDArray[np.uint8],
-    database_labels: Sequence[LabelLevel],
-    spec: CodeSpec,
-    profile: Mapping[str, int] | None = None,
-    leave_out: ArrayLike | None = None,
-) -> Ranking:
-    """Rank the database for each query by the profile's distance, and grade it by shared labels.
-
-    The relevance of an image is the depth of its common ancestor with the query: the number of leading levels at
-    which they share a class. An image that shares a fine class but no coarse one has relevance 0.
-
-    Args:
-        query_codes, database_codes: uint8 [Q, B] and [N, B].
-        query_labels, database_labels: the same levels, coarse first, with the same class names on both sides.
-        spec: what the codes consist of.
-        profile: weight per segment, see `CodeSpec.weights`; None weighs all segments 1.
-        leave_out: int64 [Q], the database row that is the query itself and is not counted; -1 for none.
-
-    Raises:
-        InputError: codes, labels, profile or rows that do not fit each other, or distances too large to count.
-    """
-    query_codes, database_codes = check_codes(query_codes, spec), check_codes(database_codes, spec)
-    _check_labels(query_labels, database_labels, len(query_codes), len(database_codes))
-    rows = np.full(len(query_codes), -1, np.int64) if leave_out is None else np.asarray(leave_out)
-    _check_leave_out(rows, len(query_codes), len(database_codes))
-    masks, weights, largest = _masks(spec, profile)
-    shape = (len(query_codes), len(query_labels) + 1, largest + 1)
-    if 8 * np.prod(shape, dtype=float) > _MAX_HISTOGRAM_BYTES:
-        raise InputError(
-            f'{shape[0]} queries with distances up to {largest} need too much memory; '
-            'give smaller weights or fewer queries at a time'
-        )
-    counts = np.zeros(shape, np.int64)
-    queries, columns = to_words(query_codes), np.ascontiguousarray(to_words(database_codes).T)
-    offsets = np.cumsum([0, *(len(level.names) for level in query_labels)])
-    wanted = _classes(query_labels, offsets)
-    members = _members(database_labels, offsets)
-
-    def work(first: int, last: int) -> None:
-        _count(first, last, queries, columns, masks, weights, *wanted, *members, rows.astype(np.int64), counts)
-
-    _in_threads(work, len(queries))
-    return Ranking(counts.sum(axis=1), counts[:, 1:])
-
-
-def _check_labels(query: Sequence[LabelLevel], database: Sequence[LabelLevel], queries: int, images: int) -> None:
-    if not query or len(query) != len(database):
-        raise InputError(f'{len(query)} label levels of the queries and {len(database)} of the database; give the same')
-    for i, (a, b) in enumerate(zip(query, database, strict=True)):
-        if tuple(a.names) != tuple(b.names):
-            raise InputError(f'label level {i} has other class names in the queries than in the database')
-        if (len(a), len(b)) != (queries, images):
-            raise InputError(
-                f'label level {i} has {len(a)} and {len(b)} images; there are {queries} and {images} codes'
-            )
-
-
-def _check_leave_out(rows: NDArray, queries: int, images: int) -> None:
-    if rows.shape != (queries,) or not np.issubdtype(rows.dtype, np.integer):
-        raise InputError(f'leave_out is {rows.dtype} {list(rows.shape)}; one integer per query, [{queries}], is needed')
-    if queries and (rows.min() < -1 or rows.max() >= images):
-        raise InputError(f'leave_out has rows {rows.min()} to {rows.max()}; the database has {images} (-1: none)')
-
-
-def _masks(spec: CodeSpec, profile: Mapping[str, int] | None) -> tuple[NDArray[np.uint64], Counts, int]:
-    """Masks [M, W] of the bits that weigh the same, those weights [M], and the largest distance."""
-    masks: dict[int, NDArray[np.uint64]] = {}
-    largest = 0
-    for segment, weight in zip(spec.segments, spec.weights(profile), strict=True):
-        largest += weight * segment.bits
-        if weight:
-            mask = bit_mask(spec.start(segment.name), segment.bits, spec.num_bytes)
-            masks[weight] = masks.get(weight, np.zeros_like(mask)) | mask
-    return np.stack(list(masks.values())), np.array(list(masks), np.int64), largest
-
-
-def _classes(levels: Sequence[LabelLevel], offsets: Counts) -> tuple[Counts, Counts]:
-    """Classes of all levels end to end, numbered through; level l of image i has starts[l, i] to starts[l, i + 1]."""
-    before = np.cumsum([0, *(len(level.classes) for level in levels)])
-    starts = np.stack([level.starts + b for level, b in zip(levels, before[:-1], strict=True)])
-    classes = np.concatenate([level.classes + o for level, o in zip(levels, offsets[:-1], strict=True)])
-    return starts.astype(np.int64), classes.astype(np.int64)
-
-
-def _members(levels: Sequence[LabelLevel], offsets: Counts) -> tuple[Counts, Counts]:
-    """Images of each class, the classes of all levels numbered through: starts [classes + 1] and rows."""
-    _, classes = _classes(levels, offsets)
-    images = np.concatenate([np.repeat(np.arange(len(level)), level.counts) for level in levels])
-    sizes = np.bincount(classes, minlength=offsets[-1])
-    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return starts, images[np.argsort(classes, kind='stable')].astype(np.int64)
-
-
-@_compiled
-def _count(
-    first: int,
-    last: int,
-    queries: NDArray,
-    columns: NDArray,
-    masks: NDArray,
-    weights: NDArray,
-    starts: NDArray,
-    classes: NDArray,
-    member_starts: NDArray,
-    members: NDArray,
-    leave_out: NDArray,
-    counts: NDArray,
-) -> None:
-    """Count the database for queries first .. last - 1, into counts int64 [Q, levels + 1, D + 1], zero before.
-
-    Args:
-        first, last: the queries of this call; the other arrays are of all queries.
-        queries, columns: words uint64 [Q, W] and, of the database, [W, N]: loops along N become vector instructions.
-        masks, weights: see `_masks`.
-        starts, classes: of the queries, see `_classes`.
-        member_starts, members: of the database, see `_members`.
-        leave_out: int64 [Q].
-    """
-    width = np.uint32(counts.shape[2])
-    places = np.empty(columns.shape[1], np.uint32)  # grade * (D + 1) + distance, the place in a query's histogram
-    for q in range(first, last):
-        places[:] = 0
-        for level in range(len(starts)):
-            for i in range(starts[level, q], starts[level, q + 1]):
-                for row in members[member_starts[classes[i]] : member_starts[classes[i] + 1]]:
-                    if places[row] == np.uint32(level) * width:  # shared at all coarser levels, not yet at this one
-                        places[row] += width
-        for m in range(len(weights)):
-            weight = np.uint32(weights[m])
-            for w in range(len(columns)):
-                mask, word, column = masks[m, w], queries[q, w], columns[w]
-                if mask:
-                    for row in range(len(column)):
-                        places[row] += weight * np.uint32(_popcount((word ^ column[row]) & mask))
-        histogram = counts[q].reshape(-1)
-        for place in places:
-            histogram[place] += 1
-        if leave_out[q] >= 0:
-            histogram[places[leave_out[q]]] -= 1
 
 
 # Metrics of one grade of relevance
@@ -352,7 +133,7 @@ def precision_recall_curve(totals: Counts, relevant: Counts, points: Iterable[fl
         chunk = slice(first, last)
         _precision_of_hits(totals[chunk], relevant[chunk], before[chunk], found[chunk], wanted[chunk], out[chunk])
 
-    _in_threads(work, len(totals))
+    in_threads(work, len(totals))
     return out.mean(axis=0)
 
 
@@ -473,7 +254,7 @@ def _expected_hits(totals: Counts, relevant: Counts, k: int) -> Floats:
     return (relevant / np.maximum(totals, 1) * taken).sum(axis=1)
 
 
-@_compiled
+@compiled()
 def _miss_probability(totals: NDArray, relevant: NDArray, taken: NDArray) -> NDArray:
     """Probability that no relevant image is among `taken` drawn at each distance: [Q, D + 1] each, float64 [Q].
 
@@ -490,7 +271,7 @@ def _miss_probability(totals: NDArray, relevant: NDArray, taken: NDArray) -> NDA
     return out
 
 
-@_compiled
+@compiled()
 def _mean_inverse_rank(before: int, size: int, members: int, i: int) -> float:
     """Expectation of 1 / (before + t), t the place of the i-th of `members` among `size` images in random order.
 
@@ -517,7 +298,7 @@ def _mean_inverse_rank(before: int, size: int, members: int, i: int) -> float:
     return total / weights
 
 
-@_compiled
+@compiled()
 def _precision_of_hits(
     totals: NDArray, relevant: NDArray, before: NDArray, found: NDArray, wanted: NDArray, out: NDArray
 ) -> None:
@@ -532,162 +313,3 @@ def _precision_of_hits(
             while found[q, d] + relevant[q, d] < j:
                 d += 1
             out[q, p] = j * _mean_inverse_rank(before[q, d], totals[q, d], relevant[q, d], j - found[q, d])
-
-
-# Code health
-
-
-@dataclasses.dataclass(frozen=True)
-class BitHealth:
-    """How well the bits of a segment, or of the whole code, are used by N images.
-
-    Args:
-        images: N.
-        ones: float64 [bits], the share of images in which a bit is 1; 1/2 is best.
-        correlation: float64 [bits, bits], Pearson's; 0 for a bit that never changes, 1 on the diagonal.
-        distinct: how many different values there are.
-        largest_bucket: how many images have the most frequent value.
-        collision_probability: that two different images, drawn at random, have one value; 0 for a single image.
-    """
-
-    images: int
-    ones: Floats
-    correlation: Floats
-    distinct: int
-    largest_bucket: int
-    collision_probability: float
-
-    @property
-    def imbalance(self) -> Floats:
-        """|p_b - 1/2| of each bit: float64 [bits], 0 best and 1/2 worst."""
-        return np.abs(self.ones - 0.5)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, without the correlation matrix: its largest and mean absolute value off the diagonal."""
-        bits = len(self.ones)
-        pairs = np.abs(self.correlation[np.triu_indices(bits, 1)]) if bits > 1 else np.zeros(1)
-        return {
-            'images': self.images,
-            'bits': bits,
-            'ones': self.ones.tolist(),
-            'max_imbalance': float(self.imbalance.max()),
-            'mean_imbalance': float(self.imbalance.mean()),
-            'max_correlation': float(pairs.max()),
-            'mean_correlation': float(pairs.mean()),
-            'distinct': self.distinct,
-            'distinct_ratio': self.distinct / self.images,
-            'collision_probability': self.collision_probability,
-            'largest_bucket': self.largest_bucket,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class CodeHealth:
-    """The health of whole codes and of each segment."""
-
-    code: BitHealth
-    segments: Mapping[str, BitHealth]
-
-    def to_json(self) -> dict[str, Any]:
-        """`{'code': ..., 'segments': {name: ...}}`, each as `BitHealth.to_json`."""
-        return {'code': self.code.to_json(), 'segments': {name: s.to_json() for name, s in self.segments.items()}}
-
-
-def health(codes: NDArray[np.uint8], spec: CodeSpec) -> CodeHealth:
-    """Balance, correlation and collisions of codes uint8 [N, B], whole and by segment.
-
-    Raises:
-        InputError: codes that are not of the spec, or none at all.
-    """
-    codes = check_codes(codes, spec)
-    if len(codes) == 0:
-        raise InputError('there are no codes to measure')
-    ones, correlation = _bit_statistics(codes, spec.bits)
-
-    def part(start: int, bits: int) -> BitHealth:
-        own, sizes = slice(start, start + bits), _bucket_sizes(codes, start, bits)
-        chance = _colliding_pairs(sizes) / max(_pairs(len(codes)), 1)
-        return BitHealth(len(codes), ones[own], correlation[own, own], len(sizes), int(sizes.max()), chance)
-
-    return CodeHealth(part(0, spec.bits), {s.name: part(spec.start(s.name), s.bits) for s in spec.segments})
-
-
-def substring_entropy(codes: NDArray[np.uint8], start: int, bits: int) -> float:
-    """The collision entropy H2 = -log2 sum_v p_v^2, in bits, of the substring of `bits` bits from `start`.
-
-    sum p^2 is estimated without bias, by the share of pairs of different images that agree. At most `bits`. If no pair
-    agrees, it is what one agreeing pair would give: the sample shows no more, and the true entropy may be higher.
-    0 for fewer than two images.
-
-    >>> substring_entropy(np.array([[0], [64], [128], [192], [0]], np.uint8), 0, 2)  # 1 pair of 10 agrees: at most 2
-    2.0
-
-    Raises:
-        InputError: a substring that is not within the codes.
-    """
-    if bits < 1 or start < 0 or start + bits > 8 * codes.shape[1]:
-        raise InputError(f'bits {start} to {start + bits - 1} are not within codes of {8 * codes.shape[1]} bits')
-    pairs = _pairs(len(codes))
-    if pairs == 0:
-        return 0.0
-    return float(min(np.log2(pairs / max(_colliding_pairs(_bucket_sizes(codes, start, bits)), 1)), bits))
-
-
-def expected_candidates(codes: NDArray[np.uint8], substrings: Iterable[tuple[int, int]], catalogue_size: int) -> float:
-    """Expected rows that a multi-index search at radius 0 visits per query: catalogue_size x sum of 2^-H2.
-
-    Args:
-        codes: uint8 [N, B], a sample of the catalogue.
-        substrings: (start, bits) of each table.
-        catalogue_size: how many images the index holds.
-    """
-    return catalogue_size * sum(2 ** -substring_entropy(codes, start, bits) for start, bits in substrings)
-
-
-def collisions(codes: NDArray[np.uint8], limit: int) -> list[Counts]:
-    """Rows that share one code, the largest groups first, at most `limit` groups of two or more: int64 arrays.
-
-    >>> collisions(np.array([[7], [1], [7], [2], [1], [7]], np.uint8), 10)
-    [array([0, 2, 5]), array([1, 4])]
-    """
-    order, edges = _buckets(to_words(codes))
-    sizes, firsts = np.diff(edges), order[edges[:-1]]
-    largest = np.lexsort((firsts, -sizes))[: min(limit, (sizes > 1).sum())]
-    return [order[edges[i] : edges[i + 1]] for i in largest]
-
-
-def _buckets(words: NDArray[np.uint64]) -> tuple[Counts, Counts]:
-    """Rows of words [N, W], equal ones together and ascending; bucket i is order[edges[i] : edges[i + 1]]."""
-    order = np.lexsort(words.T)
-    new = np.ones(len(words), bool)
-    new[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
-    return order, np.append(np.flatnonzero(new), len(words))
-
-
-def _bucket_sizes(codes: NDArray[np.uint8], start: int, bits: int) -> Counts:
-    """How many codes have each value of some of their bits, for the values that occur."""
-    mask = bit_mask(start, bits, codes.shape[1])
-    _, edges = _buckets(to_words(codes)[:, mask != 0] & mask[mask != 0])
-    return np.diff(edges)
-
-
-def _pairs(count: int) -> int:
-    return count * (count - 1) // 2
-
-
-def _colliding_pairs(sizes: Counts) -> int:
-    return int((sizes * (sizes - 1) // 2).sum())
-
-
-def _bit_statistics(codes: NDArray[np.uint8], bits: int) -> tuple[Floats, Floats]:
-    """The share of ones [bits] and Pearson's correlations [bits, bits], counted in blocks of rows."""
-    both = np.zeros((bits, bits), np.float64)
-    for start in range(0, len(codes), _CORRELATION_ROWS):
-        block = unpack_bits(codes[start : start + _CORRELATION_ROWS], bits).astype(np.float32)
-        both += block.T @ block
-    n, ones = len(codes), np.diag(both)
-    spread = ones * (n - ones)
-    scale = np.sqrt(np.outer(spread, spread))
-    correlation = np.divide(n * both - np.outer(ones, ones), scale, out=np.zeros_like(both), where=scale > 0)
-    np.fill_diagonal(correlation, 1)
-    return ones / n, correlation

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hashing_model.metrics import CodeHealth
+from hashing_model.code_health import CodeHealth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Collisions:
 
 @dataclasses.dataclass(frozen=True)
 class TableEntropy:
-    """The collision entropy H2 of one substring, in bits; see `metrics.substring_entropy`."""
+    """The collision entropy H2 of one substring, in bits; see `code_health.substring_entropy`."""
 
     segment: str
     start: int

@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hashing_model import metrics
+from hashing_model import code_health, metrics
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import GateError, InputError
 from hashing_model.evaluate import label_levels
 from hashing_model.labels import LabelLevel
+from hashing_model.ranking import rank
 from pipelines.index import code_tables, files, versions
 from pipelines.index.layout import NOT_PROBED
 from pipelines.index.manifest import DataFile, Gate, Manifest
@@ -45,7 +46,7 @@ class Limits:
         max_reject_rate: share of the records read that may be rejected.
         max_fewer_rows: share of the served version's images that it may have fewer.
         max_equal_codes: share of the images that may have one and the same code.
-        min_entropy: collision entropy that each segment must have, in bits (`metrics.substring_entropy`).
+        min_entropy: collision entropy that each segment must have, in bits (`code_health.substring_entropy`).
         max_map_loss: how much mAP it may lose against the served version.
     """
 
@@ -279,7 +280,7 @@ def equal_codes(codes: NDArray[np.uint8], limit: float) -> Check:
     """The share of images that have the most frequent code, of a sample uint8 [S, B]."""
     if len(codes) < FEW:
         return skipped('equal_codes', limit, f'{len(codes)} images are too few')
-    largest = len(next(iter(metrics.collisions(codes, 1)), [0]))
+    largest = len(next(iter(code_health.collisions(codes, 1)), [0]))
     share = largest / len(codes)
     detail = (
         f'{largest:,} of {len(codes):,} images in the sample have one and the same code, {percent(share)} '
@@ -296,8 +297,8 @@ def entropy(codes: NDArray[np.uint8], manifest: Manifest, limit: float) -> Check
     if len(codes) < FEW:
         return skipped('entropy', limit, f'{len(codes)} images are too few')
     spec = manifest.spec
-    of_segment = {s.name: metrics.substring_entropy(codes, spec.start(s.name), s.bits) for s in spec.segments}
-    of_table = [metrics.substring_entropy(codes, t.substring.start, t.substring.bits) for t in manifest.tables]
+    of_segment = {s.name: code_health.substring_entropy(codes, spec.start(s.name), s.bits) for s in spec.segments}
+    of_table = [code_health.substring_entropy(codes, t.substring.start, t.substring.bits) for t in manifest.tables]
     name = min(of_segment, key=lambda n: of_segment[n])
     least = of_segment[name]
     detail = f'segment {name} has a collision entropy of {least:.3g} bits (at least {limit:g})'
@@ -349,7 +350,7 @@ def mean_average_precision(
         weights: of the segments; None weighs every bit 1.
     """
     codes = code_tables.codes_from_arrow(images['code'])
-    ranking = metrics.rank(codes[asking], [level.take(asking)], codes, [level], spec, weights, asking)
+    ranking = rank(codes[asking], [level.take(asking)], codes, [level], spec, weights, asking)
     if ranking.without_relevant == len(asking):
         return None
     return float(np.nanmean(metrics.average_precision(ranking.totals, ranking.relevant)))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hashing_model.metrics import BitHealth
+from hashing_model.code_health import BitHealth
 from hashing_model.quality import CatalogueCost, LevelFigures, Quality
 
 

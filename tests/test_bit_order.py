@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing_model.bit_order import order_bits
+from hashing_model.code_health import expected_candidates
 from hashing_model.codes import pack_bits
-from hashing_model.metrics import expected_candidates
 
 
 def inside(bits, order, run):

@@ -10,7 +10,8 @@ from hashing_model.codes import pack_bits
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision, rank
+from hashing_model.metrics import average_precision
+from hashing_model.ranking import rank
 from hashing_model.training import Training
 
 SEGMENT = Segment('coarse', 16, ('top',))

@@ -31,7 +31,7 @@ from make_index import assemble as assemble_parts
 from test_manifest import small_manifest
 from test_promotion import error_line
 
-from hashing_model import metrics
+from hashing_model import code_health
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
 from hashing_model.model import HashModel
@@ -399,7 +399,7 @@ def test_images_of_one_code_find_themselves_among_the_others(tmp_path):
     config = build_by_hand(tmp_path, [skewed_codes(400, SPEC)], SPEC)
     manifest = versions.read_manifest(str(tmp_path))
     sample = code_tables.read_file(config.folder, manifest.sample)
-    assert metrics.collisions(codes_from_arrow(sample['code']), 1)[0].size > 80
+    assert code_health.collisions(codes_from_arrow(sample['code']), 1)[0].size > 80
     check = self_retrieval(config.folder, manifest, sample)
     assert (check.value, check.passed) == (0, True)
 

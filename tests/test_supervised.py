@@ -17,7 +17,8 @@ from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.codes import hamming, pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision, rank
+from hashing_model.metrics import average_precision
+from hashing_model.ranking import rank
 from hashing_model.supervised import (
     BY_GRADIENTS,
     activations_of,

@@ -12,38 +12,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from hashing_model.compiled import compiled, popcount
 from pipelines.index.layout import PROBE_COST
 
 PROBES_AT_ONCE = 256  # read before the first of their codes is visited
 AHEAD = 8  # buckets that are prefetched before they are visited
-
-
-def _compiled(**options: Any) -> Any:
-    """`numba.njit` with a cache on disk, or without one where neither the package nor the home can be written."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no place for the cache
-            return numba.njit(nogil=True, **options)(function)
-
-    return decorate
-
-
-@intrinsic
-def _popcount(typing_context: Any, x: Any) -> Any:
-    """Set bits of a uint64, by the processor's own instruction."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.uint64(types.uint64), generate
 
 
 @intrinsic
@@ -65,34 +43,34 @@ def _prefetch(typing_context: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _masked_distance(a, b, masks, weights):
     """Sum over g of weights[g] * popcount((a ^ b) & masks[g]), for words a, b [W] and masks [G, W]."""
     total = np.int64(0)
     for g in range(len(weights)):
         bits = np.uint64(0)
         for w in range(len(a)):
-            bits += _popcount((a[w] ^ b[w]) & masks[g, w])
+            bits += popcount((a[w] ^ b[w]) & masks[g, w])
         total += weights[g] * np.int64(bits)
     return total
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _within(a, b, mask, radius):
     """Whether a and b differ in at most `radius` bits of a mask [W]."""
     bits = np.uint64(0)
     for w in range(len(a)):
-        bits += _popcount((a[w] ^ b[w]) & mask[w])
+        bits += popcount((a[w] ^ b[w]) & mask[w])
     return np.int64(bits) <= radius
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _later(d1, r1, d2, r2):
     """Whether answer 1 ranks after answer 2: by distance, then by row."""
     return d1 > d2 or (d1 == d2 and r1 > r2)
 
 
-@_compiled()
+@compiled()
 def _sift(distances, rows, base, size, at, distance, row):
     """Put an answer at place `at` of the max-heap distances[base : base + size] or below, where it belongs."""
     while True:
@@ -109,7 +87,7 @@ def _sift(distances, rows, base, size, at, distance, row):
     distances[base + at], rows[base + at] = distance, row
 
 
-@_compiled()
+@compiled()
 def _grown(array):
     """A copy of an array with twice the room."""
     larger = np.empty(2 * len(array), array.dtype)
@@ -117,7 +95,7 @@ def _grown(array):
     return larger
 
 
-@_compiled()
+@compiled()
 def _probes(free_bits, radius, limit):
     """How many keys differ in at most `radius` of `free_bits` bits, counted no further than `limit`."""
     total, combinations = 1.0, 1.0
@@ -129,7 +107,7 @@ def _probes(free_bits, radius, limit):
     return total
 
 
-@_compiled()
+@compiled()
 def kth_distances(queries, codes, masks, weights, k):
     """The k-th smallest weighted distance of each query to the codes: int64 [Q]; k must not exceed the codes.
 
@@ -149,7 +127,7 @@ def kth_distances(queries, codes, masks, weights, k):
     return result
 
 
-@_compiled()
+@compiled()
 def distance_histogram(a, b, mask, bits):
     """How many pairs (a_i, b_j) differ in 0, 1, ..., bits bits of a mask: int64 [bits + 1]."""
     counts = np.zeros(bits + 1, np.int64)
@@ -157,20 +135,20 @@ def distance_histogram(a, b, mask, bits):
         for j in range(len(b)):
             different = np.uint64(0)
             for w in range(a.shape[1]):
-                different += _popcount((a[i, w] ^ b[j, w]) & mask[w])
+                different += popcount((a[i, w] ^ b[j, w]) & mask[w])
             counts[np.int64(different)] += 1
     return counts
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _next_ring_member(flips):
     """The next larger integer with as many set bits (Gosper's hack)."""
     lowest = flips & -flips
     ripple = flips + lowest
-    return (((ripple ^ flips) >> 2) >> np.int64(_popcount(np.uint64(lowest - 1)))) | ripple
+    return (((ripple ^ flips) >> 2) >> np.int64(popcount(np.uint64(lowest - 1)))) | ripple
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _owned(query, code, table, radii, table_masks):
     """Whether `table` is the first in which the code lies within the query's radius: radii [T], masks [T, W]."""
     for t in range(table):
@@ -179,7 +157,7 @@ def _owned(query, code, table, radii, table_masks):
     return _within(query, code, table_masks[table], radii[table])
 
 
-@_compiled()
+@compiled()
 def _offsets_of(keys, shift, bits):
     """Where keys [N], ascending, with each value of their `bits` bits above the lowest `shift` begin: [2^bits + 1]."""
     offsets = np.zeros((1 << bits) + 1, np.int64)
@@ -190,7 +168,7 @@ def _offsets_of(keys, shift, bits):
     return offsets
 
 
-@_compiled()
+@compiled()
 def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
     """Offer the rows of some runs [start, stop) to the answers `found` = (distances, rows, size) of one query."""
     distances, answers, size = found
@@ -219,7 +197,7 @@ def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, m
     return distances, answers, size
 
 
-@_compiled()
+@compiled()
 def search_partition(
     keys, codes, rows, prefix, free_bits, table, queries, query_keys, radii, table_masks, masks, weights, bounds, k
 ):
@@ -254,7 +232,7 @@ def search_partition(
     out_query, out_distance, out_row = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     found = np.empty(64, np.int64), np.empty(64, np.int64), 0
     for q in range(len(queries)):
-        radius = radii[q, table] - np.int64(_popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
+        radius = radii[q, table] - np.int64(popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
         if radius < 0 or n == 0:
             continue
         found = found[0], found[1], 0

@@ -22,13 +22,12 @@ from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
+from hashing_model.compiled import compiled, popcount
 from pipelines.index.kernels import (
     AHEAD,
     PROBES_AT_ONCE,
-    _compiled,
     _later,
     _next_ring_member,
-    _popcount,
     _prefetch,
     _sift,
 )
@@ -62,28 +61,28 @@ def _word_distance(x: Any, w: Any, metric: Any) -> Any:
 @overload(_word_distance, strict=False)  # strict would compare annotations
 def _choose_word_distance(x: Any, w: Any, metric: Any) -> Any:
     if isinstance(metric, types.NoneType):
-        return lambda x, w, metric: np.int64(_popcount(x))
+        return lambda x, w, metric: np.int64(popcount(x))
 
     def weighted(x, w, metric):
         masks, weights = metric
         total = np.int64(0)
         for g in range(len(weights)):
-            total += weights[g] * np.int64(_popcount(x & masks[g, w]))
+            total += weights[g] * np.int64(popcount(x & masks[g, w]))
         return total
 
     return weighted
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _masked_bits(query, codes, at, stride, mask):
     """How many bits of a mask [W] differ between query [W] and the code whose word w stands at `at` + w * `stride`."""
     bits = np.uint64(0)
     for w in range(len(query)):
-        bits += _popcount((query[w] ^ codes[at + w * stride]) & mask[w])
+        bits += popcount((query[w] ^ codes[at + w * stride]) & mask[w])
     return np.int64(bits)
 
 
-@_compiled()
+@compiled()
 def _any_within(query_word, words, w, metric, limit):
     """Whether one of some words w [N] makes a distance of at most `limit`."""
     _wide_vectors()
@@ -93,7 +92,7 @@ def _any_within(query_word, words, w, metric, limit):
     return near > 0
 
 
-@_compiled()
+@compiled()
 def leading_values(words, start, bits):
     """Bits start .. start + bits - 1 of codes uint64 [W, N], bits at most 32, as int64 [N]."""
     result = np.empty(words.shape[1], np.int64)
@@ -106,7 +105,7 @@ def leading_values(words, start, bits):
     return result
 
 
-@_compiled()
+@compiled()
 def count_values(values, counts):
     """Add to counts[v] how often each value stands in values; tells whether the values ascend."""
     ascending = True
@@ -116,7 +115,7 @@ def count_values(values, counts):
     return ascending
 
 
-@_compiled()
+@compiled()
 def number_rows(rows, part_starts, numbers):
     """Rows (images part << 32 | row in it) counted through: part_starts[part] + row; tells whether all exist.
 
@@ -132,7 +131,7 @@ def number_rows(rows, part_starts, numbers):
     return True
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _offer(distance, row, bound, k, base, size, distances, rows):
     """Put an answer among those at distances[base:], a max-heap once k are there; (size, bound) afterwards.
 
@@ -149,7 +148,7 @@ def _offer(distance, row, bound, k, base, size, distances, rows):
     return k, min(bound, distances[base])
 
 
-@_compiled()
+@compiled()
 def _rank(distances, rows, base, size, k):
     """Put the answers at distances[base : base + size], a heap if there are k, in ascending order."""
     if size < k:
@@ -161,7 +160,7 @@ def _rank(distances, rows, base, size, k):
         _sift(distances, rows, base, last, 0, distance, row)
 
 
-@_compiled()
+@compiled()
 def probe(
     codes,
     rows,
@@ -321,7 +320,7 @@ def probe(
     return len(queries), filled
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _load(queries, q, zeros):
     """Query q of uint64 [Q, W] as a tuple, whose length the compiler knows; zeros is a tuple of W zeros."""
     for w in range(len(zeros)):
@@ -329,7 +328,7 @@ def _load(queries, q, zeros):
     return zeros
 
 
-@_compiled(inline='always')
+@compiled(inline='always')
 def _distance(query, codes, i, metric):
     """Distance of codes[:, i] to a query, a tuple of words."""
     total = np.int64(0)
@@ -338,7 +337,7 @@ def _distance(query, codes, i, metric):
     return total
 
 
-@_compiled()
+@compiled()
 def _count_within(query, codes, start, stop, metric, limit):
     """How many of codes[:, start:stop] are within a distance of a query, a tuple of words."""
     _wide_vectors()
@@ -348,7 +347,7 @@ def _count_within(query, codes, start, stop, metric, limit):
     return count
 
 
-@_compiled()
+@compiled()
 def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
     """Exact answers by comparing every code, strip by strip.
 
