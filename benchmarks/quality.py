@@ -54,7 +54,8 @@ BITS = (16, 32, 64, 128)
 SEEDS = (0, 1, 2)
 SPLIT_SEED = 2026
 FROZEN_SIZE = 160
-CATALOGUE_SIZE = 96
+CATALOGUE_SIZE = 224  # what grainhash train takes unless told otherwise
+LOOK_SIZE = 96
 FOLDS = 5
 EVERY_BLOCK = 99
 KIND = ('top', 'high', 'mid')  # what tells kinds of things apart
@@ -264,15 +265,13 @@ def catalogue_items(args: argparse.Namespace, method: str) -> Figures:
     spec = CodeSpec((Segment('coarse', 32, KIND), Segment('fine', 64, KIND), Segment('look', 64, LOOK)))
     resizing = Resizing(CATALOGUE_SIZE)
     everything = features(args.work, 'catalogue', lambda: pictures.pixels(resizing), CATALOGUE_SIZE).groups
-    views = [
-        features(args.work, 'catalogue', lambda: pictures.pixels(resizing), CATALOGUE_SIZE, v).groups
-        for v in view_seeds(Training())
-    ]
+    database = np.flatnonzero(pictures.part == 'index')
+    pixels = functools.partial(pictures.pixels, resizing, database)
+    views = [features(args.work, 'catalogue', pixels, CATALOGUE_SIZE, v).groups for v in view_seeds(Training())]
     levels = {name: pictures.level(name) for name in ('coarse', 'fine', 'item')}
     items = np.array([values[0] for values in pictures.labels['item']])
     names = np.random.default_rng(SPLIT_SEED).permutation(sorted(set(items)))
     folds = [np.isin(items, part) for part in np.array_split(names, FOLDS)]
-    database = np.flatnonzero(pictures.part == 'index')
     figures: dict[str, list[float]] = {'coarse': [], 'fine': [], 'item@10': []}
     for seed in SEEDS:
         scores: dict[str, list[NDArray]] = {name: [] for name in figures}
@@ -281,7 +280,7 @@ def catalogue_items(args: argparse.Namespace, method: str) -> Figures:
             asking = np.flatnonzero((pictures.part == 'query') & held_out)
             training_set = FeatureSet(
                 take(everything, train),
-                tuple(take(view, train) for view in views),
+                tuple(take(view, np.searchsorted(database, train)) for view in views),
                 {name: levels[name].take(train) for name in ('coarse', 'fine')},
             )
             codes = fitted(training_set, Training(method=method, seed=seed), spec, CATALOGUE_SIZE)(everything)
@@ -361,14 +360,14 @@ class LookFeatures(NamedTuple):
 
     def recall(self, training: Training, spec: CodeSpec) -> dict[str, float]:
         """Per distortion, how often the original is found first."""
-        encode = fitted(self.training_set, training, spec, CATALOGUE_SIZE)
+        encode = fitted(self.training_set, training, spec, LOOK_SIZE)
         base = encode(self.stored)
         return {what: first_found(encode(x), base, self.asking, self.same) for what, x in self.asked.items()}
 
 
 def look_features(args: argparse.Namespace, name: str) -> LookFeatures:
     """All feature groups of the pictures, their augmented views and their distorted copies."""
-    size, resizing = CATALOGUE_SIZE, Resizing(CATALOGUE_SIZE)
+    size, resizing = LOOK_SIZE, Resizing(LOOK_SIZE)
     pictures, fit_rows, database = look_rows(args, name)
     fit_pixels = functools.partial(pictures.pixels, resizing, fit_rows)
     views = [features(args.work, f'{name}-look', fit_pixels, size, v).groups for v in view_seeds(Training())]
@@ -426,7 +425,7 @@ def ablated(found: LookFeatures, level: LabelLevel, groups: Sequence[str], train
     scores = []
     for seed in SEEDS:
         seeded = dataclasses.replace(training, seed=seed)
-        codes = fitted(found.training_set, seeded, spec, CATALOGUE_SIZE)(found.stored)
+        codes = fitted(found.training_set, seeded, spec, LOOK_SIZE)(found.stored)
         asking = [level.take(found.asking)]
         ranking = rank(codes[found.asking], asking, codes, [level], spec, leave_out=found.asking)
         scores.append(float(average_precision(ranking.totals, ranking.relevant).mean()))

@@ -17,7 +17,7 @@ from hashing_model.features.backbone import Backbone
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_network import standardised, start_from
-from hashing_model.ridge import fit_ridge
+from hashing_model.ridge import fit_linear_ridge
 from hashing_model.supervised import (
     Arrays,
     Supervision,
@@ -128,8 +128,8 @@ def finetune(
 
 
 def start(network: Any, supervision: Supervision, fused: Arrays, training: Training) -> None:
-    """Let the heads of a `hash_network` begin as those that `fit_ridge` finds for standardised features."""
-    heads = fit_ridge(fused, supervision)
+    """Let the heads of a `hash_network` begin as those that `fit_linear_ridge` finds for standardised features."""
+    heads = fit_linear_ridge(fused, supervision)
     for segment in supervision.segments:
         x = np.concatenate([fused[name] for name in segment.features], axis=1)
         start_from(network, segment, heads[segment.name], x)

@@ -1,4 +1,4 @@
-"""The last step from fused features to bits: an affine map whose sign is the code, after any hidden layers.
+"""The last step from fused features to bits: an affine map whose sign is the code, after a kernel or hidden layers.
 
 Only numpy: what is fitted elsewhere, by formulas or by gradients, ends up here.
 """
@@ -12,49 +12,84 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_BLOCK = 4096  # vectors whose kernel values are in memory at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+    """How near a vector is to each of m others: k_j(x) = exp(-|x projection - points[j]|^2).
+
+    A Gaussian kernel, its width in the scale of both arrays (Liu, Wang, Ji, Jiang and Chang 2012, supervised hashing
+    with kernels, whose anchors these are).
+
+    Args:
+        projection: float32 [d, p].
+        points: float32 [m, p].
+    """
+
+    projection: Floats
+    points: Floats
+
+    def kernel(self, x: Floats) -> Floats:
+        """Values float32 [N, m] above 0 to 1, of vectors float32 [N, d]."""
+        return gaussian(x @ self.projection, self.points)
+
+
+def gaussian(a: NDArray, b: NDArray) -> NDArray:
+    """exp(-|a_i - b_j|^2) of vectors [N, p] and [m, p]: [N, m]."""
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
+    return np.exp(-np.maximum(squares, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class HashHead:
-    """bit_j = (h . weights[:, j] + offset[j] >= 0), so sign(0) = +1; h is the input or the last hidden layer's output.
+    """bit_j = (h . weights[:, j] + offset[j] >= 0), so sign(0) = +1; h is the last of what comes before, or the input.
 
     Args:
         weights: float32 [d, bits].
         offset: float32 [bits].
         hidden: weights and offset of each hidden layer, h = max(0, h weights + offset), in order.
+        anchors: what makes the first h of the input, if anything does.
     """
 
     weights: Floats
     offset: Floats
     hidden: tuple[tuple[Floats, Floats], ...] = ()
+    anchors: Anchors | None = None
 
     def activations(self, x: Floats) -> Floats:
         """What the bits are the signs of: float32 [N, bits] of vectors float32 [N, d]."""
+        if self.anchors is None:
+            return self._after(x)
+        starts = range(0, max(len(x), 1), _BLOCK)
+        return np.concatenate([self._after(self.anchors.kernel(x[i : i + _BLOCK])) for i in starts])
+
+    def _after(self, h: Floats) -> Floats:
         for weights, offset in self.hidden:
-            x = np.maximum(x @ weights + offset, 0)
-        return x @ self.weights + self.offset
+            h = np.maximum(h @ weights + offset, 0)
+        return h @ self.weights + self.offset
 
     def bits(self, x: Floats) -> NDArray[np.bool_]:
         """Bits bool [N, bits] of vectors float32 [N, d]."""
         return self.activations(x) >= 0
 
     def shares(self, groups: Mapping[str, Floats]) -> dict[str, float]:
-        """How much each feature group moves the bits, or the first hidden layer: shares that add up to 1.
+        """How much each feature group moves the bits: shares that add up to 1.
 
-        A group's share of a bit is the variance of its part of the sum, as if groups were independent; all bits count
-        the same, as in a distance.
+        A group moves a bit by the mean square of what its activation changes when the group is 0 everywhere, which is
+        its mean over the training images; all bits count the same, as in a distance.
 
         Args:
             groups: what the head reads, in order: name -> float32 [N, d of the group].
         """
-        weights = self.hidden[0][0] if self.hidden else self.weights
-        ends = np.cumsum([x.shape[1] for x in groups.values()])
-        parts = zip(groups.values(), np.split(weights, ends[:-1]), strict=True)
-        variance = np.stack([np.var(x @ part, axis=0, dtype=np.float64) for x, part in parts])
-        if not self.hidden:
-            variance /= np.maximum(variance.sum(axis=0), np.finfo(np.float64).tiny)
-        shares = variance.sum(axis=1) / (variance.sum() or 1.0)
-        return {name: round(float(share), 4) for name, share in zip(groups, shares, strict=True)}
+        whole = self.activations(np.concatenate(list(groups.values()), axis=1))
+        moved = []
+        for name in groups:
+            without = [np.zeros_like(x) if g == name else x for g, x in groups.items()]
+            moved.append(((whole - self.activations(np.concatenate(without, axis=1))) ** 2).mean(axis=0))
+        shares = (np.stack(moved) / np.maximum(np.sum(moved, axis=0), np.finfo(np.float32).tiny)).sum(axis=1)
+        total = shares.sum() or 1.0
+        return {name: round(float(share / total), 4) for name, share in zip(groups, shares, strict=True)}
 
     def shifted(self, by: NDArray) -> HashHead:
         """The head whose activations are `by` [bits] less: less their mean, for instance, so that bits are balanced."""

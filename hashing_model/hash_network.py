@@ -53,7 +53,7 @@ def start_from(network: Any, segment: Segment, head: HashHead, x: NDArray[np.flo
     Args:
         network: a network over `head_outputs`.
         segment: whose projection it is.
-        head: without hidden layers.
+        head: without hidden layers or anchors.
         x: what the head reads, of some images: float32 [N, d].
     """
     deviation = head.activations(x).std(axis=0, dtype=np.float64)

@@ -28,7 +28,7 @@ from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone
 from hashing_model.fusion import Fusion, Groups
-from hashing_model.hash_head import HashHead
+from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images import Decoded, Resizing, decode
 
 FORMAT_VERSION = 1
@@ -257,6 +257,9 @@ class HashModel:
             for i, (weights, offset) in enumerate(head.hidden):
                 arrays[f'weights/{name}/hidden{i}'] = weights
                 arrays[f'offset/{name}/hidden{i}'] = offset
+            if head.anchors:
+                arrays[f'anchors/{name}/projection'] = head.anchors.projection
+                arrays[f'anchors/{name}/points'] = head.anchors.points
         return arrays
 
 
@@ -275,7 +278,10 @@ def _head_from_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str) -> H
     """The head that `HashModel._arrays` took apart."""
     depth = sum(key.startswith(f'weights/{name}/hidden') for key in arrays)
     hidden = tuple((arrays[f'weights/{name}/hidden{i}'], arrays[f'offset/{name}/hidden{i}']) for i in range(depth))
-    return HashHead(arrays[f'weights/{name}'], arrays[f'offset/{name}'], hidden)
+    anchors = None
+    if f'anchors/{name}/points' in arrays:
+        anchors = Anchors(arrays[f'anchors/{name}/projection'], arrays[f'anchors/{name}/points'])
+    return HashHead(arrays[f'weights/{name}'], arrays[f'offset/{name}'], hidden, anchors)
 
 
 def check_model_folder(folder: Path) -> None:

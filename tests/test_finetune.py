@@ -25,7 +25,7 @@ from hashing_model.hash_network import START_VARIANCE, start_from
 from hashing_model.images import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
-from hashing_model.ridge import fit_ridge
+from hashing_model.ridge import fit_linear_ridge
 from hashing_model.supervised import BY_GRADIENTS, hash_network, segment_losses, supervise
 from hashing_model.train import fit
 from hashing_model.training import Checkpoint, Training
@@ -169,7 +169,8 @@ def test_only_the_chosen_blocks_and_the_heads_move(path, frozen):
 
 def cosines(network, fused, supervision):
     """How like the projection of each bit is to that of the frozen features' heads."""
-    ridge, now = fit_ridge(fused, supervision)['kind'].weights, network.get_layer('kind_projection').get_weights()[0]
+    ridge = fit_linear_ridge(fused, supervision)['kind'].weights
+    now = network.get_layer('kind_projection').get_weights()[0]
     return (ridge * now).sum(axis=0) / np.linalg.norm(ridge, axis=0) / np.linalg.norm(now, axis=0)
 
 
@@ -195,7 +196,7 @@ def test_the_network_sees_features_as_the_frozen_heads_did(path, frozen, monkeyp
     monkeypatch.setattr(module, 'train_network', stop)
     finetune(images, load_backbone(path, SIDE), fusion, supervision, fused, TRAINING)
     rows = next(module.shuffled(supervision.train, module.BATCH_SIZE, 0, 0))
-    head = fit_ridge(fused, supervision)['kind']
+    head = fit_linear_ridge(fused, supervision)['kind']
     v = head.activations(np.concatenate([fused['top'], fused['color']], axis=1))
     epsilon = made['epsilon']
     expected = (v / v.std(axis=0))[rows] * np.sqrt(START_VARIANCE / (START_VARIANCE + epsilon))

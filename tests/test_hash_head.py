@@ -1,13 +1,15 @@
 """The numpy side of a trained head, against loops over single numbers."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model.hash_head import HashHead
+from hashing_model import hash_head
+from hashing_model.hash_head import Anchors, HashHead
 
 
 def head_of(dims, seed=0):
@@ -57,6 +59,31 @@ def test_the_last_layer_may_be_negative_and_the_hidden_ones_may_not():
     assert HashHead(*identity).activations(x).tolist() == [[-3, 5]]
     assert HashHead(*identity, (identity,)).activations(x).tolist() == [[0, 5]]
     assert HashHead(*identity, (identity,)).bits(x).tolist() == [[True, True]]  # sign(0) = +1
+
+
+def anchored(d=5, p=3, m=6, bits=16, seed=0):
+    """A head that begins with a kernel."""
+    rng = np.random.default_rng(seed)
+    anchors = Anchors(vectors(d, p, seed), vectors(m, p, seed + 1))
+    return HashHead(vectors(m, bits, seed + 2), rng.standard_normal(bits).astype(np.float32), anchors=anchors)
+
+
+@pytest.mark.parametrize('block', [3, 4096])
+def test_a_kernel_tells_how_near_the_anchors_are(monkeypatch, block):
+    monkeypatch.setattr(hash_head, '_BLOCK', block)
+    head, x = anchored(), vectors(8, 5, 9)
+    found = head.activations(x)
+    for row, values in zip(x, found, strict=True):
+        near = [math.exp(-sum((row @ head.anchors.projection - point) ** 2)) for point in head.anchors.points]
+        expected = [by_loops(HashHead(head.weights, head.offset), near)]
+        np.testing.assert_allclose([values], expected, atol=1e-5)
+    assert (found.dtype, found.shape) == (np.float32, (8, 16))
+    assert head.activations(x[:0]).shape == (0, 16)
+
+
+def test_the_kernel_of_an_anchor_with_itself_is_one_however_far_from_the_others():
+    points = np.array([[1e4, 0], [-1e4, 1]], np.float32)
+    np.testing.assert_allclose(Anchors(np.eye(2, dtype=np.float32), points).kernel(points), np.eye(2))
 
 
 @pytest.mark.parametrize('dims', [(5, 16), (5, 7, 16)])

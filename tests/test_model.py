@@ -17,7 +17,7 @@ from hashing_model.codes import pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
-from hashing_model.hash_head import HashHead
+from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images import ImageError, Resizing
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.train import fit
@@ -198,6 +198,29 @@ def test_hidden_layers_are_in_the_fingerprint(model):
     fingerprints = {with_projection(made, hidden=hidden).fingerprint for hidden in others}
     assert len(fingerprints | {made.fingerprint, deep(model, 1).fingerprint, model.fingerprint}) == 8
     assert deep(model).fingerprint == made.fingerprint
+
+
+def anchored(model, seed=0):
+    """The model with a kernel before its bits."""
+    rng = np.random.default_rng(seed)
+    d = len(model.heads['look'].weights)
+    projection, points, weights = (rng.standard_normal(shape, np.float32) for shape in ((d, 6), (9, 6), (9, 32)))
+    head = HashHead(weights, np.zeros(32, np.float32), anchors=Anchors(projection / 3, points / 3))
+    return dataclasses.replace(model, heads={'look': head})
+
+
+def test_anchors_come_back_and_are_in_the_fingerprint(model, tmp_path):
+    made, images = anchored(model), pictures()
+    made.save(tmp_path)
+    loaded = HashModel.load(tmp_path)
+    np.testing.assert_array_equal(loaded.encode(images), made.encode(images))
+    np.testing.assert_array_equal(made.encode(images[5:6]), made.encode(images)[5:6])
+    assert len(np.unique(made.encode(images), axis=0)) > 20
+    projection, points = made.heads['look'].anchors.projection, made.heads['look'].anchors.points
+    others = [Anchors(nudged(projection), points), Anchors(projection, nudged(points))]
+    fingerprints = {with_projection(made, anchors=anchors).fingerprint for anchors in others}
+    assert len(fingerprints | {made.fingerprint, model.fingerprint}) == 4
+    assert loaded.fingerprint == made.fingerprint
 
 
 @pytest.mark.parametrize('layers', [0, 2])

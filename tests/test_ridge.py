@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from test_supervised import SPEC, dataset, mean_average_precision, vectors
 
+from hashing_model import ridge
 from hashing_model.baselines import itq
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
-from hashing_model.ridge import fit_ridge, regress, target_codes
+from hashing_model.ridge import RIDGE, choose_anchors, fit_ridge, regress, target_codes
 from hashing_model.supervised import supervise
 
 
@@ -33,7 +34,67 @@ def test_the_weights_are_those_of_least_squares(n, d):
     b = targets - targets.mean(axis=0, dtype=np.float64)
     damped = np.sqrt((a**2).sum() / n) * np.eye(d)
     expected = np.linalg.lstsq(np.vstack([a, damped]), np.vstack([b, np.zeros((d, 6))]))[0]
-    np.testing.assert_allclose(regress(x, targets, rows), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(regress(x, targets, rows, 1.0), expected, rtol=1e-4, atol=1e-5)
+
+
+def kernel_of(x, y, anchors):
+    """The Gaussian kernel of two sets of vectors, in double precision and from the definition."""
+    a, b = (v @ anchors.projection.astype(np.float64) for v in (x, y))
+    return np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2))
+
+
+def test_with_every_image_an_anchor_it_is_kernel_ridge_regression():
+    """Of centred images, by its dual: (H K H + r I)^-1 B, another problem of another size (Saunders et al. 1998)."""
+    fused, labels = dataset()
+    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    new, _ = dataset(seed=5)
+    for segment in SPEC.segments[:2]:
+        head, x, rows = fit_ridge(fused, supervision)[segment.name], vectors(segment, fused), supervision.train
+        k, n = kernel_of(x[rows], x[rows], head.anchors), len(rows)
+        centring = np.eye(n) - 1 / n
+        centred = centring @ k @ centring
+        b = target_codes(supervision.levels[segment.name].take(rows), supervision.centers[segment.name])
+        dual = np.linalg.solve(centred + RIDGE * np.trace(centred) / n * np.eye(n), centring @ b)
+        for y in (x, vectors(segment, new)):
+            expected = kernel_of(y, x[rows], head.anchors) @ centring @ dual
+            found = head.activations(y)
+            np.testing.assert_allclose(found - found.mean(axis=0), expected - expected.mean(axis=0), atol=2e-3)
+
+
+def test_images_are_compared_by_their_mean_distance():
+    x = vectors(SPEC.segments[0], dataset()[0])
+    anchors = choose_anchors(x)
+    assert anchors.points.shape == (len(x), min(len(x) - 1, x.shape[1]))
+    squares = ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(axis=2)  # all dimensions: nothing is lost
+    np.testing.assert_allclose(anchors.kernel(x), np.exp(-squares / squares.mean()), atol=1e-4)
+
+
+def test_anchors_are_spread_over_the_images(monkeypatch):
+    monkeypatch.setattr(ridge, 'ANCHORS', 4)
+    monkeypatch.setattr(ridge, 'DIMENSIONS', 2)
+    x = np.random.default_rng(0).standard_normal((10, 5)).astype(np.float32)
+    anchors = choose_anchors(x)
+    assert anchors.projection.shape == (5, 2)
+    assert anchors.kernel(x[[0, 3, 6, 9]]).argmax(axis=1).tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(np.diag(anchors.kernel(x[[0, 3, 6, 9]])), 1, atol=1e-6)
+
+
+def test_equal_images_are_as_good_as_one(monkeypatch):
+    """A singular kernel is no obstacle, nor are images that are all the same."""
+    fused, labels = dataset()
+    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    for twice in ({n: x[np.arange(len(x)) // 2 * 2] for n, x in fused.items()}, {n: x * 0 for n, x in fused.items()}):
+        for head in fit_ridge(twice, supervision).values():
+            assert np.isfinite(head.weights).all()
+
+
+def test_few_anchors_learn_too(monkeypatch):
+    monkeypatch.setattr(ridge, 'ANCHORS', 60)
+    fused, labels = dataset()
+    head = fit_ridge(fused, supervise(SPEC, labels, np.random.default_rng(0)))['coarse']
+    assert head.anchors.points.shape[0] == 60
+    new, new_labels = dataset(seed=5)
+    assert mean_average_precision(head, SPEC.segments[0], new, new_labels['coarse']) > 0.8
 
 
 def test_a_target_is_the_mean_of_the_codes_of_an_images_classes():

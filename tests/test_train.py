@@ -116,21 +116,24 @@ def test_what_it_was_fitted_on_is_noted():
     assert sum(shares['look'].values()) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_groups_share_is_the_variance_of_what_it_adds():
+def test_a_groups_share_is_how_much_bits_move_without_it():
+    """In a linear head that is the mean square of what it adds."""
     rng = np.random.default_rng(0)
     groups = {name: rng.standard_normal((500, d)).astype(np.float32) for name, d in (('a', 3), ('b', 5))}
     weights = np.concatenate([np.eye(3, 4), np.zeros((5, 4))]).astype(np.float32)
     linear = HashHead(weights, np.zeros(4, np.float32))
     assert linear.shares(groups) == {'a': 1, 'b': 0}
-    weights = np.concatenate([np.eye(3, 4), np.sqrt(0.5) * np.eye(5, 4)]).astype(np.float32)
-    shares = HashHead(np.zeros((4, 2), np.float32), np.zeros(2, np.float32), ((weights, np.ones(4)),)).shares(groups)
-    assert shares == {'a': pytest.approx(3 / 5, abs=0.05), 'b': pytest.approx(2 / 5, abs=0.05)}
     weights = np.concatenate([np.eye(3, 4), np.eye(5, 4, -1)]).astype(np.float32)  # of 4 bits, 3 from a and 1 from b
     weights[:3, 1], weights[3:, 0] = 0, 0
     for scale in (np.ones(4), np.array([1, 9, 0.1, 5])):
         mixed = HashHead(weights, np.zeros(4, np.float32)).scaled(scale)
-        sums = [np.var(x @ w, axis=0) for x, w in zip(groups.values(), np.split(weights, [3]), strict=True)]
+        sums = [((x @ w) ** 2).mean(axis=0) for x, w in zip(groups.values(), np.split(weights, [3]), strict=True)]
         assert mixed.shares(groups)['a'] == pytest.approx((sums[0] / (sums[0] + sums[1])).mean(), abs=1e-3)
+    hidden = ((rng.standard_normal((8, 6)).astype(np.float32), np.ones(6, np.float32)),)
+    deep = HashHead(rng.standard_normal((6, 1)).astype(np.float32), np.zeros(1, np.float32), hidden)
+    x, first = np.hstack(list(groups.values())), (np.arange(8) < 3).astype(np.float32)
+    moved = [((deep.activations(x) - deep.activations(x * kept)) ** 2).mean() for kept in (first, 1 - first)]
+    assert deep.shares(groups)['b'] == pytest.approx(moved[0] / sum(moved), abs=1e-3)
 
 
 def test_unfit_input_is_refused():
