@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipelines.gate import Limits
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
+DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails
+
 
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
@@ -87,7 +89,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
         raise
     except BaseException:
         if not files.exists(files.join(folder, versions.MANIFEST_PATH)):
-            versions.discard(index, version)
+            _discard(index, version)
         raise
     if result is None:
         tell(f'{args.index}: version {version}: {STAGED}')
@@ -96,6 +98,21 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
     if manifest.changes:
         tell(describe_changes(manifest))
     tell(f'{args.index}: version {version} in {time.time() - started:.0f} s; {describe_counters(manifest)}')
+
+
+def _discard(index: str, version: str) -> None:
+    """Remove what a build that failed has written. Its workers may write on for a moment, if they are not told.
+
+    Whatever prevents it must not hide why the build failed.
+    """
+    for seconds in DISCARD_AGAIN:
+        try:
+            versions.discard(index, version)
+            return
+        except OSError as e:
+            problem = e
+            time.sleep(seconds)
+    tell(f'{index}: what version {version} has written is left there, for grainhash prune to remove: {problem}')
 
 
 def _gate_limits(args: argparse.Namespace) -> Limits | None:

@@ -22,7 +22,7 @@ from make_index import (
 from test_build_index import error_line, read_rejects
 
 from hashing_model.code_spec import CodeSpec
-from pipelines import records, shards
+from pipelines import build_command, records, shards
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, files, versions
 
@@ -97,6 +97,32 @@ def test_a_write_that_fails_fails_the_build(fault, built, capsys, monkeypatch):
     assert os.strerror(number) in line
     assert match in line
     check_whole(index, codes, before, finished=2 if match == 'CURRENT' else 1)
+
+
+@pytest.mark.parametrize('fails', [1, 99])
+def test_what_a_failed_build_cannot_remove_does_not_hide_why_it_failed(fails, built, capsys, monkeypatch):
+    """As where the workers of a job that died write on for a moment."""
+    index, codes, command = built
+    before, discard, calls = state(index, codes), versions.discard, []
+
+    def busy(*arguments):
+        calls.append(arguments)
+        if len(calls) <= fails:
+            raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+        discard(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, 'discard', busy)
+        patch.setattr(build_command, 'DISCARD_AGAIN', (0, 0))
+        patch.setattr(files.os, 'replace', failing(os.replace, errno.EIO, 2, 'images/part'))
+        capsys.readouterr()
+        assert main(command) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert os.strerror(errno.EIO) in lines[-1]
+    left = [line for line in lines[:-1] if 'for grainhash prune to remove: [Errno 39] Directory not empty' in line]
+    assert len(left) == (fails > 2)
+    assert len(list((index / 'versions').iterdir())) == (2 if fails > 2 else 1)
+    check_whole(index, codes, before)
 
 
 @pytest.mark.parametrize('what', ['staging/images', 'images/part', 'codes-'])
