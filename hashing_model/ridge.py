@@ -41,7 +41,7 @@ def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
     """
     heads = {}
     for segment, x, rows, targets in _examples(fused, supervision):
-        anchors = choose_anchors(x[rows])
+        anchors = choose_anchors(x, rows)
         weights = regress(x, targets, rows, RIDGE, anchors)
         heads[segment.name] = _centred(HashHead(weights, np.zeros(segment.bits, np.float32), anchors=anchors), x)
     return heads
@@ -85,15 +85,16 @@ def target_codes(level: LabelLevel, centers: NDArray[np.int8]) -> NDArray[np.flo
     return (sums / level.counts[:, None]).astype(np.float32)
 
 
-def choose_anchors(x: Floats) -> Anchors:
+def choose_anchors(x: Floats, rows: NDArray[np.int64]) -> Anchors:
     """Up to ANCHORS of n images, evenly spread over their order, in their DIMENSIONS leading principal components.
 
     The kernel of two images is exp(-|difference|^2 / the mean of that), so that it needs no width.
 
     Args:
-        x: features, float32 [n, d], n at least 2.
+        x: features, float32 [N, d].
+        rows: int64 [n], the images to choose from, at least 2.
     """
-    chosen = x[np.linspace(0, len(x) - 1, min(len(x), ANCHORS)).astype(int)]
+    chosen = x[rows[np.linspace(0, len(rows) - 1, min(len(rows), ANCHORS)).astype(int)]]
     _, axes = principal_components(chosen, min(DIMENSIONS, x.shape[1], len(chosen) - 1))
     points = chosen @ axes
     scale = np.sqrt(2 * points.var(axis=0).sum()) or 1.0
