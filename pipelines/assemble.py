@@ -36,7 +36,7 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
-CUT_ROWS = 2_000_000  # whose codes are cut together
+RUN_ROWS = 2_000_000  # whose ids are split, and whose codes are cut, together
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
@@ -157,7 +157,7 @@ def keep_sample(images: pa.Table) -> pa.Table:
 def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Codes uint8 [N, B] and row numbers int64 [N] of an images part."""
     codes = code_tables.codes_from_arrow(code_tables.read_file(config.folder, part.images, ['code'])['code'])
-    return codes, (np.int64(part.number) << 32) + np.arange(len(codes))
+    return codes, layout.row_numbers(part.number, len(codes))
 
 
 def part_histograms(part: Part, config: BuildConfig, rows: int) -> list[NDArray[np.int64]]:
@@ -171,7 +171,7 @@ def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     """A part's share of the sample."""
     schema = code_tables.sample_schema(config.spec.num_bytes)
     images = code_tables.read_file(config.folder, part.images, ['code', 'image_id', 'labels'])
-    rows = pa.array((np.int64(part.number) << 32) + np.arange(len(images)))
+    rows = pa.array(layout.row_numbers(part.number, len(images)))
     return keep_sample(images.append_column('row', rows).select(schema.names).cast(schema))
 
 
@@ -183,16 +183,16 @@ def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: 
 
 
 def parts_in_run(parts: int, rows: int) -> int:
-    """How many of so many parts, which have so many rows together, are cut together: those of about CUT_ROWS rows.
+    """How many of so many parts, which have so many rows together, make a run: those of about RUN_ROWS rows.
 
-    Cut alone, many small parts would send many partition files a row or two each.
+    Alone, each of many small parts would send a row or two to each of many partition files and buckets of ids.
     """
-    return max(CUT_ROWS * parts // max(rows, 1), 1)
+    return max(RUN_ROWS * parts // max(rows, 1), 1)
 
 
-def run_of(part: Part, config: BuildConfig, rows: int) -> int:
-    """The number of the run of parts with which a part's codes are cut."""
-    return part.number // parts_in_run(config.unit_count, rows)
+def run_of(number: int, parts: int, rows: int) -> int:
+    """The number of the run that a part is in, of so many parts, which have so many rows together."""
+    return number // parts_in_run(parts, rows)
 
 
 def cut_codes(

@@ -40,19 +40,11 @@ from pipelines.assemble import (
     write_partition,
 )
 from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
-from pipelines.blocks import Block, get_blocks, put_blocks
+from pipelines.blocks import Block
 from pipelines.build_stats import Work
 from pipelines.code_files import read_codes
-from pipelines.duplicates import (
-    IDS,
-    IDS_WITH_CONTENT,
-    contents,
-    count_changes,
-    duplicate_places,
-    split_ids,
-    without_duplicates,
-    without_places,
-)
+from pipelines.compare_ids import IdsOfBucket, StagedIds, by_base_run, compare_ids, split_base_run, split_run
+from pipelines.duplicates import without_duplicates
 from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
@@ -61,8 +53,6 @@ from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.shards import WorkUnit, read_unit
 
-FRESH, TAKEN, LEFT = range(3)  # ids of a unit that was read, or taken over from the base; of a base part that was not
-ID_BUCKETS = 16, 512  # at least and at most
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 
 log = logging.getLogger(__name__)
@@ -106,13 +96,29 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
         root
         | 'Units' >> beam.Create(units)
         | 'Spread' >> beam.Reshuffle()
-        | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('ids', 'left', main='staged')
+        | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('left', main='staged')
     )
-    ids = encoded.ids
+    staged_rows = beam.pvalue.AsSingleton(
+        encoded.staged | 'StagedRows' >> beam.Map(lambda s: s.rows) | 'CountStaged' >> beam.CombineGlobally(sum)
+    )
+    ids = (
+        encoded.staged
+        | 'IdsByRun' >> beam.Map(by_run, config, staged_rows)
+        | 'GroupIdRuns' >> beam.GroupByKey()
+        | 'ListStaged' >> beam.Map(list_values)
+        | 'SplitIds' >> beam.ParDo(InThreads(split_run), config, staged_rows).with_output_types(IdsOfBucket)
+    )
     if config.base:
         gone = root | 'GoneParts' >> beam.Create(parts_gone(config, units))
-        left = (gone, encoded.left) | 'PartsLeft' >> beam.Flatten() | 'SpreadLeft' >> beam.Reshuffle()
-        ids = (ids, left | 'LeftIds' >> beam.FlatMap(left_ids, config)) | 'AllIds' >> beam.Flatten()
+        left = (
+            (gone, encoded.left)
+            | 'PartsLeft' >> beam.Flatten()
+            | 'LeftByRun' >> beam.Map(by_base_run, config)
+            | 'GroupLeftRuns' >> beam.GroupByKey()
+            | 'ListLeft' >> beam.Map(list_values)
+            | 'SplitLeft' >> beam.ParDo(InThreads(split_base_run), config, staged_rows).with_output_types(IdsOfBucket)
+        )
+        ids = (ids, left) | 'AllIds' >> beam.Flatten()
     found = (
         ids
         | 'GroupIds' >> beam.GroupByKey()
@@ -137,7 +143,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     )
     partitions = (
         parts
-        | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part, config, rows), part), rows)
+        | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part.number, config.unit_count, rows), part), rows)
         | 'GroupRuns' >> beam.GroupByKey()
         | 'ListParts' >> beam.Map(list_values)
         | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
@@ -163,17 +169,17 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
 
 
 class EncodeUnit(beam.DoFn):
-    """Take a unit over from the base, or read, decode and encode it; stage its image rows and rejects; emit its ids."""
+    """Take a unit over from the base, or read, decode and encode it; stage its image rows and rejects."""
 
     def __init__(self, config: BuildConfig):
         self.config = config
 
     def process(self, unit: WorkUnit) -> Iterator[Any]:
-        """One `Staged`; ('ids', (bucket, ids)) for the comparison; ('left', part) of a base part that is replaced."""
+        """One `Staged`; ('left', part) of a base part that is replaced."""
         started = time.time()
         origin = origin_of(unit, self.config.options)
         taken = take_over(unit, origin, self.config)
-        staged, images = taken or self._stage_unit(unit, origin)
+        staged = taken or self._stage_unit(unit, origin)
         log.info(
             'unit %d of %d, %s: %s%d records, %d rejected',
             unit.number + 1,
@@ -191,23 +197,17 @@ class EncodeUnit(beam.DoFn):
             reused=staged.reused,
         )
         yield dataclasses.replace(staged, work=Work(started, time.time()))
-        kind = TAKEN if taken else FRESH
-        uri = self.config.path(
-            f'{versions.STAGING_FOLDER}/unit-{unit.number:05d}-{files.digest(staged.images.encode())}.ids'
-        )
-        for ids in put_ids(images, unit.number, kind, self.config, uri):
-            yield beam.pvalue.TaggedOutput('ids', ids)
         if unit.base_part is not None and not taken:
             yield beam.pvalue.TaggedOutput('left', unit.base_part)
 
-    def _stage_unit(self, unit: WorkUnit, origin: Origin) -> tuple[Staged, pa.Table]:
+    def _stage_unit(self, unit: WorkUnit, origin: Origin) -> Staged:
         encoded = self._encode(unit)
         distribute(**encoded.measures)
         images = self._stage('images', unit.number, files.table_bytes(encoded.images, **IMAGES_OPTIONS))
         rejects = self._stage('rejects', unit.number, files.table_bytes(rejects_table(encoded.rejects)))
         staged = Staged(unit.number, images, len(encoded.images), rejects, encoded.records_read, origin)
         sums = {name: sum(values) for name, values in encoded.measures.items()}
-        return dataclasses.replace(staged, reused=encoded.reused, sums=sums), encoded.images
+        return dataclasses.replace(staged, reused=encoded.reused, sums=sums)
 
     def _encode(self, unit: WorkUnit) -> EncodedUnit:
         config = self.config
@@ -224,51 +224,29 @@ class EncodeUnit(beam.DoFn):
         return uri
 
 
-def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> tuple[Staged, pa.Table] | None:
-    """A unit's part of the base, with what its ids need, if nothing of the unit changed since."""
+def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> Staged | None:
+    """A unit's part of the base, if nothing of the unit changed since and the part is not damaged."""
     if config.base is None or unit.base_part is None:
         return None
     base, part = open_base(config.index, config.base), unit.base_part
     if base.units[part] != origin:
         return None
-    images = read_images(base, part, ['image_id', 'digest', 'code'])
-    if images is None:
+    if read_images(base, part, []) is None:
         return None
-    rejects = base.rejects_of(part)
-    uris = base.path(base.manifest.images[part]), base.path(rejects) if rejects else None
-    return Staged(unit.number, uris[0], len(images), uris[1], base.records_read[part], origin, True), images
+    images, rejects = base.manifest.images[part], base.rejects_of(part)
+    uris = base.path(images), base.path(rejects) if rejects else None
+    return Staged(unit.number, uris[0], images.rows, uris[1], base.records_read[part], origin, True)
 
 
-def id_buckets(units: int, from_codes: bool) -> int:
-    """How many buckets ids are compared in: a few 100,000 ids fit the processor's cache, and each bucket has its cost.
-
-    A unit of codes has up to 2 million ids, one of images up to 10,000.
-    """
-    return min(max(16 * units if from_codes else units, ID_BUCKETS[0]), ID_BUCKETS[1])
-
-
-def put_ids(
-    images: pa.Table, number: int, kind: int, config: BuildConfig, uri: str
-) -> Iterator[tuple[int, tuple[int, int, Block]]]:
-    """The ids of a unit or part by bucket, to be compared: (bucket, (kind, number, block))."""
-    buckets = id_buckets(config.unit_count, from_codes=config.model is None)
-    split = list(split_ids(images['image_id'], buckets, contents(images) if config.base else None))
-    for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
-        yield bucket, (kind, number, block)
+def by_run(staged: Staged, config: BuildConfig, rows: int) -> tuple[int, StagedIds]:
+    """The run that a unit is in, of `rows` images in all, and where its ids are."""
+    return run_of(staged.part, config.unit_count, rows), (staged.part, staged.images, staged.taken_over)
 
 
 def parts_gone(config: BuildConfig, units: Sequence[WorkUnit]) -> list[int]:
     """The parts of the base that are no unit's any more, as those of shards that were deleted."""
     count = len(open_base(config.index, config.base).units)
     return sorted(set(range(count)) - {unit.base_part for unit in units})
-
-
-def left_ids(part: int, config: BuildConfig) -> Iterator[tuple[int, tuple[int, int, Block]]]:
-    """The ids of a part of the base that is not taken over, as `put_ids` gives them; none of a damaged part."""
-    images = read_images(open_base(config.index, config.base), part, ['image_id', 'digest', 'code'])
-    if images is not None:
-        uri = config.path(f'{versions.STAGING_FOLDER}/left-{part:05d}.ids')
-        yield from put_ids(images, part, LEFT, config, uri)
 
 
 class FinishPart(beam.DoFn):
@@ -364,21 +342,3 @@ class Sample(beam.CombineFn):
     def extract_output(self, kept: list[pa.Table]) -> pa.Table:
         """The sample."""
         return keep_sample(pa.concat_tables(kept))
-
-
-def compare_ids(element: tuple[int, list[tuple[int, int, Block]]], with_base: bool) -> Iterator[Any]:
-    """Ids of one bucket, as `put_ids` gives them, to (unit number, places of ids that were seen before).
-
-    With a base, also one ('changes', counts of `count_changes`).
-    """
-    blocks = sorted(element[1], key=lambda block: block[:2])
-    batches = get_blocks([block for *_, block in blocks], IDS_WITH_CONTENT if with_base else IDS)
-    ids = [(kind, number, batch) for (kind, number, _), batch in zip(blocks, batches, strict=True)]
-    duplicates = dict(duplicate_places((number, batch) for kind, number, batch in ids if kind != LEFT))
-    for number, places in duplicates.items():
-        yield number, places.astype('<u4').tobytes()
-    if with_base:
-        now = [without_places(batch, duplicates.get(number)) for kind, number, batch in ids if kind != LEFT]
-        before = [batch for kind, _, batch in ids if kind != FRESH]
-        tables = (pa.Table.from_batches(batches, IDS_WITH_CONTENT) for batches in (now, before))
-        yield beam.pvalue.TaggedOutput('changes', [count_changes(*tables)])

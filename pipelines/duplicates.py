@@ -8,7 +8,7 @@ Arrow arrays; `build_index.py` wraps them in Beam.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,10 @@ from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS, codes_from_arrow
 from pipelines.records import DUPLICATE_ID
 
-IDS = pa.schema([('place', pa.uint32()), ('image_id', pa.string())])
-IDS_WITH_CONTENT = IDS.append(pa.field('content', pa.uint64()))  # where versions are compared
+# An image that was read or is of the base, by the row number that it has with all duplicates.
+IDS = pa.schema([('row', pa.int64()), ('image_id', pa.string())])
+# Where versions are compared; `taken_over`: the base has it, too.
+IDS_WITH_CONTENT = pa.schema([*IDS, ('content', pa.uint64()), ('taken_over', pa.bool_())])
 
 AT_ONCE = 16_384  # ids that are hashed at once, in the processor's cache
 MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # of a word, its first bytes
@@ -61,21 +63,21 @@ def contents(images: pa.Table) -> NDArray[np.uint64]:
     return codes_from_arrow(images['digest'])[:, :8].copy().view(np.uint64)[:, 0]
 
 
-def split_ids(
-    ids: pa.ChunkedArray, buckets: int, content: NDArray[np.uint64] | None = None
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The ids of one unit by bucket, each with its place in the unit: (bucket, rows of `IDS`).
+def list_ids(images: pa.Table, part: int, with_content: bool = False, taken_over: bool = False) -> pa.Table:
+    """The images of one part as rows of `IDS`, or of `IDS_WITH_CONTENT`."""
+    ids = pa.table([pa.array(layout.row_numbers(part, len(images))), images['image_id']], schema=IDS)
+    if not with_content:
+        return ids
+    known = pa.repeat(pa.scalar(taken_over), len(images))
+    return ids.append_column('content', pa.array(contents(images))).append_column('taken_over', known)
 
-    With the `contents` of the N images, rows of `IDS_WITH_CONTENT`.
-    """
-    for bucket, places in layout.groups_of((id_hashes(ids) % np.uint64(buckets)).astype(np.int64)):
-        taken = ids.take(pa.array(places))
-        text = taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
-        columns = [pa.array(places, pa.uint32()), text]
-        if content is None:
-            yield bucket, pa.RecordBatch.from_arrays(columns, schema=IDS)
-        else:
-            yield bucket, pa.RecordBatch.from_arrays([*columns, pa.array(content[places])], schema=IDS_WITH_CONTENT)
+
+def split_ids(ids: pa.Table, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of `IDS`, or of `IDS_WITH_CONTENT`, by bucket, in their order."""
+    together = ids.combine_chunks()
+    for bucket, places in layout.groups_of((id_hashes(ids['image_id']) % np.uint64(buckets)).astype(np.int64)):
+        (batch,) = together.take(pa.array(places)).combine_chunks().to_batches()
+        yield bucket, batch
 
 
 def find_duplicates(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -101,19 +103,15 @@ def _seen_before(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0  # an id is new if and only if its number is
 
 
-def duplicate_places(parts: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Of the ids of one bucket, (unit number, rows of `IDS`), those seen before: (unit number, their places).
+def duplicate_rows(ids: pa.Table) -> NDArray[np.int64]:
+    """Of the rows of `IDS` of one bucket, ascending, those whose id an earlier row has: their numbers, ascending."""
+    return ids['row'].to_numpy()[find_duplicates(ids['image_id'])]
 
-    Earlier is what stands in a unit of a lower number, or before in the same unit.
-    """
-    ordered = sorted(parts, key=lambda part: part[0])
-    mask = find_duplicates(pa.chunked_array([batch['image_id'] for _, batch in ordered], pa.string()))
-    first = 0
-    for number, batch in ordered:
-        own = mask[first : first + len(batch)]
-        first += len(batch)
-        if own.any():
-            yield number, batch['place'].to_numpy()[own]
+
+def places_of(rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Row numbers by part: (part, places in it)."""
+    for part, found in layout.groups_of(rows >> 32):
+        yield part, (rows[found] & 0xFFFFFFFF).astype(np.uint32)
 
 
 def count_changes(now: pa.Table, before: pa.Table) -> NDArray[np.int64]:
@@ -129,11 +127,6 @@ def count_changes(now: pa.Table, before: pa.Table) -> NDArray[np.int64]:
     stayed = int(same.sum())
     found = int(known.sum())
     return np.array([len(now) - found, found - stayed, stayed, len(before) - found])
-
-
-def without_places(batch: pa.RecordBatch, places: NDArray[np.uint32] | None) -> pa.RecordBatch:
-    """Rows of `IDS` but those of some places."""
-    return batch if places is None else batch.filter(pa.array(~np.isin(batch['place'].to_numpy(), places)))
 
 
 def without_duplicates(images: pa.Table, duplicates: NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:

@@ -32,7 +32,7 @@ from pipelines.answers import answers_schema, rejects_path, render_block, write_
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
 from pipelines.explain import count_bounds, count_radii, count_read, count_table_read
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import Amount, read_all, read_near, read_rows
@@ -205,7 +205,7 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
         encoded = encode_unit(read_unit(unit, config.options), load_model(config.model, config.threads, fingerprint))
         ids = encoded.images['image_id'].to_pylist()
         codes, rejects = code_tables.codes_from_arrow(encoded.images['code']), encoded.rejects
-    return QueryBlock((np.int64(unit.number) << 32) + np.arange(len(ids)), ids, codes, rejects)
+    return QueryBlock(layout.row_numbers(unit.number, len(ids)), ids, codes, rejects)
 
 
 def read_ids(path: str) -> list[str]:

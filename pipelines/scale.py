@@ -20,8 +20,8 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, parts_in_run, rows_schema
 from pipelines.blocks import INLINE_BYTES
-from pipelines.build_index import id_buckets
 from pipelines.code_files import UNIT_ROWS
+from pipelines.compare_ids import id_buckets
 from pipelines.duplicates import IDS
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import CodeRows
@@ -99,6 +99,11 @@ class Scale:
     def rows_per_unit(self) -> int:
         """Rows of an images part."""
         return math.ceil(self.rows / self.units)
+
+    @property
+    def runs(self) -> int:
+        """Runs of units whose ids and codes are sent together."""
+        return math.ceil(self.units / parts_in_run(self.units, self.rows))
 
     @property
     def substrings(self) -> tuple[layout.Substring, ...]:
@@ -218,13 +223,13 @@ class Blocks:
 
 
 def id_blocks(scale: Scale) -> Blocks:
-    """Ids on their way to the buckets in which duplicates are found."""
+    """Ids on their way to the buckets in which duplicates are found, from runs of units."""
 
     def batch(rows: int) -> pa.RecordBatch:
-        columns = [pa.array(np.zeros(rows, np.uint32)), pa.array(['x' * ID_LETTERS] * rows)]
+        columns = [pa.array(np.zeros(rows, np.int64)), pa.array(['x' * ID_LETTERS] * rows)]
         return pa.RecordBatch.from_arrays(columns, schema=IDS)
 
-    return Blocks.cut(scale.units, scale.rows_per_unit, id_buckets(scale.units, scale.from_codes), batch)
+    return Blocks.cut(scale.runs, math.ceil(scale.rows / scale.runs), id_buckets(scale.rows), batch)
 
 
 def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
@@ -235,8 +240,7 @@ def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
         codes = code_tables.codes_to_arrow(np.zeros((rows, scale.spec.num_bytes), np.uint8))
         return pa.RecordBatch.from_arrays([pa.array(np.zeros(rows, np.int64)), codes], schema=schema)
 
-    runs = math.ceil(scale.units / parts_in_run(scale.units, scale.rows))
-    return [Blocks.cut(runs, math.ceil(scale.rows / runs), table.files, batch) for table in tables]
+    return [Blocks.cut(scale.runs, math.ceil(scale.rows / scale.runs), table.files, batch) for table in tables]
 
 
 # What a query visits
@@ -340,14 +344,13 @@ class ScalePlan:
 
     @property
     def staged_files(self) -> int:
-        """How many files these are: images, rejects and ids of each unit, and the codes of each run by table."""
-        runs = math.ceil(self.scale.units / parts_in_run(self.scale.units, self.scale.rows))
-        return self.scale.units * (2 + (self.ids.staged > 0)) + runs * sum(b.staged > 0 for b in self.codes)
+        """How many files these are: images and rejects of each unit, and ids and codes by table of each run."""
+        return self.scale.units * 2 + self.scale.runs * sum(b.staged > 0 for b in self.blocks)
 
     @property
     def compared_bytes(self) -> float:
         """Memory of a bucket of ids in which duplicates are found."""
-        return self.scale.rows / id_buckets(self.scale.units, self.scale.from_codes) * COMPARED_ID_BYTES
+        return self.scale.rows / id_buckets(self.scale.rows) * COMPARED_ID_BYTES
 
     @property
     def build_graph_bytes(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.build_index import ID_BUCKETS
+from pipelines.compare_ids import BUCKETS
 from pipelines.index.layout import HISTOGRAM_BITS
 from pipelines.inspect_index import describe_size
 from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
@@ -64,7 +64,7 @@ def limits(plan: ScalePlan) -> Iterator[str]:
             f'{describe_count(plan.staged_files)}'
         )
     if plan.compared_bytes > BUCKET_BYTES:
-        yield f'a bucket of ids, of {ID_BUCKETS[1]} at most, takes {describe_size(plan.compared_bytes)} of memory'
+        yield f'a bucket of ids, of {BUCKETS[1]} at most, takes {describe_size(plan.compared_bytes)} of memory'
 
 
 def _rows(workers: int | None, price: float | None) -> dict[str, Callable[[ScalePlan], str]]:

@@ -194,7 +194,7 @@ def check_images(part: int, sampled: Sampled, table: pa.Table) -> Content:
     """Check the images part of a number; also that codes in the sample are those of the part's places."""
     if table['code'].null_count or table['image_id'].null_count:
         return 'has rows without an id or a code', None
-    rows, codes = (np.int64(part) << 32) + np.arange(len(table)), codes_from_arrow(table['code'])
+    rows, codes = layout.row_numbers(part, len(table)), codes_from_arrow(table['code'])
     places, wanted = sampled
     inside = places < len(table)
     other = (codes[places[inside]] != wanted[inside]).any(axis=1) if inside.any() else np.zeros(0, bool)

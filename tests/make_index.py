@@ -172,7 +172,7 @@ def cut_all(parts, config):
     made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
     runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
-        runs[run_of(part, config, rows)].append(part)
+        runs[run_of(part.number, config.unit_count, rows)].append(part)
     for run in runs.items():
         for group, block in cut_codes(run, config, made):
             blocks[group].append(block)

@@ -204,7 +204,7 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
 @pytest.mark.parametrize(('cut_rows', 'runs'), [(1, 3), (250, 2), (10_000, 1)])
 def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline, cut_rows, runs):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(assemble, 'CUT_ROWS', cut_rows)
+    monkeypatch.setattr(assemble, 'RUN_ROWS', cut_rows)
     codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)

@@ -218,8 +218,10 @@ def test_rejects_are_taken_over_and_a_cut_shard_is_read_again(pictures, model, t
 
 
 @pytest.mark.slow
-def test_random_edits_night_after_night(pictures, model, tmp_path):
+@pytest.mark.parametrize('run_rows', [15, 2_000_000])
+def test_random_edits_night_after_night(pictures, model, tmp_path, monkeypatch, run_rows):
     """Ten nights of added, changed, moved and removed pictures in tars, Parquet and folders: all equal full builds."""
+    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
     chance = random.Random(5)
     source = tmp_path / 'images'
     kinds = ['tar', 'parquet', 'tar', 'parquet', 'd']
@@ -264,7 +266,9 @@ def write_shard(path, held):
             (path / f'{fields["id"].replace("/", "-")}.webp').write_bytes(data)
 
 
-def test_codes_are_taken_over_and_compared(tmp_path):
+@pytest.mark.parametrize('run_rows', [1_000, 2_000_000])
+def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows):
+    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
     spec = CodeSpec.parse('code=64')
     codes = make_codes('clustered', 3000, spec)
     pattern = write_code_files(tmp_path, codes, 3)

@@ -280,7 +280,11 @@ def test_of_records_with_one_id_the_first_stays(tmp_path):
             assert code in list(kept[row >> 32].values())[row & 0xFFFFFFFF :][:1]
 
 
-def test_many_duplicates_are_all_found(tmp_path):
+@pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
+@pytest.mark.parametrize('run_rows', [1, 2_000, 2_000_000])
+def test_many_duplicates_are_all_found(tmp_path, monkeypatch, run_rows, inline_bytes):
+    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(blocks, 'INLINE_BYTES', inline_bytes)
     rng, rows = np.random.default_rng(0), 5000
     ids = [f'id-{i}' for i in rng.integers(0, 2000, rows)]
     codes = make_codes('uniform', rows, CodeSpec.parse('code=64'))
@@ -528,7 +532,8 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     once = ('inputs.parquet', '.probe', 'CURRENT', 'sample.parquet', 'units.parquet', '.json')
     # written before the pipeline runs, or left alone by its repetition
     assert {times for path, times in written.items() if not path.endswith(once)} == {2}
-    assert {path.rpartition('.')[2] for path in written} >= {'parquet', 'arrow', 'ids'}
+    staged = {os.path.basename(path).partition('-')[0] for path in written if 'staging' in path}
+    assert staged == {'images', 'rejects', 'ids', 'codes'}
     assert len(written) > 100
 
 

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import duplicates
-from pipelines.duplicates import IDS, duplicate_places, find_duplicates, id_hashes, split_ids, without_duplicates
+from pipelines.duplicates import (
+    IDS,
+    duplicate_rows,
+    find_duplicates,
+    id_hashes,
+    list_ids,
+    places_of,
+    split_ids,
+    without_duplicates,
+)
 from pipelines.encode import images_table
 from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS, codes_from_arrow
@@ -47,31 +56,31 @@ def test_duplicates_are_what_a_set_has_seen(any_hash, units):
     assert find_duplicates(padded.slice(1, len(everything))).tolist() == seen_before(everything)
 
 
-@given(units=IDS_OF_UNITS, buckets=st.integers(1, 5), order=st.randoms(use_true_random=False))
-def test_buckets_find_the_duplicates_of_all_units(any_hash, units, buckets, order):
-    split = [
-        (bucket, number, batch)
-        for number, ids in enumerate(units)
-        for bucket, batch in split_ids(pa.chunked_array([pa.array(ids, pa.string())]), buckets)
-    ]
-    order.shuffle(split)  # no runner promises an order
+def ids_of(units):
+    """Each unit's ids as rows of `IDS`."""
+    return [list_ids(pa.table({'image_id': pa.array(ids, pa.string())}), part) for part, ids in enumerate(units)]
+
+
+@given(units=IDS_OF_UNITS, buckets=st.integers(1, 5))
+def test_buckets_find_the_duplicates_of_all_units(any_hash, units, buckets):
+    table = pa.concat_tables([pa.table({n: [] for n in IDS.names}, IDS), *ids_of(units)])
     found = set()
-    for bucket in range(buckets):
-        parts = [(number, batch) for of_bucket, number, batch in split if of_bucket == bucket]
-        for number, places in duplicate_places(parts) if parts else ():
-            found |= {(number, place) for place in places.tolist()}
+    for _, batch in split_ids(table, buckets):
+        for part, places in places_of(duplicate_rows(pa.Table.from_batches([batch]))):
+            found |= {(part, place) for place in places.tolist()}
     places = [(number, place) for number, ids in enumerate(units) for place in range(len(ids))]
     mask = seen_before([i for ids in units for i in ids])
     assert found == {place for place, seen in zip(places, mask, strict=True) if seen}
 
 
-def test_a_unit_is_split_into_its_ids_and_their_places():
+def test_a_run_of_units_is_split_into_its_ids_and_their_rows():
     ids = [f'id {i}' for i in range(1000)]
-    split = dict(split_ids(pa.chunked_array([ids[:400], ids[400:]]), 7))
+    split = dict(split_ids(pa.concat_tables(ids_of([ids[:400], ids[400:]])), 7))
     assert sorted(split) == list(range(7))
     assert all(batch.schema.equals(IDS) for batch in split.values())
-    placed = [(row['place'], row['image_id']) for batch in split.values() for row in batch.to_pylist()]
-    assert sorted(placed) == list(enumerate(ids))
+    rows = [(row['row'], row['image_id']) for batch in split.values() for row in batch.to_pylist()]
+    assert sorted(rows) == [((i >= 400) << 32 | (i - 400 * (i >= 400)), image_id) for i, image_id in enumerate(ids)]
+    assert all(np.diff(batch['row'].to_numpy()).min() > 0 for batch in split.values())
     assert max(len(batch) for batch in split.values()) < 2 * 1000 / 7
 
 

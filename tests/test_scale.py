@@ -10,8 +10,8 @@ from hashing_model.codes import hamming, pack_bits
 from hashing_model.errors import InputError
 from pipelines import assemble, blocks, scale
 from pipelines.__main__ import main
-from pipelines.build_index import ID_BUCKETS, id_buckets
-from pipelines.duplicates import split_ids
+from pipelines.compare_ids import BUCKETS, id_buckets
+from pipelines.duplicates import list_ids, split_ids
 from pipelines.index import layout, versions
 from pipelines.index.plan import selectivity
 from pipelines.scale import (
@@ -104,7 +104,7 @@ def test_prefixes_that_cannot_grow_share_their_files():
 def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inline):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
     monkeypatch.setattr(scale, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(assemble, 'CUT_ROWS', 5_000)
+    monkeypatch.setattr(assemble, 'RUN_ROWS', 5_000)
     asked = Scale(12_000, DEFAULT, True, 2_000, 75)  # 47 rows, by chance up to 70
     config = config_for(tmp_path, asked.units, DEFAULT, asked.partition_rows)
     parts = [
@@ -124,18 +124,20 @@ def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inli
 
 
 def test_blocks_of_ids_are_those_that_a_build_sends(monkeypatch):
-    asked = Scale(6_000, DEFAULT, unit_rows=2_000)
-    buckets = id_buckets(asked.units, asked.from_codes)
-    found = [
-        batch
-        for unit in range(asked.units)
-        for _, batch in split_ids(pa.chunked_array([random_ids(unit * 2_000, 2_000)]), buckets)
+    monkeypatch.setattr(assemble, 'RUN_ROWS', 2_000)
+    asked = Scale(6_000, DEFAULT, unit_rows=500)
+    tables = [
+        pa.concat_tables(
+            list_ids(pa.table({'image_id': random_ids(unit * 500, 500)}), unit) for unit in range(4 * run, 4 * run + 4)
+        )
+        for run in range(asked.runs)
     ]
+    found = [batch for table in tables for _, batch in split_ids(table, id_buckets(asked.rows))]
     planned = id_blocks(asked)
-    assert (buckets, id_buckets(asked.units, from_codes=True)) == (16, 48)
+    assert (asked.units, asked.runs) == (12, 3)
     assert len(found) == near(planned.count, 0.05)
     assert sum(batch.serialize().size for batch in found) == near(planned.shuffled, 0.1)
-    assert id_buckets(Scale(10**10, DEFAULT).units, from_codes=False) == ID_BUCKETS[1]
+    assert (id_buckets(6_000), id_buckets(10_000_000), id_buckets(10**10)) == (BUCKETS[0], 80, BUCKETS[1])
 
 
 @pytest.mark.parametrize('cluster_rows', [0, CLUSTER_ROWS])
@@ -171,7 +173,7 @@ def test_candidates_are_those_of_searches(cluster_rows):
 def test_hours_and_memory_grow_with_what_they_are_of():
     small, large = (ScalePlan.of(Scale(rows, DEFAULT, images_per_core_second=20)) for rows in (72_000, 7_200_000))
     assert (small.encoding_hours, large.encoding_hours) == (1, 100)
-    assert 100 < large.indexing_hours / small.indexing_hours < 200  # the ids of each unit go to more buckets
+    assert large.indexing_hours / small.indexing_hours == near(100)
     codes = ScalePlan.of(Scale(7_200_000, DEFAULT, from_codes=True))
     assert codes.encoding_hours == 0
     wide = ScalePlan.of(Scale(7_200_000, DEFAULT, partition_rows=8_000_000))

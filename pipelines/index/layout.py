@@ -224,6 +224,11 @@ def intervals_near(
     return needed
 
 
+def row_numbers(part: int, count: int) -> NDArray[np.int64]:
+    """The numbers of the first `count` rows of a part: part << 32 | row in it."""
+    return (np.int64(part) << 32) + np.arange(count)
+
+
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each distinct value, none below 0, with the indices where it stands, ascending."""
     small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
