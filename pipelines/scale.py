@@ -54,6 +54,8 @@ IMAGE_ROW_BYTES, CODES_ROW_BYTES = 48, 10
 ID_LETTERS = 16
 REFERENCE_BYTES = 106  # of an element that names a block in a bucket, as Beam codes it
 ELEMENT_BYTES = 20  # of an element around a block that it holds
+# A unit's own elements, pickled: what it reads, where it waits (721 bytes) and its ids do, its finished part (655).
+UNIT_SHUFFLED_BYTES = 2_000
 UNIT_GRAPH_BYTES = 55  # a unit's share of the job's graph, in a bucket, where its state is with it
 PARTITION_GRAPH_BYTES, PART_GRAPH_BYTES = 73, 58  # of a partition file and, where ids ask, of an images part
 
@@ -336,6 +338,11 @@ class ScalePlan:
             images_bytes(self.scale) / self.scale.rows + 8
         )  # with row numbers
         return self.table_bytes + images_bytes(self.scale) + self.manifest_bytes + sample
+
+    @property
+    def shuffled_bytes(self) -> float:
+        """Bytes that the runner shuffles, but for histograms and samples."""
+        return self.scale.units * UNIT_SHUFFLED_BYTES + sum(b.shuffled for b in self.blocks)
 
     @property
     def staged_bytes(self) -> float:

@@ -85,7 +85,7 @@ def _rows(workers: int | None, price: float | None) -> dict[str, Callable[[Scale
         'stored, manifest': lambda p: describe_size(p.manifest_bytes),
         'stored, in all': lambda p: describe_size(p.stored_bytes),
         'written on the way and deleted': lambda p: describe_size(p.staged_bytes),
-        'shuffled': lambda p: describe_size(sum(b.shuffled for b in p.blocks)),
+        'shuffled': lambda p: describe_size(p.shuffled_bytes),
         'blocks shuffled': lambda p: describe_count(sum(b.count for b in p.blocks)),
         'core-hours, encoding': lambda p: describe_hours(p.encoding_hours),
         'core-hours, indexing': lambda p: describe_hours(p.indexing_hours),
