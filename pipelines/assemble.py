@@ -160,13 +160,6 @@ def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArr
     return codes, layout.row_numbers(part.number, len(codes))
 
 
-def part_histograms(part: Part, config: BuildConfig, rows: int) -> list[NDArray[np.int64]]:
-    """The key histogram of each table over one part."""
-    codes, _ = read_part(part, config)
-    substrings = layout.cut_substrings(config.spec, rows)
-    return [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
-
-
 def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     """A part's share of the sample."""
     schema = code_tables.sample_schema(config.spec.num_bytes)
@@ -195,14 +188,29 @@ def run_of(number: int, parts: int, rows: int) -> int:
     return number // parts_in_run(parts, rows)
 
 
+def read_run(parts: Iterable[Part], config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Codes uint8 [N, B] and row numbers int64 [N], ascending, of a run of parts."""
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        read = list(pool.map(lambda part: read_part(part, config), sorted(parts, key=lambda p: p.number)))
+    codes, rows = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
+    return codes, rows
+
+
+def count_keys(
+    element: tuple[int, Iterable[Part]], config: BuildConfig, rows: int
+) -> Iterator[list[NDArray[np.int64]]]:
+    """The key histogram of each table over one run of parts."""
+    codes, _ = read_run(element[1], config)
+    substrings = layout.cut_substrings(config.spec, rows)
+    yield [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
+
+
 def cut_codes(
     element: tuple[int, Iterable[Part]], config: BuildConfig, tables: TableLayout
 ) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
     """The codes of one run of parts by partition file, ((table, prefix number, file number), (run number, block))."""
     run, parts = element
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        read = list(pool.map(lambda part: read_part(part, config), sorted(parts, key=lambda p: p.number)))
-    codes, rows = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
+    codes, rows = read_run(parts, config)
     for table in range(len(tables.substrings)):
         keys, batches = [], []
         for key, places in partition_places(codes, rows, table, tables):

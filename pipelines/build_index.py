@@ -30,10 +30,10 @@ from pipelines.assemble import (
     BuildConfig,
     Part,
     PartitionKey,
+    count_keys,
     cut_codes,
     keep_sample,
     make_layout,
-    part_histograms,
     publish_version,
     run_of,
     sample_part,
@@ -135,17 +135,20 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     rows = beam.pvalue.AsSingleton(
         parts | 'PartRows' >> beam.Map(lambda p: p.images.rows) | 'CountRows' >> beam.CombineGlobally(sum)
     )
-    index_layout = beam.pvalue.AsSingleton(
-        parts
-        | 'CountKeys' >> beam.Map(part_histograms, config, rows)
-        | 'AddHistograms' >> beam.CombineGlobally(AddArrays())
-        | 'CutPrefixes' >> beam.Map(make_layout, config, rows)
-    )
-    partitions = (
+    runs = (
         parts
         | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part.number, config.unit_count, rows), part), rows)
         | 'GroupRuns' >> beam.GroupByKey()
         | 'ListParts' >> beam.Map(list_values)
+    )
+    index_layout = beam.pvalue.AsSingleton(
+        runs
+        | 'CountKeys' >> beam.ParDo(InThreads(count_keys), config, rows)
+        | 'AddHistograms' >> beam.CombineGlobally(AddArrays())
+        | 'CutPrefixes' >> beam.Map(make_layout, config, rows)
+    )
+    partitions = (
+        runs
         | 'CutCodes' >> beam.ParDo(InThreads(cut_codes), config, index_layout).with_output_types(CUT)
         | 'GroupPartitions' >> beam.GroupByKey()
         | 'ListBlocks' >> beam.Map(list_values)

@@ -23,10 +23,10 @@ from pipelines.__main__ import main
 from pipelines.assemble import (
     BuildConfig,
     Part,
+    count_keys,
     cut_codes,
     keep_sample,
     make_layout,
-    part_histograms,
     publish_version,
     run_of,
     sample_part,
@@ -168,11 +168,11 @@ def write_part(number, codes, config, rejected=0):
 def cut_all(parts, config):
     """The layout, and the blocks of every partition file."""
     rows = sum(part.images.rows for part in parts)
-    histograms = [part_histograms(part, config, rows) for part in parts]
-    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
     runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
         runs[run_of(part.number, config.unit_count, rows)].append(part)
+    histograms = [found for run in runs.items() for found in count_keys(run, config, rows)]
+    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
     for run in runs.items():
         for group, block in cut_codes(run, config, made):
             blocks[group].append(block)
