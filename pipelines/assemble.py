@@ -36,7 +36,6 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
-RUN_ROWS = 2_000_000  # whose ids are split, and whose codes are cut, together
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
@@ -175,19 +174,6 @@ def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: 
     return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
 
 
-def parts_in_run(parts: int, rows: int) -> int:
-    """How many of so many parts, which have so many rows together, make a run: those of about RUN_ROWS rows.
-
-    Alone, each of many small parts would send a row or two to each of many partition files and buckets of ids.
-    """
-    return max(RUN_ROWS * parts // max(rows, 1), 1)
-
-
-def run_of(number: int, parts: int, rows: int) -> int:
-    """The number of the run that a part is in, of so many parts, which have so many rows together."""
-    return number // parts_in_run(parts, rows)
-
-
 def read_run(parts: Iterable[Part], config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Codes uint8 [N, B] and row numbers int64 [N], ascending, of a run of parts."""
     with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -212,14 +198,19 @@ def cut_codes(
     run, parts = element
     codes, rows = read_run(parts, config)
     for table in range(len(tables.substrings)):
-        keys, batches = [], []
-        for key, places in partition_places(codes, rows, table, tables):
-            keys.append(key)
-            taken = [pa.array(rows[places]), code_tables.codes_to_arrow(codes.take(places, axis=0))]
-            batches.append(pa.RecordBatch.from_arrays(taken, schema=rows_schema(config.spec)))
+        batches = (
+            (key, rows_batch(codes.take(places, axis=0), rows[places]))
+            for key, places in partition_places(codes, rows, table, tables)
+        )
         uri = config.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
-        for key, block in zip(keys, put_blocks(uri, batches), strict=True):
+        for key, block in put_blocks(uri, batches):
             yield key, (run, block)
+
+
+def rows_batch(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> pa.RecordBatch:
+    """Codes uint8 [N, B] and row numbers int64 [N] as rows of `rows_schema`."""
+    columns = [pa.array(rows), code_tables.codes_to_arrow(codes)]
+    return pa.RecordBatch.from_arrays(columns, ['row', 'code'])
 
 
 def rows_schema(spec: CodeSpec) -> pa.Schema:

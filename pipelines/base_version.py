@@ -25,6 +25,7 @@ from pipelines.encode import KnownImage
 from pipelines.index import files, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.records import BROKEN_SHARD, DUPLICATE_ID, UNREADABLE_FILE
+from pipelines.runs import Runs
 from pipelines.shard_formats import common, parquet
 from pipelines.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
 
@@ -64,6 +65,11 @@ class Base:
     manifest: Manifest
     units: tuple[Origin, ...]
     records_read: tuple[int, ...]
+
+    @functools.cached_property
+    def runs(self) -> Runs:
+        """How its parts are cut into runs."""
+        return Runs.cut(enumerate(file.rows for file in self.manifest.images))
 
     @functools.cached_property
     def _rejects(self) -> Mapping[str, DataFile]:

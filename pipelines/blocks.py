@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +19,24 @@ from pipelines.index import files
 INLINE_BYTES = 1 << 18  # together, of one step's blocks
 READING_THREADS = 8  # a bucket answers late, not slowly
 
+Key = TypeVar('Key')
 Block = bytes | tuple[str, int, int]  # a serialised record batch, or uri, offset and length of one
 
 
-def put_blocks(uri: str, batches: Iterable[pa.RecordBatch]) -> list[Block]:
-    """Send record batches of one schema: in elements if they are small together, else in a file at `uri`."""
-    contents = [batch.serialize() for batch in batches]
-    ends = np.cumsum([0, *(content.size for content in contents)]).tolist()
+def put_blocks(uri: str, batches: Iterable[tuple[Key, pa.RecordBatch]]) -> list[tuple[Key, Block]]:
+    """Send record batches of one schema: in elements if they are small together, else in a file at `uri`.
+
+    Args:
+        uri: of the file.
+        batches: each with a key, which its block gets.
+    """
+    contents = [(key, batch.serialize()) for key, batch in batches]
+    ends = np.cumsum([0, *(content.size for _, content in contents)]).tolist()
     if ends[-1] <= INLINE_BYTES:
-        return [content.to_pybytes() for content in contents]
-    files.write_bytes(uri, b''.join(contents))
-    return [(uri, start, end - start) for start, end in itertools.pairwise(ends)]
+        return [(key, content.to_pybytes()) for key, content in contents]
+    files.write_bytes(uri, b''.join(content for _, content in contents))
+    spans = itertools.pairwise(ends)
+    return [(key, (uri, start, end - start)) for (key, _), (start, end) in zip(contents, spans, strict=True)]
 
 
 def get_blocks(blocks: Iterable[Block], schema: pa.Schema) -> list[pa.RecordBatch]:

@@ -2,10 +2,11 @@
 
     grainhash build --images PATTERN... --model DIR --index DIR
 
-    units -> Reshuffle -> Encode            staged images part and rejects of each unit, or those of the base; its ids
-          -> FindDuplicates -> FinishPart   images/part-*.parquet and rejects/part-*.parquet, without duplicates
-          -> CountRows -> Histograms -> Layout (side inputs)
-          -> GroupRuns -> CutCodes -> GroupByKey -> WritePartition    codes/table=T/prefix=P/part-N.parquet
+    units -> Reshuffle -> Encode            staged images part and rejects of each unit, or those of the base
+          -> GroupIdRuns -> SplitIds -> GroupByKey -> FindDuplicates
+          -> FinishPart                     images/part-*.parquet and rejects/part-*.parquet, without duplicates
+          -> GroupRuns -> CountKeys -> CutPrefixes (side input)
+                       -> CutCodes -> GroupByKey -> WritePartition    codes/table=T/prefix=P/part-N.parquet
           -> Publish                        everything checked, quality.json, manifest.json, then CURRENT
 
 Elements are file numbers and `blocks`; a repeated bundle writes the same names with the same content.
@@ -35,7 +36,6 @@ from pipelines.assemble import (
     keep_sample,
     make_layout,
     publish_version,
-    run_of,
     sample_part,
     write_partition,
 )
@@ -43,7 +43,7 @@ from pipelines.base_version import Origin, known_images, open_base, origin_of, r
 from pipelines.blocks import Block
 from pipelines.build_stats import Work
 from pipelines.code_files import read_codes
-from pipelines.compare_ids import IdsOfBucket, StagedIds, by_base_run, compare_ids, split_base_run, split_run
+from pipelines.compare_ids import IdsOfBucket, compare_ids, split_base_run, split_run
 from pipelines.duplicates import without_duplicates
 from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
@@ -51,6 +51,7 @@ from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
 from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
+from pipelines.runs import Runs
 from pipelines.shards import WorkUnit, read_unit
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
@@ -98,12 +99,11 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
         | 'Spread' >> beam.Reshuffle()
         | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('left', main='staged')
     )
-    staged_rows = beam.pvalue.AsSingleton(
-        encoded.staged | 'StagedRows' >> beam.Map(lambda s: s.rows) | 'CountStaged' >> beam.CombineGlobally(sum)
-    )
+    staged_runs, staged_rows = cut_runs('Staged', encoded.staged | 'StagedRows' >> beam.Map(lambda s: (s.part, s.rows)))
     ids = (
         encoded.staged
-        | 'IdsByRun' >> beam.Map(by_run, config, staged_rows)
+        | 'StagedIds' >> beam.Map(lambda s: (s.part, s.images, s.taken_over))
+        | 'IdsByRun' >> beam.Map(lambda ids, runs: (runs.of(ids[0]), ids), staged_runs)
         | 'GroupIdRuns' >> beam.GroupByKey()
         | 'ListStaged' >> beam.Map(list_values)
         | 'SplitIds' >> beam.ParDo(InThreads(split_run), config, staged_rows).with_output_types(IdsOfBucket)
@@ -113,7 +113,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
         left = (
             (gone, encoded.left)
             | 'PartsLeft' >> beam.Flatten()
-            | 'LeftByRun' >> beam.Map(by_base_run, config)
+            | 'LeftByRun' >> beam.Map(lambda part: (open_base(config.index, config.base).runs.of(part), part))
             | 'GroupLeftRuns' >> beam.GroupByKey()
             | 'ListLeft' >> beam.Map(list_values)
             | 'SplitLeft' >> beam.ParDo(InThreads(split_base_run), config, staged_rows).with_output_types(IdsOfBucket)
@@ -132,12 +132,10 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
         | 'JoinDuplicates' >> beam.CoGroupByKey()
         | 'FinishPart' >> beam.ParDo(FinishPart(config))
     )
-    rows = beam.pvalue.AsSingleton(
-        parts | 'PartRows' >> beam.Map(lambda p: p.images.rows) | 'CountRows' >> beam.CombineGlobally(sum)
-    )
+    part_runs, rows = cut_runs('Parts', parts | 'PartRows' >> beam.Map(lambda p: (p.number, p.images.rows)))
     runs = (
         parts
-        | 'ByRun' >> beam.Map(lambda part, rows: (run_of(part.number, config.unit_count, rows), part), rows)
+        | 'ByRun' >> beam.Map(lambda part, runs: (runs.of(part.number), part), part_runs)
         | 'GroupRuns' >> beam.GroupByKey()
         | 'ListParts' >> beam.Map(list_values)
     )
@@ -169,6 +167,13 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
             beam.pvalue.AsSingleton(found.changes | 'AddChanges' >> beam.CombineGlobally(AddArrays())),
         )
     )
+
+
+def cut_runs(name: str, sizes: beam.PCollection) -> tuple[beam.pvalue.AsSingleton, beam.pvalue.AsSingleton]:
+    """Side inputs of (part number, rows) elements: the `Runs` of the parts, and the rows of all."""
+    runs = sizes | f'List{name}Rows' >> beam.combiners.ToList() | f'Cut{name}' >> beam.Map(Runs.cut)
+    rows = runs | f'Count{name}' >> beam.Map(lambda r: r.rows)
+    return beam.pvalue.AsSingleton(runs), beam.pvalue.AsSingleton(rows)
 
 
 class EncodeUnit(beam.DoFn):
@@ -239,11 +244,6 @@ def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> Staged | N
     images, rejects = base.manifest.images[part], base.rejects_of(part)
     uris = base.path(images), base.path(rejects) if rejects else None
     return Staged(unit.number, uris[0], images.rows, uris[1], base.records_read[part], origin, True)
-
-
-def by_run(staged: Staged, config: BuildConfig, rows: int) -> tuple[int, StagedIds]:
-    """The run that a unit is in, of `rows` images in all, and where its ids are."""
-    return run_of(staged.part, config.unit_count, rows), (staged.part, staged.images, staged.taken_over)
 
 
 def parts_gone(config: BuildConfig, units: Sequence[WorkUnit]) -> list[int]:

@@ -1,6 +1,6 @@
-"""Which records have an id that an earlier record has: ids of runs of parts -> buckets of ids -> places of duplicates.
+"""The duplicate search over files: ids of runs of parts -> buckets of ids -> places of duplicates.
 
-Pure functions over files and arrays; `build_index.py` wires them into a Beam job.
+What is compared, and how, is in `duplicates.py`; `build_index.py` wires these functions into a Beam job.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.assemble import BuildConfig, run_of
+from pipelines.assemble import BuildConfig
 from pipelines.base_version import open_base, read_images
 from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
-from pipelines.duplicates import IDS, IDS_WITH_CONTENT, count_changes, duplicate_rows, list_ids, places_of, split_ids
+from pipelines.duplicates import IDS, IDS_WITH_CONTENT, count_changes, find_duplicates, list_ids, places_of, split_ids
 from pipelines.index import files, versions
 
 BUCKETS = 16, 512  # at least and at most
@@ -32,8 +31,8 @@ def id_buckets(rows: int) -> int:
 
 
 def split_run(element: tuple[int, list[StagedIds]], config: BuildConfig, rows: int) -> Iterator[IdsOfBucket]:
-    """The ids of a run of units by bucket."""
-    run, units = element
+    """The ids of a run of units by bucket; `rows` are those of all units."""
+    run, units = element[0], sorted(element[1])
     columns = ['image_id', 'digest', 'code'] if config.base else ['image_id']
 
     def read(unit: StagedIds) -> pa.Table:
@@ -41,38 +40,35 @@ def split_run(element: tuple[int, list[StagedIds]], config: BuildConfig, rows: i
         return list_ids(files.read_table(uri, columns), part, bool(config.base), taken_over)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        yield from _put_ids(False, run, list(pool.map(read, sorted(units))), config, rows)
-
-
-def by_base_run(part: int, config: BuildConfig) -> tuple[int, int]:
-    """The run that a part of the base is in, and the part."""
-    manifest = open_base(config.index, config.base).manifest
-    return run_of(part, len(manifest.images), manifest.rows), part
+        ids = pa.concat_tables(pool.map(read, units)).combine_chunks()
+    name = f'ids-{run:05d}-{files.digest(repr(units).encode())}'  # of other attempts at the units, another file
+    yield from _put_ids(name, False, run, ids, config, rows)
 
 
 def split_base_run(element: tuple[int, list[int]], config: BuildConfig, rows: int) -> Iterator[IdsOfBucket]:
     """The ids of a run of parts of the base that are not taken over, by bucket; none of a damaged part."""
-    run, parts = element
+    run, parts = element[0], sorted(element[1])
     base = open_base(config.index, config.base)
 
-    def read(part: int) -> pa.Table | None:
+    def read(part: int) -> pa.Table:
         images = read_images(base, part, ['image_id', 'digest', 'code'])
-        return None if images is None else list_ids(images, part, with_content=True)
+        return list_ids(images, part, with_content=True) if images else IDS_WITH_CONTENT.empty_table()
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        found = [ids for ids in pool.map(read, sorted(parts)) if ids is not None]
-    if found:
-        yield from _put_ids(True, run, found, config, rows)
+        ids = pa.concat_tables(pool.map(read, parts)).combine_chunks()
+    yield from _put_ids(f'base-ids-{run:05d}-{len(ids)}', True, run, ids, config, rows)
 
 
-def _put_ids(of_base: bool, run: int, ids: Sequence[pa.Table], config: BuildConfig, rows: int) -> Iterator[IdsOfBucket]:
-    split = list(split_ids(pa.concat_tables(ids), id_buckets(rows)))
-    uri = config.path(f'{versions.STAGING_FOLDER}/{"base-" if of_base else ""}ids-{run:05d}.arrow')
-    for (bucket, _), block in zip(split, put_blocks(uri, (batch for _, batch in split)), strict=True):
+def _put_ids(
+    name: str, of_base: bool, run: int, ids: pa.Table, config: BuildConfig, rows: int
+) -> Iterator[IdsOfBucket]:
+    of_either = max(rows, open_base(config.index, config.base).manifest.rows) if config.base else rows
+    uri = config.path(f'{versions.STAGING_FOLDER}/{name}.arrow')
+    for bucket, block in put_blocks(uri, split_ids(ids, id_buckets(of_either))):
         yield bucket, (of_base, run, block)
 
 
-def compare_ids(element: tuple[int, list[tuple[bool, int, Block]]], with_base: bool) -> Iterator[Any]:
+def compare_ids(element: tuple[int, Sequence[tuple[bool, int, Block]]], with_base: bool) -> Iterator[Any]:
     """The ids of one bucket to (unit number, places of ids that were seen before).
 
     With a base, also one ('changes', counts of `count_changes`).
@@ -80,13 +76,14 @@ def compare_ids(element: tuple[int, list[tuple[bool, int, Block]]], with_base: b
     blocks = sorted(element[1], key=lambda block: block[:2])
     schema = IDS_WITH_CONTENT if with_base else IDS
     batches = get_blocks([block for *_, block in blocks], schema)
-    of_units = [batch for (of_base, *_), batch in zip(blocks, batches, strict=True) if not of_base]
-    ids = pa.Table.from_batches(of_units, schema)
-    duplicates = duplicate_rows(ids)
-    for number, places in places_of(duplicates):
+    of_units = sum(not of_base for of_base, *_ in blocks)
+    ids = pa.Table.from_batches(batches[:of_units], schema)
+    duplicates = find_duplicates(ids['image_id'])
+    for number, places in places_of(ids['row'].to_numpy()[duplicates]):
         yield number, places.astype('<u4').tobytes()
     if with_base:
-        left = pa.Table.from_batches(batches[len(of_units) :], schema)
-        now = ids.filter(pc.invert(pc.is_in(ids['row'], pa.array(duplicates))))
-        before = pa.concat_tables([ids.filter(ids['taken_over']), left])
+        names = ['image_id', 'content']
+        now, left = ids.select(names), pa.Table.from_batches(batches[of_units:], schema).select(names)
+        before = pa.concat_tables([now.filter(ids['taken_over']), left])
+        now = now.filter(pa.array(~duplicates)) if duplicates.any() else now
         yield beam.pvalue.TaggedOutput('changes', [count_changes(now, before)])

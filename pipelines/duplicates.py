@@ -3,7 +3,7 @@
 Both are found in buckets of ids, compared letter by letter.
 
 Hashes only choose an id's bucket and whom it is compared with, so no collision can drop a record. Pure functions over
-Arrow arrays; `build_index.py` wraps them in Beam.
+Arrow arrays; `compare_ids.py` has those over files.
 """
 
 from __future__ import annotations
@@ -74,9 +74,8 @@ def list_ids(images: pa.Table, part: int, with_content: bool = False, taken_over
 
 def split_ids(ids: pa.Table, buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of `IDS`, or of `IDS_WITH_CONTENT`, by bucket, in their order."""
-    together = ids.combine_chunks()
     for bucket, places in layout.groups_of((id_hashes(ids['image_id']) % np.uint64(buckets)).astype(np.int64)):
-        (batch,) = together.take(pa.array(places)).combine_chunks().to_batches()
+        (batch,) = ids.take(pa.array(places)).combine_chunks().to_batches()
         yield bucket, batch
 
 
@@ -101,11 +100,6 @@ def _seen_before(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
     text = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     numbers = text.dictionary_encode().indices.to_numpy()  # in the order of first appearance:
     return np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0  # an id is new if and only if its number is
-
-
-def duplicate_rows(ids: pa.Table) -> NDArray[np.int64]:
-    """Of the rows of `IDS` of one bucket, ascending, those whose id an earlier row has: their numbers, ascending."""
-    return ids['row'].to_numpy()[find_duplicates(ids['image_id'])]
 
 
 def places_of(rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint32]]]:

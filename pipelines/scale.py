@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, parts_in_run, rows_schema
+from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
 from pipelines.blocks import INLINE_BYTES
 from pipelines.code_files import UNIT_ROWS
 from pipelines.compare_ids import id_buckets
@@ -27,6 +27,7 @@ from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.run import THREADS
+from pipelines.runs import count_runs
 from pipelines.shards import MAX_UNIT_ROWS
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
@@ -105,7 +106,7 @@ class Scale:
     @property
     def runs(self) -> int:
         """Runs of units whose ids and codes are sent together."""
-        return math.ceil(self.units / parts_in_run(self.units, self.rows))
+        return count_runs(self.units, self.rows_per_unit)
 
     @property
     def substrings(self) -> tuple[layout.Substring, ...]:

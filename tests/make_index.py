@@ -28,7 +28,6 @@ from pipelines.assemble import (
     keep_sample,
     make_layout,
     publish_version,
-    run_of,
     sample_part,
     write_inputs,
     write_partition,
@@ -38,6 +37,7 @@ from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.records import MISSING_ID, Record, Reject, Source
+from pipelines.runs import Runs
 from pipelines.shards import InputFile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,9 +168,10 @@ def write_part(number, codes, config, rejected=0):
 def cut_all(parts, config):
     """The layout, and the blocks of every partition file."""
     rows = sum(part.images.rows for part in parts)
+    cut = Runs.cut((part.number, part.images.rows) for part in parts)
     runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
-        runs[run_of(part.number, config.unit_count, rows)].append(part)
+        runs[cut.of(part.number)].append(part)
     histograms = [found for run in runs.items() for found in count_keys(run, config, rows)]
     made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
     for run in runs.items():

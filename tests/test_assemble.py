@@ -22,7 +22,7 @@ from make_index import (
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble, blocks, build_index
+from pipelines import assemble, blocks, build_index, runs
 from pipelines.assemble import (
     Part,
     add_counters,
@@ -201,16 +201,16 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
 
 
 @pytest.mark.parametrize('inline', [0, 1 << 18])
-@pytest.mark.parametrize(('cut_rows', 'runs'), [(1, 3), (250, 2), (10_000, 1)])
-def test_cut_codes_are_those_of_the_parts_whether_they_go_by_file_or_not(tmp_path, monkeypatch, inline, cut_rows, runs):
+@pytest.mark.parametrize(('run_rows', 'count'), [(1, 3), (250, 2), (10_000, 1)])
+def test_cut_codes_are_those_of_the_parts_by_file_or_not(tmp_path, monkeypatch, inline, run_rows, count):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(assemble, 'RUN_ROWS', cut_rows)
+    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
     codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
     assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
     assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (
-        0 if inline else runs * len(made.substrings)
+        0 if inline else count * len(made.substrings)
     )
     for table in range(len(made.substrings)):
         gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]

@@ -33,7 +33,7 @@ from PIL import Image
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines import assemble
+from pipelines import assemble, blocks, runs
 from pipelines.base_version import Base, check_base, open_base, origin_of, with_base_parts, with_states
 from pipelines.duplicates import count_changes
 from pipelines.index import versions
@@ -221,7 +221,7 @@ def test_rejects_are_taken_over_and_a_cut_shard_is_read_again(pictures, model, t
 @pytest.mark.parametrize('run_rows', [15, 2_000_000])
 def test_random_edits_night_after_night(pictures, model, tmp_path, monkeypatch, run_rows):
     """Ten nights of added, changed, moved and removed pictures in tars, Parquet and folders: all equal full builds."""
-    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
     chance = random.Random(5)
     source = tmp_path / 'images'
     kinds = ['tar', 'parquet', 'tar', 'parquet', 'd']
@@ -266,22 +266,24 @@ def write_shard(path, held):
             (path / f'{fields["id"].replace("/", "-")}.webp').write_bytes(data)
 
 
+@pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1_000, 2_000_000])
-def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows):
-    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
+def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows, inline_bytes):
+    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(blocks, 'INLINE_BYTES', inline_bytes)
     spec = CodeSpec.parse('code=64')
-    codes = make_codes('clustered', 3000, spec)
-    pattern = write_code_files(tmp_path, codes, 3)
+    codes = make_codes('clustered', 4000, spec)
+    pattern = write_code_files(tmp_path, codes, 4)
     succeed('build', '--codes', pattern, '--index', tmp_path / 'index')
-    path = sorted(tmp_path.glob('codes*.parquet'))[1]
-    table = pq.read_table(path)
+    _, second, _, last = sorted(tmp_path.glob('codes*.parquet'))
     changed = codes[1000:2000].copy()
     changed[:7, 3] ^= 1
-    write_codes(path, [*table['image_id'].to_pylist()[:-2], 'new'], changed[:-1])
+    write_codes(second, [*pq.read_table(second)['image_id'].to_pylist()[:-2], 'new'], changed[:-1])
+    write_codes(last, pq.read_table(last)['image_id'].to_pylist()[5:], codes[3005:])
     for index in ('index', 'full'):
         succeed('build', '--codes', pattern, '--index', tmp_path / index)
     manifest = read_served(tmp_path / 'index')
-    assert changes(manifest) == {'added': 1, 'changed': 7, 'unchanged': 2991, 'removed': 2, 'units': 2, 'images': 0}
+    assert changes(manifest) == {'added': 1, 'changed': 7, 'unchanged': 3986, 'removed': 7, 'units': 2, 'images': 0}
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 

@@ -20,9 +20,11 @@ def test_blocks_arrive_as_they_were_sent_in_any_order(tmp_path, monkeypatch, inl
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
     uri = str(tmp_path / 'folder' / 'blocks')
     sent = some_batches()
-    put = put_blocks(uri, iter(sent))
+    keyed = put_blocks(uri, enumerate(sent, 7))
     assert files.exists(uri) == (inline == 10)
-    assert put_blocks(uri, sent) == put
+    assert put_blocks(uri, list(enumerate(sent, 7))) == keyed
+    assert [key for key, _ in keyed] == list(range(7, 7 + len(sent)))
+    put = [block for _, block in keyed]
     assert [b.to_pylist() for b in get_blocks(put, SCHEMA)] == [b.to_pylist() for b in sent]
     assert [b.to_pylist() for b in get_blocks(put[::-2], SCHEMA)] == [b.to_pylist() for b in sent[::-2]]
     assert put_blocks(uri, []) == get_blocks([], SCHEMA) == []
@@ -30,14 +32,14 @@ def test_blocks_arrive_as_they_were_sent_in_any_order(tmp_path, monkeypatch, inl
 
 def test_a_slice_of_a_batch_is_sent_alone():
     sent = some_batches()
-    put = put_blocks('not written', sent[2:3])
-    assert len(put[0]) < 500
+    ((_, block),) = put_blocks('not written', [('key', sent[2])])
+    assert len(block) < 500
 
 
 def test_a_file_that_is_gone_or_shorter_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', 0)
     uri = str(tmp_path / 'blocks')
-    put = put_blocks(uri, some_batches())
+    put = [block for _, block in put_blocks(uri, enumerate(some_batches()))]
     files.write_bytes(uri, files.read_bytes(uri)[:-1])
     with pytest.raises(OSError, match='blocks ends before byte'):
         get_blocks(put, SCHEMA)

@@ -46,7 +46,7 @@ from PIL import Image
 
 from hashing_model import images
 from hashing_model.code_spec import CodeSpec
-from pipelines import assemble, blocks, build_index, records
+from pipelines import assemble, blocks, build_index, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
 from pipelines.index import code_tables, files, layout, versions
@@ -283,7 +283,7 @@ def test_of_records_with_one_id_the_first_stays(tmp_path):
 @pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1, 2_000, 2_000_000])
 def test_many_duplicates_are_all_found(tmp_path, monkeypatch, run_rows, inline_bytes):
-    monkeypatch.setattr(assemble, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline_bytes)
     rng, rows = np.random.default_rng(0), 5000
     ids = [f'id-{i}' for i in rng.integers(0, 2000, rows)]

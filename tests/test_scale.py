@@ -8,7 +8,7 @@ from make_index import config_for, cut_all, make_codes, make_version, write_code
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import hamming, pack_bits
 from hashing_model.errors import InputError
-from pipelines import assemble, blocks, scale
+from pipelines import blocks, runs, scale
 from pipelines.__main__ import main
 from pipelines.compare_ids import BUCKETS, id_buckets
 from pipelines.duplicates import list_ids, split_ids
@@ -104,7 +104,7 @@ def test_prefixes_that_cannot_grow_share_their_files():
 def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inline):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
     monkeypatch.setattr(scale, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(assemble, 'RUN_ROWS', 5_000)
+    monkeypatch.setattr(runs, 'RUN_ROWS', 5_000)
     asked = Scale(12_000, DEFAULT, True, 2_000, 75)  # 47 rows, by chance up to 70
     config = config_for(tmp_path, asked.units, DEFAULT, asked.partition_rows)
     parts = [
@@ -124,7 +124,7 @@ def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inli
 
 
 def test_blocks_of_ids_are_those_that_a_build_sends(monkeypatch):
-    monkeypatch.setattr(assemble, 'RUN_ROWS', 2_000)
+    monkeypatch.setattr(runs, 'RUN_ROWS', 2_000)
     asked = Scale(6_000, DEFAULT, unit_rows=500)
     tables = [
         pa.concat_tables(
