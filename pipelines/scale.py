@@ -27,7 +27,7 @@ from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.run import THREADS
-from pipelines.runs import count_runs
+from pipelines.runs import RUN_ROWS, count_runs
 from pipelines.shards import MAX_UNIT_ROWS
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
@@ -48,7 +48,9 @@ CODES_WORKER_BYTES = 0.27e9  # before it has any rows
 IMAGES_WORKER_BYTES = 1.0e9  # with the default model loaded and at work on one thread at 224 px
 SORTED_ROW_BYTES, SORTED_CODE_BYTES = 43, 8.6  # of a row that is sorted and written, and for each byte of its code
 READ_ROW_BYTES = 400  # of a row of codes that are read
-COMPARED_ID_BYTES = 42  # 4 million ids in a bucket, 167 MB more than before
+COMPARED_ID_BYTES = 46  # 4 million ids in a bucket, 167 MB more than before; row numbers have 4 bytes more since
+# 2 million rows of a run of small parts: 222 MB to split their ids; 180 MB to cut codes of 64 bits, 323 of 256.
+SPLIT_ID_BYTES, CUT_ROW_BYTES, CUT_CODE_BYTES = 112, 66, 3
 # Bytes of a row of images parts without its code: the embedded catalogue's 3,195 rows, with labels and captions; and
 # of `benchmarks.build_codes`.
 IMAGE_ROW_BYTES, CODES_ROW_BYTES = 48, 10
@@ -393,5 +395,7 @@ class ScalePlan:
         scale = self.scale
         sorting = max(t.file_rows for t in self.tables) * (SORTED_ROW_BYTES + SORTED_CODE_BYTES * scale.spec.num_bytes)
         reading = scale.rows_per_unit * READ_ROW_BYTES if scale.from_codes else 0
+        of_run = max(SPLIT_ID_BYTES, CUT_ROW_BYTES + CUT_CODE_BYTES * scale.spec.num_bytes)
+        in_run = min(scale.rows, max(RUN_ROWS, scale.rows_per_unit)) * of_run
         base = CODES_WORKER_BYTES if scale.from_codes else IMAGES_WORKER_BYTES
-        return base + max(THREADS * sorting, THREADS * self.compared_bytes, reading)
+        return base + max(THREADS * sorting, THREADS * self.compared_bytes, THREADS * in_run, reading)
