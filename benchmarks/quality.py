@@ -55,13 +55,13 @@ SEEDS = (0, 1, 2)
 SPLIT_SEED = 2026
 FROZEN_SIZE = 160
 CATALOGUE_SIZE = 224  # what grainhash train takes unless told otherwise
-LOOK_SIZE = 96
+LOOK_SIZE = 96  # of CIFAR-10, whose pictures have 32
 FOLDS = 5
 EVERY_BLOCK = 99
 KIND = ('top', 'high', 'mid')  # what tells kinds of things apart
 FINETUNED = {  # images that ask and that train, epochs, side in px
     'cifar-5k-finetuned': (1_000, 5_000, 24, 192),
-    'cifar-50k-finetuned': (10_000, 50_000, 3, 128),
+    'cifar-50k-finetuned': (10_000, 50_000, 5, 192),
 }
 LOOK = ('low', 'edges', 'texture', 'shape', 'color')
 LOOK_BITS = (64, 96, 128)
@@ -350,8 +350,12 @@ def opened(data: bytes) -> Image.Image:
 
 
 class LookFeatures(NamedTuple):
-    """Feature groups for near-duplicates: what a segment is fitted on, what is stored, what asks, per distortion."""
+    """Feature groups for near-duplicates, made at one size in px.
 
+    What a segment is fitted on, what is stored, what asks, per distortion.
+    """
+
+    size: int
     training_set: FeatureSet
     stored: Mapping[str, NDArray]
     asked: Mapping[str, Mapping[str, NDArray]]
@@ -360,14 +364,15 @@ class LookFeatures(NamedTuple):
 
     def recall(self, training: Training, spec: CodeSpec) -> dict[str, float]:
         """Per distortion, how often the original is found first."""
-        encode = fitted(self.training_set, training, spec, LOOK_SIZE)
+        encode = fitted(self.training_set, training, spec, self.size)
         base = encode(self.stored)
         return {what: first_found(encode(x), base, self.asking, self.same) for what, x in self.asked.items()}
 
 
 def look_features(args: argparse.Namespace, name: str) -> LookFeatures:
     """All feature groups of the pictures, their augmented views and their distorted copies."""
-    size, resizing = LOOK_SIZE, Resizing(LOOK_SIZE)
+    size = CATALOGUE_SIZE if name == 'catalogue' else LOOK_SIZE
+    resizing = Resizing(size)
     pictures, fit_rows, database = look_rows(args, name)
     fit_pixels = functools.partial(pictures.pixels, resizing, fit_rows)
     views = [features(args.work, f'{name}-look', fit_pixels, size, v).groups for v in view_seeds(Training())]
@@ -382,7 +387,7 @@ def look_features(args: argparse.Namespace, name: str) -> LookFeatures:
         pixels = functools.partial(np.stack, [decode(data, resizing).pixels for data in files])
         file = re.sub(r'\W+', '-', f'{name} {what}').strip('-')
         asked[what] = features(args.work, file, pixels, size).groups
-    return LookFeatures(fit_on, stored, asked, asking, same_pixels(pictures, database))
+    return LookFeatures(size, fit_on, stored, asked, asking, same_pixels(pictures, database))
 
 
 def look(args: argparse.Namespace, name: str) -> Figures:
@@ -425,7 +430,7 @@ def ablated(found: LookFeatures, level: LabelLevel, groups: Sequence[str], train
     scores = []
     for seed in SEEDS:
         seeded = dataclasses.replace(training, seed=seed)
-        codes = fitted(found.training_set, seeded, spec, LOOK_SIZE)(found.stored)
+        codes = fitted(found.training_set, seeded, spec, found.size)(found.stored)
         asking = [level.take(found.asking)]
         ranking = rank(codes[found.asking], asking, codes, [level], spec, leave_out=found.asking)
         scores.append(float(average_precision(ranking.totals, ranking.relevant).mean()))
