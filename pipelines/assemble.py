@@ -113,11 +113,11 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class TableLayout:
-    """Substrings, and per table its prefixes and how many files each prefix gets."""
+    """A table's substring, its prefixes, and how many files each prefix gets."""
 
-    substrings: tuple[layout.Substring, ...]
-    prefixes: tuple[tuple[str, ...], ...]
-    part_counts: tuple[NDArray[np.int64], ...]
+    substring: layout.Substring
+    prefixes: tuple[str, ...]
+    part_counts: NDArray[np.int64]
 
 
 def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
@@ -167,13 +167,6 @@ def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     return keep_sample(images.append_column('row', rows).select(schema.names).cast(schema))
 
 
-def make_layout(histograms: list[NDArray[np.int64]], config: BuildConfig, rows: int) -> TableLayout:
-    """Prefixes and file counts from the histograms of all codes."""
-    prefixes = tuple(layout.cut_prefixes(h, config.partition_rows) for h in histograms)
-    counts = (layout.part_counts(h, p, config.partition_rows) for h, p in zip(histograms, prefixes, strict=True))
-    return TableLayout(layout.cut_substrings(config.spec, rows), prefixes, tuple(counts))
-
-
 def read_run(parts: Iterable[Part], config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Codes uint8 [N, B] and row numbers int64 [N], ascending, of a run of parts."""
     with ThreadPoolExecutor(READING_THREADS) as pool:
@@ -184,23 +177,36 @@ def read_run(parts: Iterable[Part], config: BuildConfig) -> tuple[NDArray[np.uin
 
 def count_keys(
     element: tuple[int, Iterable[Part]], config: BuildConfig, rows: int
-) -> Iterator[list[NDArray[np.int64]]]:
-    """The key histogram of each table over one run of parts."""
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The key histogram of each table over one run of parts: (table, histogram)."""
     codes, _ = read_run(element[1], config)
-    substrings = layout.cut_substrings(config.spec, rows)
-    yield [layout.key_histogram(layout.substring_keys(codes, s), s.bits) for s in substrings]
+    for table, substring in enumerate(layout.cut_substrings(config.spec, rows)):
+        yield table, layout.key_histogram(layout.substring_keys(codes, substring), substring.bits)
+
+
+def lay_out(element: tuple[int, NDArray[np.int64]], config: BuildConfig, rows: int) -> tuple[int, TableLayout]:
+    """Prefixes and file counts of a table from the histogram of all its keys."""
+    table, histogram = element
+    prefixes = layout.cut_prefixes(histogram, config.partition_rows)
+    counts = layout.part_counts(histogram, prefixes, config.partition_rows)
+    return table, TableLayout(layout.cut_substrings(config.spec, rows)[table], prefixes, counts)
+
+
+def in_order(numbered: Iterable[tuple[int, TableLayout]]) -> list[TableLayout]:
+    """Layouts by the number of their table."""
+    return [found for _, found in sorted(numbered, key=lambda element: element[0])]
 
 
 def cut_codes(
-    element: tuple[int, Iterable[Part]], config: BuildConfig, tables: TableLayout
+    element: tuple[int, Iterable[Part]], config: BuildConfig, tables: Sequence[TableLayout]
 ) -> Iterator[tuple[PartitionKey, tuple[int, Block]]]:
     """The codes of one run of parts by partition file, ((table, prefix number, file number), (run number, block))."""
     run, parts = element
     codes, rows = read_run(parts, config)
-    for table in range(len(tables.substrings)):
+    for table in range(len(tables)):
         batches = (
             (key, rows_batch(codes.take(places, axis=0), rows[places]))
-            for key, places in partition_places(codes, rows, table, tables)
+            for key, places in partition_places(codes, rows, table, tables[table])
         )
         uri = config.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
         for key, block in put_blocks(uri, batches):
@@ -219,11 +225,11 @@ def rows_schema(spec: CodeSpec) -> pa.Schema:
 
 
 def partition_places(
-    codes: NDArray[np.uint8], rows: NDArray[np.int64], table: int, tables: TableLayout
+    codes: NDArray[np.uint8], rows: NDArray[np.int64], table: int, table_layout: TableLayout
 ) -> Iterator[tuple[PartitionKey, NDArray[np.int64]]]:
     """The partition files of one table that get some of N codes, and which, as ascending indices."""
-    substring, prefixes, counts = tables.substrings[table], tables.prefixes[table], tables.part_counts[table]
-    leaves = layout.prefix_numbers(layout.substring_keys(codes, substring), substring.bits, prefixes)
+    substring, counts = table_layout.substring, table_layout.part_counts
+    leaves = layout.prefix_numbers(layout.substring_keys(codes, substring), substring.bits, table_layout.prefixes)
     numbers = np.zeros(len(rows), np.int64)
     shared = np.flatnonzero(counts[leaves] > 1)
     numbers[shared] = layout.mix(rows[shared]) % counts[leaves[shared]].astype(np.uint64)
@@ -234,12 +240,12 @@ def partition_places(
 
 
 def write_partition(
-    element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: TableLayout
+    element: tuple[PartitionKey, Iterable[tuple[int, Block]]], config: BuildConfig, tables: Sequence[TableLayout]
 ) -> Iterator[WrittenPartition]:
     """Sort the blocks of one partition file by key and row and write it."""
     started = time.time()
     (table, leaf, number), blocks = element
-    substring, prefix = tables.substrings[table], tables.prefixes[table][leaf]
+    substring, prefix = tables[table].substring, tables[table].prefixes[leaf]
     codes, rows = gather_blocks(blocks, config.spec)
     keys = layout.substring_keys(codes, substring)
     order = layout.key_order(keys, substring.bits)  # rows are ascending: equal keys stay so
@@ -261,11 +267,11 @@ def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[
 def publish_version(
     _: None,
     config: BuildConfig,
-    tables: TableLayout,
+    tables: Sequence[TableLayout],
     parts: Sequence[Part],
     partitions: Sequence[WrittenPartition],
     sample: pa.Table,
-    changes: Sequence[NDArray[np.int64]] = (),
+    changes: NDArray[np.int64] | int = 0,
 ) -> int:
     """Finish the version unless it is, and publish it if its gate lets it; returns its rows.
 
@@ -325,11 +331,11 @@ def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition
 
 def describe_version(
     config: BuildConfig,
-    tables: TableLayout,
+    tables: Sequence[TableLayout],
     parts: Sequence[Part],
     partitions: Sequence[WrittenPartition],
     sample: pa.Table,
-    changes: Sequence[NDArray[np.int64]] = (),
+    changes: NDArray[np.int64] | int = 0,
 ) -> Manifest:
     """Write the sample, and list all that was written in a manifest that is not written yet."""
     sampled = files.table_bytes(sample)
@@ -347,7 +353,7 @@ def describe_version(
         sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
         model_files=tuple(list_model_files(config.folder)),
         units=write_units(config.folder, parts),
-        changes=add_changes(parts, config.base, changes[0]) if config.base else None,
+        changes=add_changes(parts, config.base, changes) if config.base else None,
     )
 
 
@@ -396,9 +402,14 @@ def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
     return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 
-def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64]) -> dict[str, Any]:
-    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError."""
-    counts = dict(zip(CHANGES, changes.tolist(), strict=True))
+def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64] | int) -> dict[str, Any]:
+    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError.
+
+    Args:
+        parts, base: of the version, and from which it was made.
+        changes: int64 [4], the counts that `CHANGES` names; 0 if there was nothing to compare.
+    """
+    counts = dict(zip(CHANGES, np.broadcast_to(changes, len(CHANGES)).tolist(), strict=True))
     rows = sum(p.images.rows for p in parts)
     if counts['added'] + counts['changed'] + counts['unchanged'] != rows:
         raise BuildError(f'{rows} images were indexed: {", ".join(f"{n} {name}" for name, n in counts.items())}')
@@ -411,22 +422,22 @@ def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64]) ->
 
 
 def list_tables(
-    tables: TableLayout, partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
+    tables: Sequence[TableLayout], partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
     """The manifest's tables, with every prefix of the layout, those without rows too."""
     written = collections.defaultdict(list)
-    for table, prefix, file, _ in partitions:
-        written[table, prefix].append(file)
+    for number, prefix, file, _ in partitions:
+        written[number, prefix].append(file)
     return tuple(
         Table(
-            substring,
-            selectivity(sample, substring),
+            table.substring,
+            selectivity(sample, table.substring),
             tuple(
                 Partition(number, prefix, tuple(sorted(written[number, prefix], key=lambda f: f.path)))
-                for prefix in tables.prefixes[number]
+                for prefix in table.prefixes
             ),
         )
-        for number, substring in enumerate(tables.substrings)
+        for number, table in enumerate(tables)
     )
 
 

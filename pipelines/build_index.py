@@ -24,7 +24,6 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipelines.assemble import (
     SAMPLE_ROWS,
@@ -33,8 +32,9 @@ from pipelines.assemble import (
     PartitionKey,
     count_keys,
     cut_codes,
+    in_order,
     keep_sample,
-    make_layout,
+    lay_out,
     publish_version,
     sample_part,
     write_partition,
@@ -142,8 +142,10 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
     index_layout = beam.pvalue.AsSingleton(
         runs
         | 'CountKeys' >> beam.ParDo(InThreads(count_keys), config, rows)
-        | 'AddHistograms' >> beam.CombineGlobally(AddArrays())
-        | 'CutPrefixes' >> beam.Map(make_layout, config, rows)
+        | 'AddHistograms' >> beam.CombinePerKey(sum)
+        | 'CutPrefixes' >> beam.Map(lay_out, config, rows)
+        | 'ListTables' >> beam.combiners.ToList()
+        | 'OrderTables' >> beam.Map(in_order)
     )
     partitions = (
         runs
@@ -164,7 +166,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
             beam.pvalue.AsList(parts),
             beam.pvalue.AsList(partitions),
             beam.pvalue.AsSingleton(sample),
-            beam.pvalue.AsSingleton(found.changes | 'AddChanges' >> beam.CombineGlobally(AddArrays())),
+            beam.pvalue.AsSingleton(found.changes | 'AddChanges' >> beam.CombineGlobally(sum)),
         )
     )
 
@@ -294,29 +296,6 @@ class FinishPart(beam.DoFn):
 
     def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
         return versions.write_data_file(self.config.folder, name, rows, content)
-
-
-class AddArrays(beam.CombineFn):
-    """Sums of int64 arrays, such as key histograms, given as lists of one for each table; [] if there are none."""
-
-    def create_accumulator(self) -> list[NDArray]:
-        """No arrays yet."""
-        return []
-
-    def add_input(self, total: list[NDArray], one: list[NDArray]) -> list[NDArray]:
-        """Add those of one part."""
-        return [a + b for a, b in zip(total, one, strict=True)] if total else one
-
-    def merge_accumulators(self, totals: Iterable[list[NDArray]]) -> list[NDArray]:
-        """Add sums."""
-        merged: list[NDArray] = []
-        for total in totals:
-            merged = self.add_input(merged, total) if total else merged
-        return merged
-
-    def extract_output(self, total: list[NDArray]) -> list[NDArray]:
-        """The sum."""
-        return total
 
 
 class Sample(beam.CombineFn):

@@ -86,4 +86,4 @@ def compare_ids(element: tuple[int, Sequence[tuple[bool, int, Block]]], with_bas
         now, left = ids.select(names), pa.Table.from_batches(batches[of_units:], schema).select(names)
         before = pa.concat_tables([now.filter(ids['taken_over']), left])
         now = now.filter(pa.array(~duplicates)) if duplicates.any() else now
-        yield beam.pvalue.TaggedOutput('changes', [count_changes(now, before)])
+        yield beam.pvalue.TaggedOutput('changes', count_changes(now, before))

@@ -25,8 +25,9 @@ from pipelines.assemble import (
     Part,
     count_keys,
     cut_codes,
+    in_order,
     keep_sample,
-    make_layout,
+    lay_out,
     publish_version,
     sample_part,
     write_inputs,
@@ -172,8 +173,11 @@ def cut_all(parts, config):
     runs, blocks = collections.defaultdict(list), collections.defaultdict(list)
     for part in reversed(parts):
         runs[cut.of(part.number)].append(part)
-    histograms = [found for run in runs.items() for found in count_keys(run, config, rows)]
-    made = make_layout([sum(h) for h in zip(*histograms, strict=True)], config, rows)
+    histograms = collections.Counter()
+    for run in runs.items():
+        for table, histogram in count_keys(run, config, rows):
+            histograms[table] += histogram
+    made = in_order(lay_out(found, config, rows) for found in histograms.items())
     for run in runs.items():
         for group, block in cut_codes(run, config, made):
             blocks[group].append(block)

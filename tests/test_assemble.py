@@ -124,8 +124,8 @@ def test_a_frequent_value_is_spread_evenly_over_its_files(tmp_path):
     config = config_for(tmp_path, 1, partition_rows=100)
     made, cut = cut_all([write_part(0, codes, config)], config)
     sizes = {group: len(gather_blocks(found, SPEC)[1]) for group, found in cut.items()}
-    for table in range(len(made.substrings)):
-        assert made.part_counts[table].max() == 10
+    for table in range(len(made)):
+        assert made[table].part_counts.max() == 10
         of_table = [n for group, n in sizes.items() if group[0] == table]
         assert (len(of_table), sum(of_table)) == (10, 1000)
         assert max(of_table) <= 200
@@ -138,7 +138,7 @@ def test_partitions_are_near_the_target(tmp_path, kind):
     config = config_for(tmp_path, 2, spec, target)
     parts = [write_codes_part(i, half, config) for i, half in enumerate(np.split(make_codes(kind, rows, spec), 2))]
     made, cut = cut_all(parts, config)
-    assert len(made.substrings) == 4
+    assert len(made) == 4
     for table in range(4):
         sizes = {key: len(gather_blocks(found, spec)[1]) for key, found in cut.items() if key[0] == table}
         files_of_leaf = collections.Counter(leaf for _, leaf, _ in sizes)
@@ -209,10 +209,8 @@ def test_cut_codes_are_those_of_the_parts_by_file_or_not(tmp_path, monkeypatch, 
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
     assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
-    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (
-        0 if inline else count * len(made.substrings)
-    )
-    for table in range(len(made.substrings)):
+    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (0 if inline else count * len(made))
+    for table in range(len(made)):
         gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]
         assert all(rows.tolist() == sorted(rows.tolist()) for _, rows in gathered)
         rows = np.concatenate([rows for _, rows in gathered])

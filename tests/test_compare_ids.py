@@ -55,7 +55,7 @@ def compared(sent, with_base, order):
             if isinstance(found, tuple):
                 duplicates |= {(found[0], place) for place in np.frombuffer(found[1], '<u4').tolist()}
             else:
-                changes += found.value[0]
+                changes += found.value
     return duplicates, changes.tolist()
 
 
