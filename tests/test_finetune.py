@@ -272,7 +272,7 @@ def test_each_epoch_sees_other_views_of_the_pictures(path, frozen, monkeypatch):
 
 
 def test_it_learns_what_the_frozen_backbone_does_not_tell(path):
-    images, level = images_of(480)
+    images, level = images_of(960)
     spec = CodeSpec((Segment('kind', 8, ('top',)),))
     training = Training('ortho', finetune_blocks=9, finetune_epochs=12, learning_rate=0.03)
     model, history = fit(images, {'kind': level}, training, spec, Resizing(SIDE), path)
@@ -281,8 +281,8 @@ def test_it_learns_what_the_frozen_backbone_does_not_tell(path):
     assert losses[-1] < 0.8 * losses[0]
     scores = [epoch['score'] for epoch in history['fine-tuning']]
     frozen, _ = fit(images, {'kind': level}, Training(), spec, Resizing(SIDE), path)
-    assert max(scores) > frozen.training['validation_map']['kind'] + 0.1
-    assert model.training['validation_map']['kind'] == pytest.approx(max(scores), abs=0.1)
+    assert scores[-1] > frozen.training['validation_map']['kind'] + 0.3
+    assert model.training['validation_map']['kind'] == pytest.approx(scores[-1], abs=0.05)
 
 
 def test_the_model_keeps_the_scales_it_was_fine_tuned_with(path, frozen):
