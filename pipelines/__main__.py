@@ -470,7 +470,7 @@ def _last_line(error: Exception) -> str:
 def _fail(error: BaseException | str, code: int, verbose: bool) -> int:
     if verbose:
         logging.exception('traceback')
-    print('grainhash: error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.stderr.write(f'grainhash: error: {" ".join(str(error).split())}\n')
     return code
 
 

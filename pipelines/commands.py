@@ -154,4 +154,4 @@ def read_options(args: argparse.Namespace) -> ReadOptions:
 
 def tell(message: str) -> None:
     """A result for the person who ran the command; standard output is for data."""
-    print(message, file=sys.stderr)
+    sys.stderr.write(f'{message}\n')  # at once: `print` lets a line that an engine logs come before the end

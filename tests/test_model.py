@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
 
 
 @pytest.mark.parametrize('bits', [16, 32, 64, 128])
-def test_a_bit_at_its_threshold_does_not_depend_on_the_images_beside(bits):
+def test_a_bit_at_its_threshold_does_not_depend_on_images_beside(bits):
     """A product of matrices rounds by their shapes; with these offsets every bit of the first image hangs on that."""
     rng = np.random.default_rng(bits)
     x, weights = (rng.normal(size=size).astype(np.float32) for size in ((70, 700), (700, bits)))
@@ -81,6 +82,20 @@ def test_a_bit_at_its_threshold_does_not_depend_on_the_images_beside(bits):
             np.testing.assert_array_equal(part, codes[first:last])
         order = rng.permutation(70)
         np.testing.assert_array_equal(model.encode_features({'color': x[order]}), codes[order])
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'flag'), [('Nehalem', 'sse4_2'), ('Sandybridge', 'avx'), ('Haswell', 'avx2'), ('SkylakeX', 'avx512vl')]
+)
+def test_that_holds_for_the_kernels_of_other_processors(kernel, flag):
+    """OpenBLAS has other inner loops for each; the flag tells whether this processor can run them."""
+    if flag not in Path('/proc/cpuinfo').read_text().split():
+        pytest.skip(f'this processor has no {flag}')
+    test = f'{__file__}::{test_a_bit_at_its_threshold_does_not_depend_on_images_beside.__name__}'
+    command = [sys.executable, '-m', 'pytest', test]
+    done = subprocess.run(command, env={**os.environ, 'OPENBLAS_CORETYPE': kernel}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert '4 passed' in done.stdout
 
 
 def test_codes_are_the_same_on_one_core_and_on_many():
