@@ -55,6 +55,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
     from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline
     from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.unit_list import write_unit_list
 
     options = pipeline_options(beam_args)
     gate = _gate_limits(args)
@@ -72,7 +73,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
             index=index,
             version=version,
             spec=given.spec,
-            unit_count=len(units),
+            unit_count=write_unit_list(folder, units),
             inputs=write_inputs(folder, given.inputs),
             model=_copy_model(files.absolute(args.model), folder) if args.model else None,
             model_info=given.model_info,
@@ -84,7 +85,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
             gate=gate,
             started=started,
         )
-        result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
+        result = run_pipeline(lambda root: define_pipeline(root, config), options)
     except JobLostError:
         raise
     except BaseException:

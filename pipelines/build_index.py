@@ -2,7 +2,7 @@
 
     grainhash build --images PATTERN... --model DIR --index DIR
 
-    units -> Reshuffle -> Encode            staged images part and rejects of each unit, or those of the base
+    list of units -> Reshuffle -> Encode    staged images part and rejects of each unit, or those of the base
           -> GroupIdRuns -> SplitIds -> GroupByKey -> FindDuplicates
           -> FinishPart                     images/part-*.parquet and rejects/part-*.parquet, without duplicates
           -> GroupRuns -> CountKeys -> CutPrefixes (side input)
@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -53,6 +53,7 @@ from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.runs import Runs
 from pipelines.shards import WorkUnit, read_unit
+from pipelines.unit_list import read_unit_list
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 
@@ -91,44 +92,18 @@ class Staged:
     sums: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
-    """Wire the whole build of work units numbered from 0; the result is one element, the rows published."""
+def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollection:
+    """Wire the whole build of the work units of `write_unit_list`; the result is one element, the rows published."""
+    folder = root | 'Folder' >> beam.Create([config.folder])
     encoded = (
-        root
-        | 'Units' >> beam.Create(units)
+        folder
+        | 'Units' >> beam.FlatMap(read_unit_list)
         | 'Spread' >> beam.Reshuffle()
         | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('left', main='staged')
     )
-    staged_runs, staged_rows = cut_runs('Staged', encoded.staged | 'StagedRows' >> beam.Map(lambda s: (s.part, s.rows)))
-    ids = (
-        encoded.staged
-        | 'StagedIds' >> beam.Map(lambda s: (s.part, s.images, s.taken_over))
-        | 'IdsByRun' >> beam.Map(lambda ids, runs: (runs.of(ids[0]), ids), staged_runs)
-        | 'GroupIdRuns' >> beam.GroupByKey()
-        | 'ListStaged' >> beam.Map(list_values)
-        | 'SplitIds' >> beam.ParDo(InThreads(split_run), config, staged_rows).with_output_types(IdsOfBucket)
-    )
-    if config.base:
-        gone = root | 'GoneParts' >> beam.Create(parts_gone(config, units))
-        left = (
-            (gone, encoded.left)
-            | 'PartsLeft' >> beam.Flatten()
-            | 'LeftByRun' >> beam.Map(lambda part: (open_base(config.index, config.base).runs.of(part), part))
-            | 'GroupLeftRuns' >> beam.GroupByKey()
-            | 'ListLeft' >> beam.Map(list_values)
-            | 'SplitLeft' >> beam.ParDo(InThreads(split_base_run), config, staged_rows).with_output_types(IdsOfBucket)
-        )
-        ids = (ids, left) | 'AllIds' >> beam.Flatten()
-    found = (
-        ids
-        | 'GroupIds' >> beam.GroupByKey()
-        | 'ListIds' >> beam.Map(list_values)
-        | 'FindDuplicates'
-        >> beam.ParDo(InThreads(compare_ids), bool(config.base)).with_outputs('changes', main='duplicates')
-    )
-    duplicates = found.duplicates
+    found = search_duplicates(folder, encoded, config)
     parts = (
-        {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': duplicates}
+        {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': found.duplicates}
         | 'JoinDuplicates' >> beam.CoGroupByKey()
         | 'FinishPart' >> beam.ParDo(FinishPart(config))
     )
@@ -168,6 +143,41 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig, units: Sequence[Wo
             beam.pvalue.AsSingleton(sample),
             beam.pvalue.AsSingleton(found.changes | 'AddChanges' >> beam.CombineGlobally(sum)),
         )
+    )
+
+
+def search_duplicates(folder: beam.PCollection, encoded: Any, config: BuildConfig) -> Any:
+    """Wire the comparison of all ids, bucket by bucket, of the `Staged` units and of the base's parts that were left.
+
+    Returns:
+        `duplicates`, (part number, places of its duplicates as bytes), and `changes`, counts as `CHANGES` names them.
+    """
+    runs, rows = cut_runs('Staged', encoded.staged | 'StagedRows' >> beam.Map(lambda s: (s.part, s.rows)))
+    ids = (
+        encoded.staged
+        | 'StagedIds' >> beam.Map(lambda s: (s.part, s.images, s.taken_over))
+        | 'IdsByRun' >> beam.Map(lambda ids, runs: (runs.of(ids[0]), ids), runs)
+        | 'GroupIdRuns' >> beam.GroupByKey()
+        | 'ListStaged' >> beam.Map(list_values)
+        | 'SplitIds' >> beam.ParDo(InThreads(split_run), config, rows).with_output_types(IdsOfBucket)
+    )
+    if config.base:
+        gone = folder | 'GoneParts' >> beam.FlatMap(parts_gone, config)
+        left = (
+            (gone, encoded.left)
+            | 'PartsLeft' >> beam.Flatten()
+            | 'LeftByRun' >> beam.Map(lambda part: (open_base(config.index, config.base).runs.of(part), part))
+            | 'GroupLeftRuns' >> beam.GroupByKey()
+            | 'ListLeft' >> beam.Map(list_values)
+            | 'SplitLeft' >> beam.ParDo(InThreads(split_base_run), config, rows).with_output_types(IdsOfBucket)
+        )
+        ids = (ids, left) | 'AllIds' >> beam.Flatten()
+    return (
+        ids
+        | 'GroupIds' >> beam.GroupByKey()
+        | 'ListIds' >> beam.Map(list_values)
+        | 'FindDuplicates'
+        >> beam.ParDo(InThreads(compare_ids), bool(config.base)).with_outputs('changes', main='duplicates')
     )
 
 
@@ -248,10 +258,10 @@ def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> Staged | N
     return Staged(unit.number, uris[0], images.rows, uris[1], base.records_read[part], origin, True)
 
 
-def parts_gone(config: BuildConfig, units: Sequence[WorkUnit]) -> list[int]:
-    """The parts of the base that are no unit's any more, as those of shards that were deleted."""
+def parts_gone(folder: str, config: BuildConfig) -> list[int]:
+    """The parts of the base that are no unit's of a version's folder, as those of shards that were deleted."""
     count = len(open_base(config.index, config.base).units)
-    return sorted(set(range(count)) - {unit.base_part for unit in units})
+    return sorted(set(range(count)) - {unit.base_part for unit in read_unit_list(folder)})
 
 
 class FinishPart(beam.DoFn):

@@ -126,14 +126,9 @@ class Planned:
 def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
     """Wire the whole query job; the result is one element, when the answers are written."""
     blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config, units)
-    planned = root | 'One' >> beam.Create([None]) | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
-    listed = [
-        (number, partition.prefix, file)
-        for number, table in enumerate(config.manifest.tables)
-        for partition in table.partitions
-        for file in partition.files
-    ]
-    partitions = root | 'Partitions' >> beam.Create(listed) | 'Spread' >> beam.Reshuffle()
+    one = root | 'One' >> beam.Create([None])
+    planned = one | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
+    partitions = one | 'Partitions' >> beam.FlatMap(list_partitions, config) | 'Spread' >> beam.Reshuffle()
     if config.k is None:
         plans = planned | 'PlanOnly' >> beam.Map(lambda p: p.plan)
     else:
@@ -188,10 +183,19 @@ def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
     ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_ids)
     return (
         root
-        | 'ImageParts' >> beam.Create(config.manifest.images)
+        | 'OneList' >> beam.Create([None])
+        | 'ImageParts' >> beam.FlatMap(lambda _: config.manifest.images)
         | 'SpreadParts' >> beam.Reshuffle()
         | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids))
     )
+
+
+def list_partitions(_: None, config: QueryConfig) -> Iterator[tuple[int, str, DataFile]]:
+    """(table, prefix, file) of all partition files; listed by a step, as a job's graph could not hold very many."""
+    for number, table in enumerate(config.manifest.tables):
+        for partition in table.partitions:
+            for file in partition.files:
+                yield number, partition.prefix, file
 
 
 def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:

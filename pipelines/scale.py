@@ -59,8 +59,6 @@ REFERENCE_BYTES = 106  # of an element that names a block in a bucket, as Beam c
 ELEMENT_BYTES = 20  # of an element around a block that it holds
 # A unit's own elements, pickled: what it reads, where it waits (721 bytes) and its ids do, its finished part (655).
 UNIT_SHUFFLED_BYTES = 2_000
-UNIT_GRAPH_BYTES = 55  # a unit's share of the job's graph, in a bucket, where its state is with it
-PARTITION_GRAPH_BYTES, PART_GRAPH_BYTES = 73, 58  # of a partition file and, where ids ask, of an images part
 
 NEIGHBOURS = 10  # nearest answers asked for
 QUERIES = 1000  # asked at once
@@ -361,16 +359,6 @@ class ScalePlan:
     def compared_bytes(self) -> float:
         """Memory of a bucket of ids in which duplicates are found."""
         return self.scale.rows / id_buckets(self.scale.rows) * COMPARED_ID_BYTES
-
-    @property
-    def build_graph_bytes(self) -> float:
-        """The work units in the graph of the build job."""
-        return self.scale.units * UNIT_GRAPH_BYTES
-
-    @property
-    def query_graph_bytes(self) -> float:
-        """The files in the graph of a query job with `--ids`; images parts are not in those of others."""
-        return self.table_files * PARTITION_GRAPH_BYTES + self.scale.units * PART_GRAPH_BYTES
 
     @property
     def range_reads(self) -> float:

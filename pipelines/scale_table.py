@@ -15,7 +15,6 @@ from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
 
 # Where `limits` warns.
 MANY_BLOCKS = 1e8
-GRAPH_BYTES = 10e6  # half of what Dataflow is said to take
 MANY_FILES = 1e6
 BUCKET_BYTES = 0.5e9
 
@@ -53,10 +52,6 @@ def limits(plan: ScalePlan) -> Iterator[str]:
         yield f'{shared:,} files share a prefix of {HISTOGRAM_BITS} bits, the longest: a query reads all of them'
     if plan.range_reads > MANY_BLOCKS:
         yield f'{describe_count(plan.range_reads)} blocks are read from files, each by a request of its own'
-    if plan.build_graph_bytes > GRAPH_BYTES:
-        yield f"the work units take {describe_size(plan.build_graph_bytes)} of the build job's graph"
-    if plan.query_graph_bytes > GRAPH_BYTES:
-        yield f'the files take {describe_size(plan.query_graph_bytes)} of the graph of a query job with --ids'
     listed = plan.staged_files + plan.scale.units + plan.table_files
     if listed > MANY_FILES:
         yield (

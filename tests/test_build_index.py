@@ -51,6 +51,7 @@ from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.run import pipeline_options, run_pipeline
+from pipelines.unit_list import write_unit_list
 
 SPECS = ('coarse=32,fine=32,look=64', 'code=48', 'tiny=7', 'odd=20', 'long=256')
 HIVE = ds.partitioning(pa.schema([('table', pa.int32()), ('prefix', pa.string())]), flavor='hive')
@@ -533,7 +534,7 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     # written before the pipeline runs, or left alone by its repetition
     assert {times for path, times in written.items() if not path.endswith(once)} == {2}
     staged = {os.path.basename(path).partition('-')[0] for path in written if 'staging' in path}
-    assert staged == {'images', 'rejects', 'ids', 'codes'}
+    assert staged == {'images', 'rejects', 'ids', 'codes', 'work'}
     assert len(written) > 100
 
 
@@ -729,9 +730,10 @@ def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     units, inputs = list_code_units([write_code_files(tmp_path, codes, 2)])
     index, spec = str(tmp_path / 'index'), CodeSpec.parse('code=64')
     listed = assemble.write_inputs(versions.version_folder(index, 'v1'), inputs)
-    config = assemble.BuildConfig(index, 'v1', spec, len(units), listed)
+    folder = versions.version_folder(index, 'v1')
+    config = assemble.BuildConfig(index, 'v1', spec, write_unit_list(folder, units), listed)
     del SEEN[:]
-    run_pipeline(lambda root: build_index.define_pipeline(root, config, units) | beam.Map(see), pipeline_options([]))
+    run_pipeline(lambda root: build_index.define_pipeline(root, config) | beam.Map(see), pipeline_options([]))
     assert SEEN == [300]
     assert read_served(tmp_path / 'index').version == 'v1'
     read = code_tables.read_file(str(served_folder(index)), read_served(index).inputs)

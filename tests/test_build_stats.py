@@ -26,6 +26,7 @@ from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
 from pipelines.index import versions
 from pipelines.run import counters, pipeline_options, run_pipeline
 from pipelines.shards import ReadOptions, list_inputs, list_units
+from pipelines.unit_list import write_unit_list
 
 
 @pytest.fixture(scope='module')
@@ -126,8 +127,9 @@ def test_beam_keeps_counters_and_distributions(shop, tmp_path):
     index, model = str(tmp_path / 'index'), HashModel.load(shop / 'model')
     listed = assemble.write_inputs(versions.version_folder(index, 'v'), inputs)
     info = {'fingerprint': model.fingerprint, 'method': 'itq'}
-    config = assemble.BuildConfig(index, 'v', model.spec, len(units), listed, str(shop / 'model'), info, gate=None)
-    result = run_pipeline(lambda root: define_pipeline(root, config, units), pipeline_options([]))
+    count = write_unit_list(versions.version_folder(index, 'v'), units)
+    config = assemble.BuildConfig(index, 'v', model.spec, count, listed, str(shop / 'model'), info, gate=None)
+    result = run_pipeline(lambda root: define_pipeline(root, config), pipeline_options([]))
     found = counters(result)
     assert {name: n for name, n in found.items() if n} == {
         'records_read': 21, 'encoded': 20, 'rejected': 1, 'rejected_not_an_image': 1, 'duplicates': 1, 'indexed': 19

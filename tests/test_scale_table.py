@@ -63,13 +63,7 @@ def test_large_shards_leave_fewer_limits():
     spec = CodeSpec.default()
     assert not list(limits(ScalePlan.of(Scale(10**9, spec))))
     small, large = (list(limits(ScalePlan.of(Scale(10**10, spec, unit_rows=n)))) for n in (10_000, 1_000_000))
-    for what in (
-        'blocks are read',
-        "of the build job's graph",
-        'of the graph of a query job',
-        'on one worker',
-        'a bucket',
-    ):
+    for what in ('blocks are read', 'on one worker', 'a bucket'):
         assert any(what in line for line in small)
     assert len(large) < len(small)
 

@@ -1,0 +1,60 @@
+"""The list of a build's work units, as a file: catalogues grow, what a runner takes as the graph of a job does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipelines.index import files, versions
+from pipelines.shards import WorkUnit
+
+NAME = f'{versions.STAGING_FOLDER}/work-units.parquet'  # below the version's folder, until the version is finished
+SCHEMA = pa.schema(
+    [
+        ('number', pa.int64()),
+        ('format', pa.string()),
+        ('paths', pa.list_(pa.binary())),  # names of files need not be UTF-8
+        ('row_groups', pa.list_(pa.int64())),
+        ('root', pa.binary()),
+        ('state', pa.string()),
+        ('base_part', pa.int64()),
+        ('base_parts', pa.list_(pa.int64())),
+    ]
+)
+
+
+def write_unit_list(folder: str, units: Sequence[WorkUnit]) -> int:
+    """Write the work units of a build into its version's folder, before the build; returns how many there are."""
+    rows = [
+        {
+            **dataclasses.asdict(unit),
+            'paths': [path.encode(errors='surrogateescape') for path in unit.paths],
+            'root': unit.root.encode(errors='surrogateescape'),
+        }
+        for unit in units
+    ]
+    files.write_bytes(files.join(folder, NAME), files.table_bytes(pa.Table.from_pylist(rows, SCHEMA)))
+    return len(rows)
+
+
+def read_unit_list(folder: str) -> list[WorkUnit]:
+    """The work units that were written into a version's folder.
+
+    Raises:
+        OSError: there is no such file any more, or it is damaged.
+    """
+    return [
+        WorkUnit(
+            row['number'],
+            row['format'],
+            tuple(path.decode(errors='surrogateescape') for path in row['paths']),
+            None if row['row_groups'] is None else tuple(row['row_groups']),
+            row['root'].decode(errors='surrogateescape'),
+            row['state'],
+            row['base_part'],
+            tuple(row['base_parts']),
+        )
+        for row in files.read_table(files.join(folder, NAME)).to_pylist()
+    ]
