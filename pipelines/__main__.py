@@ -277,6 +277,12 @@ def _build(parser: argparse.ArgumentParser) -> None:
         '--partition-rows', type=int, default=2_000_000, metavar='N', help='aim for N rows per file (default: 2000000)'
     )
     parser.add_argument(
+        '--keep',
+        type=int,
+        metavar='N',
+        help='once the version is served, remove all but the N newest, as grainhash prune does (default: no version)',
+    )
+    parser.add_argument(
         '--metrics-file',
         metavar='FILE',
         help="write how the build ended, for Prometheus' node-exporter to pick up; written after a failure, too",

@@ -31,6 +31,7 @@ from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
+from pipelines.prune_index import prune_behind
 from pipelines.records import DUPLICATE_ID
 from pipelines.shards import InputFile, ReadOptions
 
@@ -60,6 +61,7 @@ class BuildConfig:
         base: the version that an incremental build starts from; None for a full build.
         started: when the command began, in seconds since 1970.
         gate: what the version must keep to be served; None to serve it unchecked.
+        keep: how many finished versions stay once this one is served; None for all.
     """
 
     index: str
@@ -76,10 +78,13 @@ class BuildConfig:
     base: str | None = None
     started: float = dataclasses.field(default_factory=time.time)
     gate: Limits | None = Limits()
+    keep: int | None = None
 
     def __post_init__(self) -> None:
         if self.partition_rows < 1:
             raise InputError(f'partition rows are {self.partition_rows}; at least 1 is needed')
+        if self.keep is not None and self.keep < 1:
+            raise InputError(f'--keep is {self.keep}; at least 1 is needed')
 
     @property
     def folder(self) -> str:
@@ -273,7 +278,7 @@ def publish_version(
     sample: pa.Table,
     changes: NDArray[np.int64] | int = 0,
 ) -> int:
-    """Finish the version unless it is, and publish it if its gate lets it; returns its rows.
+    """Finish the version unless it is, publish it if its gate lets it, and prune older ones if asked; returns its rows.
 
     Done again, as runners may, it takes the version as finished and leaves `CURRENT` alone.
 
@@ -297,6 +302,8 @@ def publish_version(
     files.delete_folder(config.path(versions.STAGING_FOLDER))
     enforce(manifest, config.index)
     versions.publish(config.index, config.version, config.believed)
+    if config.keep is not None:
+        prune_behind(config.index, config.keep)
     return manifest.rows
 
 

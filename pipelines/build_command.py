@@ -83,6 +83,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
             believed=believed,
             base=base.manifest.version if base else None,
             gate=gate,
+            keep=args.keep,
             started=started,
         )
         result = run_pipeline(lambda root: define_pipeline(root, config), options)

@@ -7,7 +7,9 @@ What goes is decided by functions of what was found. A version loses its manifes
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 
 from hashing_model.errors import InputError
@@ -15,6 +17,9 @@ from pipelines.index import files, versions
 from pipelines.index.files import FileInfo
 from pipelines.index.versions import Found
 
+DEAD_AFTER = 24 * 3600  # seconds without a new file
+
+_log = logging.getLogger(__name__)
 _LEFT_OVER = re.compile(rf'{versions.STAGING_FOLDER}/.*|.*\.[0-9a-f]{{32}}\.tmp|.*\.probe')  # staging; half-written
 
 
@@ -60,6 +65,17 @@ def prune(index: str, keep: int, before: float) -> Removed:
     freed = sum(info.size for version in (*finished, *dead) for info in held[version].values())
     uris, infos = zip(*left, strict=True) if left else ((), ())
     return Removed(tuple(finished), tuple(dead), uris, freed + sum(info.size for info in infos))
+
+
+def prune_behind(index: str, keep: int) -> None:
+    """Prune after a build, whose version is served whatever becomes of the older ones: a problem is a warning."""
+    try:
+        removed = prune(index, keep, time.time() - DEAD_AFTER)
+    except OSError as e:
+        _log.warning('%s: not all that is old could be removed; grainhash prune does it: %s', index, e)
+        return
+    for name in (*removed.finished, *removed.dead):
+        _log.info('%s: version %s is removed', index, name)
 
 
 def superseded(found: Sequence[Found], served: str | None, keep: int) -> list[str]:

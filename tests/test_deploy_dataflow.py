@@ -36,6 +36,7 @@ REFUSED = {
     'segments': ('coarse', 'coarse=', '=32', 'Coarse=32', 'coarse=32,', 'coarse=-1'),
     'profile': ('coarse', 'coarse=0.5', 'coarse=1;fine=2'),
     'partition_rows': ('0', '-1', '1e6', '2,000'),
+    'keep': ('0', '-1', 'all', '1.5'),
     'k': ('0', '-1', 'many', 'all of them'),
     'radius': ('-1', '1.5', 'far'),
     'full': ('yes', '1'),

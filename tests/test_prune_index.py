@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from make_index import build_by_hand, config_for, served_folder, skewed_codes, write_part
+from make_index import build_by_hand, config_for, make_codes, served_folder, skewed_codes, write_codes, write_part
 from test_promotion import error_line, three_versions
 from test_versions import write_version
 
+from hashing_model.code_spec import CodeSpec
 from pipelines import prune_index
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, versions
@@ -148,6 +149,63 @@ def test_a_folder_that_is_no_index_is_left_alone(tmp_path, capsys):
     assert main(['prune', str(tmp_path), '--keep', '1']) == 2
     assert 'is not an index' in error_line(capsys)
     assert (tmp_path / 'staging' / 'photo.jpg').exists()
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A function that builds an index of so many codes, with options; returns the exit code."""
+    spec = CodeSpec.parse('code=64')
+
+    def build(rows, *options):
+        ids = [str(i) for i in range(rows)]
+        codes = write_codes(tmp_path / 'codes.parquet', ids, make_codes('uniform', rows, spec))
+        return main(['build', '--codes', codes, '--index', str(tmp_path / 'index'), *options])
+
+    return build
+
+
+def test_a_build_prunes_once_it_is_served(shop, tmp_path):
+    index = tmp_path / 'index'
+    dead, running = (index / 'versions' / name / 'staging' for name in ('dead', 'running'))
+    for folder in (dead, running):
+        folder.mkdir(parents=True)
+        (folder / 'images-00000.parquet').write_bytes(b'')
+    age(dead.parent, 30)
+    assert [shop(rows) for rows in (100, 101)] == [0, 0]
+    assert [f.state for f in list_versions(str(index))] == ['unfinished', 'unfinished', 'finished', 'finished']
+    before = names(index)
+    assert shop(102, '--keep', '2') == 0
+    served = current_version(str(index))
+    assert names(index) == ['running', before[-1], served]
+
+
+def test_a_build_that_fails_its_gate_prunes_nothing(shop, tmp_path):
+    assert shop(100) == 0
+    served = current_version(str(tmp_path / 'index'))
+    assert shop(50, '--keep', '1') == 3
+    assert current_version(str(tmp_path / 'index')) == served
+    assert len(names(tmp_path / 'index')) == 2
+
+
+def test_a_version_that_cannot_be_removed_does_not_fail_the_build(shop, tmp_path, monkeypatch, caplog):
+    assert shop(100) == 0
+
+    def refuse(uri):
+        raise PermissionError(f'{uri} is not yours')
+
+    delete = prune_index.files.delete_folder
+    monkeypatch.setattr(
+        prune_index.files, 'delete_folder', lambda uri: delete(uri) if uri.endswith('staging') else refuse(uri)
+    )
+    assert shop(101, '--keep', '1') == 0
+    assert LocalIndex.open(str(tmp_path / 'index')).manifest.rows == 101
+    assert 'grainhash prune does it' in caplog.text
+
+
+def test_a_build_that_would_keep_nothing_is_refused(shop, tmp_path, capsys):
+    assert shop(100, '--keep', '0') == 2
+    assert '--keep is 0; at least 1 is needed' in error_line(capsys)
+    assert not (tmp_path / 'index').exists()
 
 
 def test_what_was_served_or_finished_since_the_look_is_not_retired(tmp_path):

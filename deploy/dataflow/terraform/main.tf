@@ -28,8 +28,8 @@ resource "google_project_service" "needed" {
   disable_on_destroy = false
 }
 
-# The index, its versions, and what Dataflow stages. Versions of an index are removed by `grainhash prune` alone: the
-# rules here remove objects that were deleted or overwritten long ago, and what jobs have staged.
+# The index, its versions, and what Dataflow stages. Versions of an index are removed by builds (`keep`) and `grainhash
+# prune` alone: the rules here remove objects that were deleted or overwritten long ago, and what jobs have staged.
 resource "google_storage_bucket" "index" {
   name                        = var.bucket
   location                    = var.region
@@ -189,6 +189,7 @@ resource "google_cloud_scheduler_job" "build" {
             index                            = "gs://${google_storage_bucket.index.name}/${var.index}"
             images                           = join(",", var.images)
             model                            = var.model
+            keep                             = tostring(var.keep_versions)
             sdk_container_image              = var.image
             number_of_worker_harness_threads = tostring(var.harness_threads)
           },

@@ -93,6 +93,17 @@ variable "more_parameters" {
   default     = {}
 }
 
+variable "keep_versions" {
+  description = "Versions of the index that stay after a build is served; as many as readers may still be at work on."
+  type        = number
+  default     = 3
+
+  validation {
+    condition     = var.keep_versions >= 1
+    error_message = "At least the served version stays."
+  }
+}
+
 variable "keep_deleted_days" {
   description = "Days until an object that was deleted or overwritten is gone for good."
   type        = number
