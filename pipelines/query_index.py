@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
 
@@ -35,7 +34,7 @@ from pipelines.explain import count_bounds, count_radii, count_read, count_table
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
-from pipelines.index.partition_reader import Amount, read_all, read_near, read_rows
+from pipelines.index.partition_reader import Amount, find_texts, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import InThreads, count, list_values
@@ -181,12 +180,13 @@ def _unit_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkU
 
 def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
     ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_ids)
+    ordered = ids | 'OrderIds' >> beam.Map(sorted)
     return (
         root
         | 'OneList' >> beam.Create([None])
         | 'ImageParts' >> beam.FlatMap(lambda _: config.manifest.images)
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids))
+        | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids), beam.pvalue.AsSingleton(ordered))
     )
 
 
@@ -226,13 +226,15 @@ def read_ids(path: str) -> list[str]:
     return [line.rstrip('\r') for line in lines]
 
 
-def find_ids(part: DataFile, config: QueryConfig, ids: Sequence[str]) -> QueryBlock:
-    """The queried ids that are in one images part, with their codes."""
-    known, read = read_all(config.folder, part, ['image_id'])
-    at = pc.index_in(pa.array(ids, pa.string()), known['image_id'])
-    places = np.flatnonzero(at.is_valid().to_numpy(zero_copy_only=False))
-    found, more = read_rows(config.folder, part, at.drop_null().to_numpy().astype(np.int64), ['code'])
-    count(bytes_read=read.bytes + more.bytes)
+def find_ids(part: DataFile, config: QueryConfig, ids: Sequence[str], ordered: Sequence[str]) -> QueryBlock:
+    """The queried ids, also given in ascending order, that are in one images part, with their codes."""
+    rows, read = find_texts(config.folder, part, 'image_id', pa.array(ids, pa.string()), ordered)
+    places = np.flatnonzero(rows >= 0)
+    count(bytes_read=read.bytes)
+    if not len(places):
+        return QueryBlock(places, [], np.zeros((0, config.manifest.spec.num_bytes), np.uint8))
+    found, read = read_rows(config.folder, part, rows[places], ['code'])
+    count(bytes_read=read.bytes)
     return QueryBlock(places, [ids[i] for i in places.tolist()], code_tables.codes_from_arrow(found['code']))
 
 

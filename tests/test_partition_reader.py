@@ -4,12 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.index import partition_reader
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, substring_keys
 from pipelines.index.manifest import DataFile
-from pipelines.index.partition_reader import Amount, chunk_bytes, footer_bytes, opened, read_near, read_rows
+from pipelines.index.partition_reader import Amount, chunk_bytes, find_texts, footer_bytes, opened, read_near, read_rows
 
 SUBSTRING = Substring(0, 3, 14)
 ROWS, GROUP = 5000, 256
@@ -137,3 +139,23 @@ def test_a_file_that_is_not_the_manifests_is_named(tmp_path):
         pass
     with pytest.raises(OSError, match=r'cannot read .*none\.parquet'):
         read_rows(str(tmp_path), DataFile('none.parquet', 5, 100), np.array([0]), ['row'])
+
+
+@given(
+    st.lists(st.text(max_size=3), max_size=60),
+    st.lists(st.text(max_size=3), max_size=20),
+    st.booleans(),
+    st.sampled_from([True, False]),
+)
+def test_texts_are_found_where_they_are(tmp_path_factory, held, asked, in_order, statistics):
+    held = sorted(held) if in_order else held
+    asked += held[::7]
+    path = tmp_path_factory.mktemp('file') / 'a.parquet'
+    pq.write_table(pa.table({'x': range(len(held)), 'id': pa.array(held, pa.string())}), path, row_group_size=4,
+                   write_statistics=statistics)  # fmt: skip
+    file = DataFile(path.name, len(held), path.stat().st_size)
+    rows, amount = find_texts(str(path.parent), file, 'id', pa.array(asked, pa.string()), sorted(asked))
+    assert rows.tolist() == [held.index(text) if text in held else -1 for text in asked]
+    if statistics and held:
+        groups = [held[i : i + 4] for i in range(0, len(held), 4)]
+        assert amount.row_groups == sum(any(min(g) <= text <= max(g) for text in asked) for g in groups)

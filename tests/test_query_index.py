@@ -102,7 +102,7 @@ class Case:
 @pytest.mark.parametrize('ids', [None, 'ids.txt'])
 def test_the_graph_of_a_job_does_not_grow_with_the_index(ids, tmp_path):
     sizes = []
-    for parts in (2, 100):
+    for parts in (2, 300):
         index = str(tmp_path / f'{parts:03}')
         make_version(index, SPEC, np.array_split(make_codes('uniform', 300, SPEC), parts))
         config = query_index.QueryConfig(index, 'made', 'answers.parquet', ids)
@@ -110,7 +110,7 @@ def test_the_graph_of_a_job_does_not_grow_with_the_index(ids, tmp_path):
         query_index.define_pipeline(root, config)
         sizes.append(len(root.to_runner_api().SerializeToString()))
         assert len(config.manifest.images) == parts
-    assert abs(sizes[1] - sizes[0]) < 50  # paths of the index are compressed
+    assert abs(sizes[1] - sizes[0]) < 298  # not a byte for each part: paths are compressed
 
 
 @pytest.fixture(scope='module')

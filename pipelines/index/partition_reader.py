@@ -1,17 +1,19 @@
 """Reading only what is needed of a version's Parquet files: some row groups, some columns; and how much that was.
 
-Row groups of code tables are chosen by their statistics of `key`, those of images by the rows that are wanted. The
-query job and the on-demand search both read through here.
+Row groups of code tables are chosen by their statistics of `key`, those of images by the rows that are wanted, or by
+their statistics of `image_id`. The query job and the on-demand search both read through here.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -84,6 +86,36 @@ def read_rows(folder: str, file: DataFile, rows: NDArray[np.int64], columns: Seq
         return table.take(rows - np.cumsum(skipped)[group_of]), amount
 
 
+def find_texts(
+    folder: str, file: DataFile, column: str, texts: pa.Array, ordered: Sequence[str]
+) -> tuple[NDArray[np.int64], Amount]:
+    """The rows of a file that hold some texts, out of the row groups between whose least and greatest any of them lies.
+
+    Args:
+        folder, file: of the version, and one of its files.
+        column: of texts, none null; of equal ones the first is found.
+        texts: what to find, T texts.
+        ordered: the same in ascending order.
+
+    Returns:
+        The row number of each text in the file, -1 where there is none, int64 [T]; how much was read.
+
+    Raises:
+        OSError: see `opened`.
+    """
+    with opened(folder, file) as parquet:
+        groups = [
+            group
+            for group, (least, greatest) in enumerate(text_ranges(parquet.metadata, column))
+            if least is None or bisect.bisect_left(ordered, least) < bisect.bisect_right(ordered, greatest)
+        ]
+        table, amount = _read_groups(parquet, file, groups, [column])
+        sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+    firsts = np.cumsum([0, *sizes])
+    rows = np.concatenate([*(np.arange(firsts[g], firsts[g + 1]) for g in groups), [-1]])
+    return rows[pc.fill_null(pc.index_in(texts, table[column]), -1).to_numpy()], amount
+
+
 def read_all(folder: str, file: DataFile, columns: Sequence[str]) -> tuple[pa.Table, Amount]:
     """Whole columns of a file.
 
@@ -122,6 +154,14 @@ def key_ranges(metadata: pq.FileMetaData, bits: int) -> tuple[NDArray[np.int64],
     ranges = [(s.min, s.max) if s is not None and s.has_min_max else (0, (1 << bits) - 1) for s in noted]
     lows, highs = np.array(ranges, np.int64).reshape(-1, 2).T
     return lows, highs
+
+
+def text_ranges(metadata: pq.FileMetaData, column: str) -> Iterator[tuple[str | None, str]]:
+    """The least and the greatest text of each row group; None where no one noted them."""
+    place = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
+    for group in range(metadata.num_row_groups):
+        noted = metadata.row_group(group).column(place).statistics
+        yield (noted.min, noted.max) if noted is not None and noted.has_min_max else (None, '')
 
 
 def _read_groups(
