@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import datetime
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from pipelines.shards import InputFile, ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
+
+log = logging.getLogger(__name__)
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
@@ -280,7 +283,7 @@ def publish_version(
 ) -> int:
     """Finish the version unless it is, publish it if its gate lets it, and prune older ones if asked; returns its rows.
 
-    Done again, as runners may, it takes the version as finished and leaves `CURRENT` alone.
+    Done again, as runners may, it takes the version as finished, and leaves `CURRENT` alone if it names it.
 
     Raises:
         BuildError: something is missing, or another version was published since the build began.
@@ -299,12 +302,22 @@ def publish_version(
         files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
         files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
     manifest = versions.read_manifest(config.index, config.version)
-    files.delete_folder(config.path(versions.STAGING_FOLDER))
-    enforce(manifest, config.index)
-    versions.publish(config.index, config.version, config.believed)
+    try:
+        enforce(manifest, config.index)
+        versions.publish(config.index, config.version, config.believed)
+    finally:
+        delete_staged(config)
     if config.keep is not None:
         prune_behind(config.index, config.keep)
     return manifest.rows
+
+
+def delete_staged(config: BuildConfig) -> None:
+    """Remove what is not needed any more, which must not fail a build: `grainhash prune` removes what is left."""
+    try:
+        files.delete_folder(config.path(versions.STAGING_FOLDER))
+    except OSError as e:
+        log.warning('what was staged is left there: %s', e)
 
 
 def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[Stage]:

@@ -12,6 +12,8 @@ import functools
 import hashlib
 import json
 import logging
+import sys
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -22,9 +24,9 @@ import pyarrow as pa
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encode import KnownImage
-from pipelines.index import files, versions
+from pipelines.index import code_tables, files, versions
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.records import BROKEN_SHARD, DUPLICATE_ID, UNREADABLE_FILE
+from pipelines.records import DUPLICATE_ID, TRANSIENT
 from pipelines.runs import Runs
 from pipelines.shard_formats import common, parquet
 from pipelines.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
@@ -34,10 +36,11 @@ CHANGES = 'added', 'changed', 'unchanged', 'removed'
 # What makes pixels, features and codes.
 CODING_LIBRARIES = 'grainhash', 'numpy', 'tensorflow', 'keras', 'pillow', 'opencv-python-headless', 'scikit-image'
 # The rejects of a unit that must be read again though nothing in it changed: another unit's images decide about
-# duplicates, and what was unreadable or cut off may be whole next time.
-UNSETTLED = frozenset([DUPLICATE_ID, UNREADABLE_FILE, BROKEN_SHARD])
+# duplicates.
+UNSETTLED = TRANSIENT | {DUPLICATE_ID}
 
 _log = logging.getLogger(__name__)
+_reading = threading.Lock()  # a runner may start several units at once in one process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +148,12 @@ def _digest_files(unit: WorkUnit) -> str:
     for path in unit.paths:
         try:
             with common.naming_failures(path), open(path, 'rb') as file:
-                _hash_range(file, None, hashed)
+                end = str(_hash_range(file, None, hashed))
         except OSError as e:
             if unit.format != FILES:
                 raise
-            hashed.update(repr(e).encode())  # it will be one reject
-        hashed.update(b'\n')
+            end = repr(e)  # it will be one reject
+        hashed.update(f'\n{end}\n'.encode())
     return hashed.hexdigest()
 
 
@@ -160,19 +163,22 @@ def _hash_row_groups(path: str, row_groups: tuple[int, int], hashed: Any) -> Non
         hashed.update(str(opened.schema_arrow).encode())
         for group in (opened.metadata.row_group(i) for i in range(*row_groups)):
             columns = [group.column(i) for i in range(group.num_columns)]
-            hashed.update(repr(group.to_dict()).encode())
+            # without the statistics: they decode texts, which may not be UTF-8
+            about = [(c.path_in_schema, c.compression, c.encodings, c.num_values) for c in columns]
+            hashed.update(repr((group.num_rows, about)).encode())
             starts = [c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns]
             for start, column in zip(starts, columns, strict=True):
                 file.seek(start)
                 _hash_range(file, column.total_compressed_size, hashed)
 
 
-def _hash_range(file: IO[bytes], length: int | None, hashed: Any) -> None:
-    """Hash some bytes from here on, all if no length is given."""
-    left = length
-    while left != 0 and (piece := file.read(READ_AT_ONCE if left is None else min(left, READ_AT_ONCE))):
+def _hash_range(file: IO[bytes], length: int | None, hashed: Any) -> int:
+    """Hash some bytes from here on, all if no length is given; returns how many they were."""
+    done = 0
+    while done != length and (piece := file.read(min(READ_AT_ONCE, sys.maxsize if length is None else length - done))):
         hashed.update(piece)
-        left = None if left is None else left - len(piece)
+        done += len(piece)
+    return done
 
 
 def with_states(units: Sequence[WorkUnit], inputs: Sequence[InputFile]) -> list[WorkUnit]:
@@ -226,12 +232,38 @@ def read_images(base: Base, part: int, columns: Sequence[str]) -> pa.Table | Non
     return files.parse_table(contents[images], columns)
 
 
+class KnownImages:
+    """The images of parts of a base by the digest of their bytes, some 50 bytes of memory for each."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        """Take columns `digest`, `width`, `height` and `code` of images."""
+        digests = code_tables.codes_from_arrow(rows['digest'])
+        order = np.argsort(digests.view('S16')[:, 0], kind='stable')
+        self._digests = digests[order]
+        self._codes = code_tables.codes_from_arrow(rows['code'])[order]
+        self._sizes = np.stack([rows['width'].to_numpy(), rows['height'].to_numpy()], axis=1)[order]
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def get(self, digest: bytes) -> KnownImage | None:
+        """The image of a digest, if it is known."""
+        place = int(np.searchsorted(self._digests.view('S16')[:, 0], np.bytes_(digest)))
+        if place == len(self) or self._digests[place].tobytes() != digest:
+            return None
+        width, height = self._sizes[place].tolist()
+        return KnownImage(digest, width, height, self._codes[place].tobytes())
+
+
+def known_images(base: Base, parts: tuple[int, ...]) -> KnownImages:
+    """The images of some parts of the base; those of a damaged part are left out."""
+    with _reading:
+        return _known_images(base, parts)
+
+
 @functools.lru_cache(maxsize=2)
-def known_images(base: Base, parts: tuple[int, ...]) -> Mapping[bytes, KnownImage]:
-    """The images of some parts of the base by digest; those of a damaged part are left out."""
-    known: dict[bytes, KnownImage] = {}
-    for part in parts:
-        rows = read_images(base, part, ['digest', 'width', 'height', 'code'])
-        for row in zip(*(column.to_pylist() for column in rows.columns), strict=True) if rows else ():
-            known[row[0]] = KnownImage(*row)
-    return known
+def _known_images(base: Base, parts: tuple[int, ...]) -> KnownImages:
+    columns = ['digest', 'width', 'height', 'code']
+    read = [read_images(base, part, columns) for part in parts]
+    empty = code_tables.images_schema(base.manifest.spec.num_bytes).empty_table().select(columns)
+    return KnownImages(pa.concat_tables([empty, *(rows for rows in read if rows is not None)]))

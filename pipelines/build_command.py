@@ -31,6 +31,8 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
     started, version, code = time.time(), versions.new_version_id(), 0
     if args.metrics_file:
+        if '://' in args.metrics_file:
+            raise InputError(f'--metrics-file is {args.metrics_file}; node-exporter reads files of a disk')
         files.check_writable(args.metrics_file)
     try:
         _build(args, beam_args, version, started)
@@ -39,7 +41,10 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         raise
     finally:
         if args.metrics_file:
-            write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
+            try:
+                write_metrics(args.metrics_file, files.absolute(args.index), version, code, started)
+            except OSError as e:
+                tell(f'the metrics were not written: {e}')
 
 
 def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:

@@ -93,13 +93,13 @@ def write_stats(folder: str, manifest: Manifest, stages: Sequence[Stage], starte
     return versions.write_data_file(folder, versions.BUILD_PATH, 0, content)
 
 
-def write_metrics(path: str, index: str, version: str | None, code: int, started: float) -> None:
+def write_metrics(path: str, index: str, version: str, code: int, started: float) -> None:
     """Write how a build ended as a text file for Prometheus, for node-exporter's textfile collector to pick up.
 
     Args:
         path: of the file, on a disk; it is replaced at once.
         index: the index, absolute.
-        version: that was being built; None if the build did not come so far.
+        version: that was being built, however far that came.
         code: the exit code of the command.
         started: when it began, in seconds since 1970.
     """
@@ -159,10 +159,8 @@ def metrics(
         yield Metric('build_stage_seconds', stage['seconds'], {'stage': stage['name']})
 
 
-def read_stats(index: str, version: str | None) -> dict[str, Any] | None:
+def read_stats(index: str, version: str) -> dict[str, Any] | None:
     """The `build.json` of a version; None if there is none, or none that can be read."""
-    if version is None:
-        return None
     try:
         return json.loads(files.read_bytes(files.join(versions.version_folder(index, version), versions.BUILD_PATH)))
     except (InputError, OSError):

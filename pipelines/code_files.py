@@ -149,6 +149,7 @@ def _read(unit: WorkUnit) -> tuple[pa.Table, int]:
             parquet = pq.ParquetFile(file)
             before = sum(parquet.metadata.row_group(group).num_rows for group in range(first))
             table = parquet.read_row_groups(list(range(first, last)), columns=list(COLUMNS))
+            table.validate(full=True)  # Arrow takes any bytes for text
     except (pa.ArrowInvalid, OSError) as e:
         raise OSError(f'cannot read {unit.shard}: {e}') from e
     return pa.table({'image_id': table['image_id'].cast(pa.string()), 'code': table['code']}), before

@@ -14,9 +14,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -121,10 +121,19 @@ class KnownImage:
     code: bytes
 
 
+class Known(Protocol):
+    """Images by the digest of their bytes, as a mapping has them."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, digest: bytes, /) -> KnownImage | None:
+        """The image of a digest, if it is known."""
+
+
 def encode_unit(
     items: Iterable[Record | Reject],
     model: HashModel,
-    known: Mapping[bytes, KnownImage] | None = None,
+    known: Known | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> EncodedUnit:
     """Decode and encode the records of one unit; the next batch is decoded while one is encoded.
@@ -169,7 +178,7 @@ def decoded_batches(
     items: Iterable[Record | Reject],
     resizing: Resizing,
     batch_size: int,
-    known: Mapping[bytes, KnownImage] | None = None,
+    known: Known | None = None,
     measures: Measures | None = None,
 ) -> Iterator[list[tuple[Record | Reject, Decoded | KnownImage | Reject]]]:
     """Batches of (item, its pixels or reject, or what is known of it by its digest), in the order of the items.

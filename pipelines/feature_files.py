@@ -37,7 +37,7 @@ from hashing_model.train import choose_method, view_groups
 from hashing_model.training import Training
 from pipelines.index import files
 from pipelines.index.code_tables import LABELS, SOURCE
-from pipelines.records import Record
+from pipelines.records import TRANSIENT, Record
 
 if TYPE_CHECKING:  # they load Beam
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
@@ -156,7 +156,7 @@ class PartWriter:
 
 
 def find_part(folder: str, number: int, name: str, views: int) -> FeaturePart | None:
-    """A part that is there already, all its views too.
+    """A part that is there already, all its views too, unless some of its rejects may be readable now.
 
     Raises:
         OSError: a file of it is damaged; the message names it.
@@ -168,6 +168,8 @@ def find_part(folder: str, number: int, name: str, views: int) -> FeaturePart | 
     reasons: collections.Counter[str] = collections.Counter()
     if files.exists(path := files.join(folder, rejects_path(name))):
         reasons.update(files.read_table(path, ['reason'])['reason'].to_pylist())
+    if not reasons.keys().isdisjoint(TRANSIENT):
+        return None
     return FeaturePart(number, name, rows, rows + reasons.total(), dict(reasons), reused=True)
 
 

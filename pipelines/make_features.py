@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from hashing_model.errors import BuildError
 from hashing_model.feature_key import FeatureKey, check_weights, extract_views
 from hashing_model.model import Extractor
 from pipelines.assemble import library_versions
-from pipelines.encode import decoded_batches, rejects_table, sort_batch
+from pipelines.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.feature_files import (
     Cache,
     FeaturePart,
@@ -139,12 +138,15 @@ def write_part(
             if not records:
                 continue
             rows += len(records)
-            digests = [hashlib.blake2b(record.data, digest_size=16).digest() for record in records]
+            digests = [digest_of(record) for record in records]
             pixels = np.stack([d.pixels for d in decoded])
             for view, groups in enumerate(extract_views(pixels, digests, extractor, key)):
                 writer.write(view, to_rows(records, digests, groups, schemas[view]))
+        rejected = files.join(config.folder, rejects_path(name))
         if rejects:
-            files.write_table(files.join(config.folder, rejects_path(name)), rejects_table(rejects))
+            files.write_table(rejected, rejects_table(rejects))
+        else:
+            files.delete_file(rejected)  # of an attempt that was killed, or when less could be read
         writer.finish()
     reasons = collections.Counter(reject.reason for reject in rejects)
     return FeaturePart(number, name, rows, records_read, dict(reasons))

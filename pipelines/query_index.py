@@ -35,7 +35,7 @@ from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import Amount, find_texts, read_near, read_rows
-from pipelines.index.plan import Matches, SearchPlan, plan_search
+from pipelines.index.plan import Matches, SearchPlan, add_matches, plan_search
 from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
@@ -245,7 +245,7 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
     order = np.argsort(places, kind='stable')
     ids = [i for b in blocks for i in b.ids]
     codes = np.concatenate([b.codes for b in blocks] or [np.zeros((0, manifest.spec.num_bytes), np.uint8)])[order]
-    rejects = [r for b in blocks for r in b.rejects]
+    rejects = sorted((r for b in blocks for r in b.rejects), key=lambda r: (r.source.shard, r.source.member))
     if config.ids:
         found = set(places.tolist())
         rejects += [
@@ -321,7 +321,7 @@ def tighten(
 
 
 class KeepNearest(beam.CombineFn):
-    """Merges disjoint matches and keeps the k nearest of each query."""
+    """Merges matches and keeps the k nearest of each query; several tables may give the same ones in a first look."""
 
     def __init__(self, k: int | None):
         self.k = k
@@ -331,10 +331,8 @@ class KeepNearest(beam.CombineFn):
         return []
 
     def add_input(self, kept: list[Matches], more: Matches) -> list[Matches]:
-        """Add those of one partition; merge now and then, when as many are new as were kept."""
-        kept.append(more)
-        new = sum(len(m.rows) for m in kept[1:])
-        return self.compact(kept) if new > max(len(kept[0].rows), ANSWERS_PER_BLOCK) else kept
+        """Add those of one partition."""
+        return add_matches(kept, more, self.k)
 
     def merge_accumulators(self, several: Iterable[list[Matches]]) -> list[Matches]:
         """Merge matches of several bundles."""

@@ -21,6 +21,7 @@ UNKNOWN_ID = 'unknown_id'
 BROKEN_METADATA = 'broken_metadata'
 UNREADABLE_FILE = 'unreadable_file'  # a single image file; an unreadable shard raises
 RECORD_TOO_LARGE = 'record_too_large'
+TRANSIENT = frozenset([UNREADABLE_FILE, BROKEN_SHARD])  # may be gone when the same files are read again
 
 
 @dataclasses.dataclass(frozen=True)

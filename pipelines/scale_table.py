@@ -74,7 +74,7 @@ def _rows(workers: int | None, price: float | None) -> dict[str, Callable[[Scale
         'partitions of each': lambda p: _span([t.partitions for t in p.tables]),
         'files of each': lambda p: _span([t.files for t in p.tables]),
         'most rows of a file': lambda p: describe_count(max(t.file_rows for t in p.tables)),
-        'files in all': lambda p: describe_count(p.table_files + p.scale.units + 3),
+        'files in all': lambda p: describe_count(p.table_files + p.scale.units + 6),
         'stored, tables': lambda p: describe_size(p.table_bytes),
         'stored, images parts': lambda p: describe_size(images_bytes(p.scale)),
         'stored, manifest': lambda p: describe_size(p.manifest_bytes),

@@ -34,8 +34,17 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import assemble, blocks, runs
-from pipelines.base_version import Base, check_base, open_base, origin_of, with_base_parts, with_states
+from pipelines.base_version import (
+    Base,
+    KnownImages,
+    check_base,
+    open_base,
+    origin_of,
+    with_base_parts,
+    with_states,
+)
 from pipelines.duplicates import count_changes
+from pipelines.encode import KnownImage
 from pipelines.index import versions
 from pipelines.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
 
@@ -411,6 +420,46 @@ def test_every_byte_of_a_row_group_counts_and_others_do_not(tmp_path):
         path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
         after = [origin_of(unit, OPTIONS).content for unit in units]
         assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, True]
+
+
+def test_texts_that_are_no_texts_do_not_matter_where_nobody_reads_them(tmp_path):
+    path = tmp_path / 'a.parquet'
+    texts = pa.array([b'fine', b'\xff\xfe']).view(pa.string())
+    pq.write_table(pa.table({'id': ['1', '2'], 'image': [b'a', b'b'], 'alt': texts}), path)
+    contents = {origin_of(WorkUnit(0, PARQUET, (str(path),), groups), OPTIONS).content for groups in (None, (0, 1))}
+    assert len(contents) == 2
+
+
+def test_where_a_file_ends_is_part_of_the_content(tmp_path):
+    found = set()
+    for number, contents in enumerate([(b'x\ny', b'z'), (b'x', b'y\nz'), (b'x\n3\ny', b'z'), (b'x', b'y\n3\nz')]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, content in zip('ab', contents, strict=True):
+            (folder / f'{name}.jpg').write_bytes(content)
+        (unit,) = list_units([str(folder)], OPTIONS)
+        found.add(origin_of(unit, OPTIONS).content)
+    assert len(found) == 4
+
+
+@given(st.lists(st.integers(0, 300), max_size=30), st.integers(0, 300))
+def test_known_images_are_found_by_their_digest(held, asked):
+    digests = [b'%3d' % n + bytes(13) for n in held]  # zeros at the end, as some have
+    rows = pa.table(
+        {
+            'digest': pa.array(digests, pa.binary(16)),
+            'width': pa.array(held, pa.int32()),
+            'height': pa.array([n + 1 for n in held], pa.int32()),
+            'code': pa.array([bytes([n % 256, n // 256]) for n in held], pa.binary(2)),
+        }
+    )
+    known = KnownImages(rows)
+    assert len(known) == len(held)
+    for n in (asked, *held):
+        digest = b'%3d' % n + bytes(13)
+        wanted = KnownImage(digest, n, n + 1, bytes([n % 256, n // 256])) if n in held else None
+        assert known.get(digest) == wanted
+    assert known.get(b'x' * 16) is None
 
 
 def test_objects_are_told_apart_by_size_and_generation_or_else_time():

@@ -117,6 +117,9 @@ def test_a_build_that_never_began_is_told_too(shop, tmp_path):
     nowhere = start('build', '--codes', 'x', '--index', 'y', '--metrics-file', tmp_path)
     assert (nowhere.returncode, nowhere.stderr.count('\n')) == (2, 1)
     assert f'{tmp_path} is a folder' in nowhere.stderr
+    afar = start('build', '--codes', 'x', '--index', 'y', '--metrics-file', 'gs://shop/metrics.prom')
+    assert (afar.returncode, afar.stderr.count('\n')) == (2, 1)
+    assert 'node-exporter reads files of a disk' in afar.stderr
 
 
 def test_beam_keeps_counters_and_distributions(shop, tmp_path):

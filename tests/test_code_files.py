@@ -112,6 +112,15 @@ def test_a_query_that_cannot_be_asked_is_no_silence(tmp_path):
         read_query_codes(unit, SPEC)
 
 
+def test_ids_that_are_no_texts_are_told_with_their_file(tmp_path):
+    path = tmp_path / 'a.parquet'
+    texts = pa.array([b'fine', b'\xff']).view(pa.string())
+    pq.write_table(pa.table({'image_id': texts, 'code': pa.array([b'123'] * 2, pa.binary(3))}), path)
+    (unit,) = list_code_units([str(path)])[0]
+    with pytest.raises(OSError, match=r'cannot read \S+a\.parquet.*UTF'):
+        read_codes(unit, SPEC)
+
+
 def test_large_files_are_cut_into_units_of_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(code_files, 'UNIT_ROWS', 25)
     for name, count in (('b', 87), ('a', 10)):

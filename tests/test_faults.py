@@ -125,6 +125,23 @@ def test_what_a_failed_build_cannot_remove_does_not_hide_why_it_failed(fails, bu
     check_whole(index, codes, before)
 
 
+def test_staged_files_that_cannot_be_removed_do_not_fail_a_build(built, caplog, monkeypatch):
+    index, codes, command = built
+    before = state(index, codes)
+    remove = files.delete_folder
+
+    def busy(uri):
+        if uri.endswith(versions.STAGING_FOLDER):
+            raise OSError(errno.ENOTEMPTY, 'Directory not empty')
+        remove(uri)
+
+    monkeypatch.setattr(files, 'delete_folder', busy)
+    assert main(command) == 0
+    assert 'what was staged is left there: [Errno 39] Directory not empty' in caplog.text
+    assert state(index, codes) != before
+    assert LocalIndex.open(index).manifest.version == (index / 'CURRENT').read_text().strip()
+
+
 @pytest.mark.parametrize('what', ['staging/images', 'images/part', 'codes-'])
 def test_a_read_that_is_short_fails_the_build(what, built, capsys, monkeypatch):
     """The bytes of a staged file, a range of one, or a file of codes end early, and nobody says so."""

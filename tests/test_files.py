@@ -1,16 +1,22 @@
 """Files: whole or not at all, and errors that name them."""
 
+import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hashing_model.errors import InputError
 from pipelines.index import files
@@ -242,3 +248,43 @@ def test_a_flush_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(files, '_syncfs', fail(errno.EIO))
     with pytest.raises(OSError, match='no'):
         files.flush(str(tmp_path))
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.integers(0, 300))
+def test_equal_tables_are_equal_files_however_they_are_cut(lengths, letters):
+    rows = sum(lengths)
+    rng = np.random.default_rng(rows)
+    table = pa.table({'id': [str(i) for i in range(rows)], 'text': [rng.bytes(letters).hex() for _ in range(rows)]})
+    ends = np.cumsum(lengths)
+    pieces = pa.concat_tables([table.slice(e - n, n) for e, n in zip(ends, lengths, strict=True)])
+    assert files.digest(files.table_bytes(pieces)) == files.digest(files.table_bytes(table))
+
+
+def test_a_folder_that_somebody_else_writes_to_is_not_removed(tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'held' / 'by').mkdir(parents=True)
+    for name in ('empty', 'held', 'none'):
+        files.delete_empty_folder(str(tmp_path / name))
+    assert everything(tmp_path) == {'held': None, 'held/by': None}
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_a_file_in_a_store_is_replaced_whole_or_not_at_all(broken, monkeypatch):
+    store, _ = pa.fs.FileSystem.from_uri('mock:///')
+    store.create_dir('a')
+    monkeypatch.setattr(files, 'filesystem', lambda uri: (store, uri))
+    files.write_bytes('a/b', b'old')
+    copy = shutil.copyfileobj
+
+    def break_off(source, stream, size):
+        stream.write(b'ne')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.shutil, 'copyfileobj', break_off if broken else copy)
+    with (
+        pytest.raises(KeyboardInterrupt) if broken else contextlib.nullcontext(),
+        files.written_in_pieces('a/b') as file,
+    ):
+        file.write(b'new')
+    assert files.read_bytes('a/b') == (b'old' if broken else b'new')
+    assert list(files.infos_below('a')) == ['b']

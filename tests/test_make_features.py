@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -41,7 +42,7 @@ from pipelines import feature_files, make_features
 from pipelines.__main__ import main
 from pipelines.feature_files import draw_rows, load_features, part_name, read_manifest, view_path
 from pipelines.make_features import FeaturesConfig, NamedUnit, define_pipeline
-from pipelines.records import Record, Source
+from pipelines.records import BROKEN_SHARD, Record, Source
 from pipelines.run import counters, pipeline_options, run_pipeline
 from pipelines.shards import ReadOptions, cut_units, list_inputs
 from pipelines.train_model import sample_records
@@ -263,6 +264,22 @@ def test_repeated_bundles_change_nothing(shards, tmp_path):
     twice, _ = make(shards, tmp_path / 'twice', beam_args=[REPEATED])
     assert once.parts == twice.parts
     assert contents(tmp_path / 'once') == contents(tmp_path / 'twice')
+
+
+def test_what_could_not_be_read_is_tried_again(shards, tmp_path, pictures):
+    """A broken end, and then none though neither size nor time of the file tell; rejects of before are gone."""
+    shard = shards / '1.tar'
+    whole, times = shard.read_bytes(), shard.stat()
+    shard.write_bytes(whole[:-4000] + bytes(4000)[:-1] + b'x')
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    cache, _ = make(shards, tmp_path / 'cache')
+    assert cache.parts[1].reasons.keys() == {BROKEN_SHARD}
+    shard.write_bytes(whole)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    cache, counted = make(shards, tmp_path / 'cache')
+    assert not cache.parts[1].reasons
+    assert counted == {'records_read': 30, 'pictures': 30, 'reused': 20}
+    assert not list((tmp_path / 'cache').rglob('rejects/*'))
 
 
 def test_features_of_another_kind_are_refused_and_unfinished_ones_discarded(shards, tmp_path):

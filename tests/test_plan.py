@@ -1,5 +1,9 @@
 """The parts of a plan: matches, metrics and the statistics that radii are chosen by."""
 
+import dataclasses
+import functools
+import unittest.mock
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +11,9 @@ from make_index import skewed_codes
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import pack_bits, to_words
+from pipelines.index import plan
 from pipelines.index.layout import Substring, substring_keys
-from pipelines.index.plan import Matches, Metric, selectivity
+from pipelines.index.plan import Matches, Metric, add_matches, selectivity
 
 
 @given(
@@ -16,12 +21,16 @@ from pipelines.index.plan import Matches, Metric, selectivity
         st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 10**12)), max_size=15), max_size=4
     ),
     st.sampled_from([None, 1, 2, 5, 100]),
+    st.integers(0, 20),
 )
-def test_merged_matches_are_sorted_and_cut(parts, k):
+def test_merged_matches_are_sorted_and_cut(parts, k, at_once):
     seen = set()
     disjoint = [[m for m in part if not ((m[0], m[2]) in seen or seen.add((m[0], m[2])))] for part in parts]
     blocks = [Matches(*np.array(part, np.int64).reshape(-1, 3).T) for part in disjoint]
     merged = Matches.merged(iter(blocks), k)
+    with unittest.mock.patch.object(plan, 'MERGED_AT_ONCE', at_once):
+        kept = functools.reduce(lambda kept, more: add_matches(kept, more, k), blocks, [])
+    assert dataclasses.astuple(Matches.merged(kept, k))[2].tolist() == merged.rows.tolist()
     everything = sorted(m for part in disjoint for m in part)
     expected = [[m for m in everything if m[0] == query][:k] for query in range(5)]
     assert list(zip(merged.queries, merged.distances, merged.rows, strict=True)) == [m for ms in expected for m in ms]

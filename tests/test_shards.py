@@ -470,6 +470,18 @@ def test_damaged_parquet(tmp_path):
         read_member(Source(str(path), '7'), ReadOptions())
 
 
+def test_parquet_texts_that_are_no_texts_are_rejects(tmp_path):
+    texts = pa.array([b'a', b'\xff', b'c']).view(pa.string())
+    path = write_parquet(tmp_path / 'a.parquet', {'id': texts, 'image': [b'1', b'2', b'3']})
+    found = read_all(path)
+    assert ids(found) == ['a', 'c']
+    assert reasons(found) == [records.BROKEN_METADATA]
+    images = pa.StructArray.from_arrays([pa.array([b'1', b'2', b'3']), texts], ['bytes', 'path'])
+    found = read_all(write_parquet(tmp_path / 'a.parquet', {'image': images}))
+    assert ids(found) == ['a', 'c']
+    assert reasons(found) == [records.BROKEN_METADATA]
+
+
 def test_parquet_without_rows(tmp_path):
     none = {'id': pa.array([], pa.string()), 'image': pa.array([], pa.binary())}
     path = write_parquet(tmp_path / 'a.parquet', none)  # one row group of no rows

@@ -222,8 +222,15 @@ def written_in_pieces(uri: str) -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as file:
         yield file
         file.seek(0)
-        with filesys.open_output_stream(path) as stream:
-            shutil.copyfileobj(file, stream, COPIED_AT_ONCE)
+        unfinished = f'{path}.{uuid.uuid4().hex}.tmp'  # Arrow keeps what was written of a stream that is broken off
+        try:
+            with filesys.open_output_stream(unfinished) as stream:
+                shutil.copyfileobj(file, stream, COPIED_AT_ONCE)
+            filesys.move(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                filesys.delete_file(unfinished)
+            raise
 
 
 def sizes_below(uri: str) -> dict[str, int]:
@@ -262,9 +269,11 @@ def delete_folder(uri: str) -> None:
 
 
 def delete_empty_folder(uri: str) -> None:
-    """Remove a folder if nothing is in it, not even an empty folder."""
-    if not names_in(uri):
-        delete_folder(uri)
+    """Remove a local folder if nothing is in it, not even an empty folder; in a bucket there are no folders."""
+    filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        with contextlib.suppress(OSError):  # not empty, or not there
+            os.rmdir(path)
 
 
 def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:
@@ -276,7 +285,7 @@ def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:
     """
     sink = pa.BufferOutputStream()
     defaults = {'compression': 'zstd', 'row_group_size': ROW_GROUP_ROWS, 'store_schema': False}
-    pq.write_table(table, sink, **{**defaults, **options})
+    pq.write_table(table.combine_chunks(), sink, **{**defaults, **options})  # pages are cut where chunks are
     return sink.getvalue()
 
 
@@ -315,7 +324,7 @@ def check_writable(uri: str) -> None:
         return
     if os.path.isdir(path):
         raise InputError(f'{uri} is a folder; give a file')
-    probe = f'{path}.probe'
+    probe = f'{path}.{uuid.uuid4().hex}.probe'
     missing = [str(folder) for folder in Path(path).parents if not folder.exists()]
     try:
         write_bytes(probe, b'')

@@ -78,7 +78,7 @@ class Manifest:
         inputs: what was read, a row per file: path, size in bytes, modification time, generation.
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
-        sample: codes drawn uniformly.
+        sample: ids, labels and codes of the images whose ids have the least hashes.
         model_files: those of the model's folder, which have no rows; none if from before they were listed.
         units: what each images part was made from; None if from before that was kept.
         changes: of an incremental build the version it started from (`base`), how many images were `added`,

@@ -294,9 +294,7 @@ def probe(
                                 if fits and filtered:
                                     fits = allowed[row]
                                 for t in range(tables):
-                                    if fits and t == table:
-                                        fits = _masked_bits(query, codes, at, total, value_masks[t]) == radius
-                                    elif fits and radii[t] >= 0:
+                                    if fits and t != table and radii[t] >= 0:
                                         fits = _masked_bits(query, codes, at, total, value_masks[t]) > radii[t]
                                 if fits and k:
                                     size, bound = _offer(d, row, bound, k, base, size, distances, answers)

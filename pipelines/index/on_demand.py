@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.partition_reader import Amount, read_all, read_near
-from pipelines.index.plan import Matches, SearchPlan
+from pipelines.index.plan import Matches, SearchPlan, add_matches
 
 # rows, and the file that has them -> which of them may be answers, bool
 Allowed: TypeAlias = Callable[[NDArray[np.int64], DataFile], NDArray[np.bool_]]
@@ -53,13 +53,13 @@ def search_on_demand(
 
 def look(folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[Matches, Amount]:
     """What the radii of a plan find, and how much was read for it."""
-    found, read = Matches.merged([], plan.k), Amount()
+    kept, read = [Matches.merged([], plan.k)], Amount()
     for number, table in enumerate(manifest.tables):
         for partition in table.partitions:
             for file in partition.files:
                 more, amount = search_file(folder, number, partition.prefix, file, plan, allowed)
-                found, read = Matches.merged([found, more], plan.k), read + amount
-    return found, read
+                kept, read = add_matches(kept, more, plan.k), read + amount
+    return Matches.merged(kept, plan.k), read
 
 
 def search_file(

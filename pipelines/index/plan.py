@@ -32,6 +32,8 @@ from pipelines.index.layout import (
 )
 from pipelines.index.manifest import Table
 
+MERGED_AT_ONCE = 65_536  # matches that wait to be merged, at least
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -93,6 +95,16 @@ class Matches:
     def take(self, which: NDArray) -> Matches:
         """A selection of the answers by index or mask."""
         return Matches(self.queries[which], self.distances[which], self.rows[which])
+
+
+def add_matches(kept: list[Matches], more: Matches, k: int | None) -> list[Matches]:
+    """Matches that wait to be merged, and some more; merged now and then, when as many are new as were kept.
+
+    Merging each time would take a time that grows with the square of their number.
+    """
+    kept.append(more)
+    new = sum(len(m.rows) for m in kept[1:])
+    return [Matches.merged(kept, k)] if new > max(len(kept[0].rows), MERGED_AT_ONCE) else kept
 
 
 def _differs(*columns: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -85,8 +85,7 @@ def discard(index: str, version: str) -> None:
     folder = version_folder(index, version)
     files.delete_folder(folder)
     for parent in (files.join(index, 'versions'), index):
-        if not files.names_in(parent):
-            files.delete_folder(parent)
+        files.delete_empty_folder(parent)
 
 
 def current_version(index: str) -> str:

@@ -189,13 +189,13 @@ def _arrow_damage() -> Iterator[None]:
 
 
 def _record(source: Source, columns: Columns, row: Callable[[str], Any]) -> Record | Reject:
-    image = row(columns.image)
-    if columns.image_id is not None:
-        image_id = row(columns.image_id)
-    else:
-        path = image.get('path') if isinstance(image, dict) else None
-        image_id = path or f'{posixpath.basename(source.shard)}:{source.member}'
     try:
+        image = row(columns.image)
+        if columns.image_id is not None:
+            image_id = row(columns.image_id)
+        else:
+            path = image.get('path') if isinstance(image, dict) else None
+            image_id = path or f'{posixpath.basename(source.shard)}:{source.member}'
         caption = row(columns.caption) if columns.caption else None
         labels = _labels(columns, row)
     except UnicodeDecodeError as e:
