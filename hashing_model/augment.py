@@ -100,7 +100,6 @@ LOOK = Recipe(
     jpeg=(0.5, 20),
 )
 TRAIN = Recipe(area=0.6, stretch=1.25, flip=0.5, color=0.2, tint=0.1, cutout=(0.5, 0.5))
-RECIPES = {'look': LOOK, 'train': TRAIN}
 
 
 def augment(

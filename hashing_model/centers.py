@@ -52,24 +52,6 @@ def make_centers(classes: int, bits: int, rng: np.random.Generator) -> Signs:
     return words if classes > _FEW else max(words, _swapped_signs(classes, bits, rng), key=_quality)
 
 
-def nested_centers(
-    parents: NDArray[np.integer], coarse_bits: int, fine_bits: int, rng: np.random.Generator
-) -> tuple[Signs, Signs]:
-    """Target codes for two levels; see `hierarchical_centers`.
-
-    Args:
-        parents: [C], the coarse class of each fine class, as numbers from 0.
-        coarse_bits, fine_bits: of the levels' segments.
-        rng: of every random choice.
-
-    Returns:
-        int8 [P, coarse_bits] and int8 [C, fine_bits] of -1 and +1.
-    """
-    classes = [int(np.max(parents)) + 1, len(parents)]
-    coarse, fine = hierarchical_centers([None, parents], classes, [coarse_bits, fine_bits], rng)
-    return coarse, fine
-
-
 def hierarchical_centers(
     parents: Sequence[NDArray[np.integer] | None], classes: Sequence[int], bits: Sequence[int], rng: np.random.Generator
 ) -> list[Signs]:

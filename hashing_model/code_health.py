@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -113,17 +113,6 @@ def substring_entropy(codes: NDArray[np.uint8], start: int, bits: int) -> float:
     if pairs == 0:
         return 0.0
     return float(min(np.log2(pairs / max(_colliding_pairs(_bucket_sizes(codes, start, bits)), 1)), bits))
-
-
-def expected_candidates(codes: NDArray[np.uint8], substrings: Iterable[tuple[int, int]], catalogue_size: int) -> float:
-    """Expected rows that a multi-index search at radius 0 visits per query: catalogue_size x sum of 2^-H2.
-
-    Args:
-        codes: uint8 [N, B], a sample of the catalogue.
-        substrings: (start, bits) of each table.
-        catalogue_size: how many images the index holds.
-    """
-    return catalogue_size * sum(2 ** -substring_entropy(codes, start, bits) for start, bits in substrings)
 
 
 def collisions(codes: NDArray[np.uint8], limit: int) -> list[Counts]:

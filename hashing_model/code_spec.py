@@ -19,7 +19,7 @@ _NAME = re.compile(r'[a-z][a-z0-9_]*')
 _INTEGER = re.compile(r'[0-9]{1,1000}')
 
 DEFAULT_FEATURES: dict[str, tuple[str, ...]] = {
-    'coarse': ('top',),
+    'coarse': ('top', 'high', 'mid'),
     'fine': ('top', 'high', 'mid'),
     'look': ('low', 'edges', 'texture', 'shape', 'color'),
 }

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing_model.errors import InputError
+
 Groups = Mapping[str, NDArray[np.float32]]  # feature group -> float32 [N, d]
 LEAST_SPREAD = 0.01  # of a group's typical deviation: a dimension that hardly varies is not blown up
 
@@ -28,7 +30,14 @@ class Fusion:
 
     @classmethod
     def fit(cls, groups: Groups) -> Fusion:
-        """Mean and scale of each group over the N training images."""
+        """Mean and scale of each group over the N training images.
+
+        Raises:
+            InputError: a feature that is not a number, as of a network that overflows.
+        """
+        for name, x in groups.items():
+            if wrong := int((~np.isfinite(x)).any(axis=1).sum()):
+                raise InputError(f'the features {name} of {wrong:,} of {len(x):,} images are not numbers')
         mean = {name: x.mean(axis=0, dtype=np.float64).astype(np.float32) for name, x in groups.items()}
         return cls(mean, {name: _scale(x) for name, x in groups.items()})
 

@@ -133,14 +133,19 @@ class HashModel:
         number of rows, by their places on some processors, and by how it is cut for threads, and with it a bit near its
         threshold would change; so all products here have BLOCK_ROWS rows and one thread, which is faster too where
         TensorFlow keeps the cores busy.
+
+        Raises:
+            InputError: features that are not numbers.
         """
         count = len(next(iter(groups.values())))
         codes = [np.zeros((0, self.spec.num_bytes), np.uint8)]
         with _blas().limit(limits=1, user_api='blas'):
             for first in range(0, count, BLOCK_ROWS):
                 block = {g: _padded(x[first : first + BLOCK_ROWS]) for g, x in groups.items()}
-                bits = np.concatenate(list(self.activations(block).values()), axis=1) >= 0
-                codes.append(pack_bits(bits[: count - first]))
+                values = np.concatenate(list(self.activations(block).values()), axis=1)[: count - first]
+                if not np.isfinite(values).all():
+                    raise InputError('features of an image are not numbers: the backbone overflows')
+                codes.append(pack_bits(values >= 0))
         return np.concatenate(codes)
 
     def activations(self, groups: Groups) -> dict[str, NDArray[np.float32]]:
@@ -149,15 +154,15 @@ class HashModel:
         return {name: self.heads[name].activations(x) for name, x in fused.items()}
 
     def calibrated(self, means: Mapping[str, NDArray]) -> HashModel:
-        """The model with other thresholds, so that each bit splits a catalogue near its middle: another fingerprint.
+        """The model with other thresholds, so that bits split a catalogue near its middle: another fingerprint.
 
         The batch normalisation of a head, its statistics taken from the catalogue to be indexed (Hoe et al. 2021). A
         bit is a sign, so that the mean is all that counts of them.
 
         Args:
-            means: segment name -> the mean of the `activations` over the catalogue, [bits].
+            means: segment name -> the mean of the `activations` over the catalogue, [bits]; others stay as they are.
         """
-        heads = {name: head.shifted(means[name]) for name, head in self.heads.items()}
+        heads = {**self.heads, **{name: self.heads[name].shifted(mean) for name, mean in means.items()}}
         return dataclasses.replace(self, heads=heads)
 
     @functools.cached_property

@@ -28,9 +28,10 @@ _BLOCK = 4096  # images
 
 
 def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
-    """The head of each supervised segment: kernel ridge regression, thresholds at the mean over N images.
+    """The head of each supervised segment: kernel ridge regression; a bit is the sign of what is predicted for it.
 
-    An image without a label of a level is no example for that segment.
+    So a threshold is the regression's intercept, not the mean of a bit's activations, which lies inside the largest
+    class where classes are uneven. An image without a label of a level is no example for that segment.
 
     Args:
         fused: standardised feature groups, name -> float32 [N, d].
@@ -43,16 +44,17 @@ def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
     for segment, x, rows, targets in _examples(fused, supervision):
         anchors = choose_anchors(x, rows)
         weights = regress(x, targets, rows, RIDGE, anchors)
-        heads[segment.name] = _centred(HashHead(weights, np.zeros(segment.bits, np.float32), anchors=anchors), x)
+        head = HashHead(weights, np.zeros(segment.bits, np.float32), anchors=anchors)
+        heads[segment.name] = head.shifted(_mean(head, x[rows]) - targets.mean(axis=0, dtype=np.float64))
     return heads
 
 
 def fit_linear_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
-    """As `fit_ridge`, without a kernel: the heads that fine-tuning starts from."""
+    """As `fit_ridge`, but without a kernel and with thresholds at the mean over N images: where fine-tuning starts."""
     heads = {}
     for segment, x, rows, targets in _examples(fused, supervision):
-        weights = regress(x, targets, rows, LINEAR_RIDGE)
-        heads[segment.name] = _centred(HashHead(weights, np.zeros(segment.bits, np.float32)), x)
+        head = HashHead(regress(x, targets, rows, LINEAR_RIDGE), np.zeros(segment.bits, np.float32))
+        heads[segment.name] = head.shifted(_mean(head, x))
     return heads
 
 
@@ -70,8 +72,8 @@ def _examples(
         yield segment, x, rows, target_codes(examples, supervision.centers[segment.name])
 
 
-def _centred(head: HashHead, x: Floats) -> HashHead:
-    return head.shifted(head.activations(x).mean(axis=0, dtype=np.float64))
+def _mean(head: HashHead, x: Floats) -> NDArray[np.float64]:
+    return head.activations(x).mean(axis=0, dtype=np.float64)
 
 
 def target_codes(level: LabelLevel, centers: NDArray[np.int8]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ SUPERVISED = ('ridge', *BY_GRADIENTS)
 MARGIN = 0.3
 BATCH_SIZE = 64
 PATIENCE = 15
-WEIGHT_DECAY = 5e-4
 VALIDATION_SHARE, MOST_VALIDATION, LEAST_VALIDATION = 0.05, 2000, 20
+ITEM_IMAGES = 10  # on average at most, where a level of the labels tells items from each other
 Arrays = Mapping[str, NDArray[np.float32]]
 
 
@@ -112,6 +112,8 @@ class Supervision:
 def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.Generator) -> Supervision:
     """Choose the segments that have labels, their target codes, and the images to validate on.
 
+    Pictures of one item, if a level of the labels that is no segment's tells items, are held out together.
+
     Raises:
         InputError: no segment has labels, a level has one class only, or more classes than the bits can hold apart.
     """
@@ -130,9 +132,41 @@ def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.G
     labelled = np.flatnonzero(np.sum([level.counts for level in levels.values()], axis=0))
     order = rng.permutation(labelled)
     held_out = min(MOST_VALIDATION, int(VALIDATION_SHARE * len(order)))
+    if (items := _items(labels, segments)) is not None:
+        order, ends = together(order, items)
+        held_out = int(ends[np.searchsorted(ends, held_out)])
     pairs = any(len(np.unique(c)) < len(c) for c in (v.take(order[:held_out]).classes for v in levels.values()))
     held_out = held_out if held_out >= LEAST_VALIDATION and pairs else 0  # who has no like asks for nothing
     return Supervision(segments, levels, centers, np.sort(order[held_out:]), np.sort(order[:held_out]))
+
+
+def _items(labels: Mapping[str, LabelLevel], segments: Sequence[Segment]) -> NDArray[np.int64] | None:
+    """A number per image, equal for pictures of one item; None if no level of the labels tells items.
+
+    Such a level is no segment's, gives an image one label at most, and names few images by each. Pictures of one item
+    on both sides of a split would make the side that is held out look better than what is new will be.
+    """
+    for name in reversed([name for name in labels if name not in {s.name for s in segments}]):
+        level = labels[name]
+        named = np.flatnonzero(level.counts)
+        if (level.counts <= 1).all() and len(named) <= ITEM_IMAGES * len(np.unique(level.classes)):
+            items = -1 - np.arange(len(level.counts))  # without a label, each image is an item
+            items[named] = level.classes[level.starts[named]]
+            return items
+    return None
+
+
+def together(order: NDArray[np.int64], items: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows in an order that has those of one item together, each item where its first was; and where items end.
+
+    Args:
+        order: int64 [n], rows in some order.
+        items: int64 [N], the item of each row.
+    """
+    _, first, item = np.unique(items[order], return_index=True, return_inverse=True)
+    place = np.argsort(first[item], kind='stable')
+    changes = np.flatnonzero(np.diff(item[place])) + 1
+    return order[place], np.concatenate([[0], changes, [len(order)]])
 
 
 def _centers(
@@ -235,8 +269,7 @@ def fit_supervised(
     network = hash_network(inputs, inputs, supervision, training)
     steps = max(1, len(supervision.train) // BATCH_SIZE)
     schedule = keras.optimizers.schedules.CosineDecay(training.learning_rate, training.epochs * steps, alpha=0.02)
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=WEIGHT_DECAY)
-    network.compile(optimizer, segment_losses(supervision, training))
+    network.compile(keras.optimizers.Adam(schedule), segment_losses(supervision, training))
 
     def batches(epoch: int) -> Iterable[Callable[[], Batch]]:
         for rows in shuffled(supervision.train, BATCH_SIZE, training.seed, epoch):

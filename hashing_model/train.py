@@ -7,6 +7,7 @@ pictures come from is the caller's business (`pipelines/train_model.py` reads sh
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES, check_names
+from hashing_model.features.runtime import import_keras
 from hashing_model.finetune import finetune
 from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import HashHead
@@ -71,6 +73,8 @@ def fit(
     if not len(images):
         raise InputError('no training image could be read')
     _check_labels(labels, len(images))
+    if training.finetune_blocks:
+        import_keras().utils.set_random_seed(training.seed)  # of layers of the backbone that drop what they choose
     extractor = make_extractor(spec, resizing, backbone)
     tuned = None
     if training.finetune_blocks:
@@ -102,6 +106,9 @@ def _finetune(
     if training.method not in BY_GRADIENTS:
         raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
     supervision = supervise(spec, labels, np.random.default_rng(training.seed))
+    if checkpoint:
+        made_of = {'backbone': extractor.weights_digest, 'grainhash': importlib.metadata.version('grainhash')}
+        checkpoint = dataclasses.replace(checkpoint, key={**checkpoint.key, **made_of})
     groups = extract(images, extractor, supervision.groups, report)
     fusion = Fusion.fit(groups)
     fused = _standardised(fusion, groups)
@@ -166,7 +173,8 @@ def fit_features(
         if method == 'lda':
             heads[segment.name] = fit_lda(x, views, segment.bits)
         elif method == 'contrastive':
-            heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, training, report)
+            own = dataclasses.replace(training, seed=int(seed.generate_state(1)[0] >> 1))  # 31 bits, as Keras takes
+            heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, own, report)
         heads[segment.name] = heads[segment.name].reordered(order_bits(heads[segment.name].bits(x)))
     some = {name: x[:: len(x) // _SOME + 1] for name, x in features.groups.items()}
     about['shares'] = {

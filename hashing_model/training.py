@@ -194,9 +194,11 @@ class _RunningMean:
         """Take in the weights after a step."""
         if not self.momentum:
             return
+        steps = int(self.network.optimizer.iterations)
+        momentum = min(self.momentum, (1 + steps) / (10 + steps))  # or few steps would leave much of the beginning
         for i, now in enumerate(map(np.array, self.network.variables)):
             if np.issubdtype(now.dtype, np.floating):
-                now = self.mean[i] + (now - self.mean[i]) * np.float32(1 - self.momentum)
+                now = self.mean[i] + (now - self.mean[i]) * np.float32(1 - momentum)
             self.mean[i] = now
 
     def values(self) -> list[Any]:

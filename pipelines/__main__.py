@@ -190,6 +190,9 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
         '--images', nargs='+', required=True, metavar='PATTERN', help=f'the catalogue to be indexed: {PATTERN_HELP}'
     )
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to save the calibrated model in')
+    parser.add_argument(
+        '--segments', metavar='NAME,...', help='whose thresholds to move (default: those not learned from labels)'
+    )
     _reading(parser)
 
 

@@ -1,4 +1,4 @@
-"""The calibration job: a model's thresholds moved so that every bit splits a catalogue near its middle.
+"""The calibration job: thresholds of a model moved so that every bit splits a catalogue near its middle.
 
     grainhash calibrate --model DIR --images PATTERN... --out DIR
 
@@ -6,7 +6,9 @@
 
 These are the batch normalisation statistics of a hash layer, taken from the catalogue to be indexed: Hoe et al., "One
 Loss for All: Deep Hashing with a Single Cosine Similarity based Learning Objective", NeurIPS 2021. One element per
-unit; the sums are exact, so that they do not depend on how the catalogue is cut.
+unit; the sums are exact, so that they do not depend on how the catalogue is cut. Where a segment has learned from
+labels and a catalogue has other shares of the classes, the middle may lie inside a class: such segments are left alone
+unless they are named.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class CalibrationConfig:
         fingerprint: of the model.
         out: absolute path or uri of the folder for the new one.
         spec: the model's code spec.
+        segments: whose thresholds are moved.
         unit_count: how many work units there are.
         options: which column or key holds what.
         threads: per worker process; None for one per core.
@@ -58,6 +61,7 @@ class CalibrationConfig:
     fingerprint: str
     out: str
     spec: CodeSpec
+    segments: tuple[str, ...]
     unit_count: int
     options: ReadOptions = ReadOptions()
     threads: int | None = None
@@ -206,14 +210,40 @@ def sum_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int
     return dataclasses.replace(totals, records_read=records_read, reasons=collections.Counter(rejects), units=1)
 
 
-def calibrate(model: HashModel, totals: Totals) -> HashModel:
-    """The model with the means of the totals as thresholds, and a note of what they are from."""
-    ends = np.cumsum([segment.bits for segment in model.spec.segments])
-    means = dict(zip(model.spec.names, np.split(totals.means, ends[:-1]), strict=True))
+def choose_segments(model: HashModel, wanted: str | None = None) -> tuple[str, ...]:
+    """The segments to calibrate: those wanted (`NAME,...`), else all that have not learned from labels.
+
+    Raises:
+        InputError: a segment that the model does not have, or none is left.
+    """
+    names = model.spec.names
+    if wanted is None:
+        chosen = tuple(name for name in names if name not in model.training.get('labelled', {}))
+        if not chosen:
+            raise InputError(
+                f'all segments have learned from labels ({", ".join(names)}); moving their thresholds can make them '
+                'worse: name those to move all the same, as --segments ' + ','.join(names)
+            )
+        return chosen
+    chosen = tuple(dict.fromkeys(name.strip() for name in wanted.split(',')))
+    for name in chosen:
+        if name not in names:
+            raise InputError(f'the model has no segment {name!r}; it has {", ".join(names)}')
+    return chosen
+
+
+def calibrate(model: HashModel, totals: Totals, segments: Sequence[str]) -> HashModel:
+    """The model with the means of the totals as thresholds of some segments, and a note of what they are from."""
+    spec = model.spec
+    places = {s.name: slice(spec.start(s.name), spec.start(s.name) + s.bits) for s in spec.segments}
+    means = {name: totals.means[places[name]] for name in segments}
+    moved = np.concatenate([np.arange(spec.bits)[places[name]] for name in segments])
+    sample = totals.sample[:, moved]
     about = {
+        'segments': list(segments),
         'rejected': dict(sorted(totals.reasons.items())),
-        'imbalance': [imbalance(totals.sample), imbalance(totals.sample - totals.means)],
-        'measured_on': len(totals.sample),
+        'imbalance': [imbalance(sample), imbalance(sample - totals.means[moved])],
+        'measured_on': len(sample),
     }
     noted = {**model.training, 'calibrated_on': totals.pictures, 'calibration': about}
     return dataclasses.replace(model.calibrated(means), training=noted)
@@ -237,7 +267,7 @@ def save_calibrated(totals: Totals, config: CalibrationConfig) -> str:
         raise BuildError(f'none of {totals.records_read} records could be read: {why}')
     given = load_model(config.model, config.threads, config.fingerprint)
     check_backbone(given)
-    model = calibrate(given, totals)
+    model = calibrate(given, totals, config.segments)
     with tempfile.TemporaryDirectory(prefix='grainhash-model-') as folder:
         model.save(folder)
         files.delete_file(files.join(config.out, MODEL_FILE))  # it is written last: half a model does not load

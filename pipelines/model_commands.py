@@ -170,9 +170,9 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-    """Move a model's thresholds to the middle of a catalogue, and save it as another model."""
+    """Move thresholds of a model to the middle of a catalogue, and save it as another model."""
     from hashing_model.model import MODEL_FILE, HashModel
-    from pipelines.calibrate_model import CalibrationConfig, check_out, define_pipeline
+    from pipelines.calibrate_model import CalibrationConfig, check_out, choose_segments, define_pipeline
     from pipelines.encode import local_model
     from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.shards import list_units
@@ -181,11 +181,12 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     source, out = files.absolute(args.model), files.absolute(args.out)
     model = HashModel.load(local_model(source))
     check_out(out, source)
+    segments = choose_segments(model, args.segments)
     units = list_units(absolute(args.images), options)
     files.check_writable(files.join(out, MODEL_FILE))
     started = time.monotonic()
     threads = threads_per_worker(beam_options)
-    config = CalibrationConfig(source, model.fingerprint, out, model.spec, len(units), options, threads)
+    config = CalibrationConfig(source, model.fingerprint, out, model.spec, segments, len(units), options, threads)
     if run_pipeline(lambda root: define_pipeline(root, config, units), beam_options) is None:
         tell(f'{args.out}: {STAGED}')
         return
@@ -195,8 +196,10 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in about['rejected'].items())
         tell(f'{sum(about["rejected"].values()):,} records could not be used: {reasons}')
     before, after = about['imbalance']
-    sample = f'mean over bits, {about["measured_on"]:,} images'
-    tell(f'balance: share of ones off 1/2 by {before:.3f} before, by {after:.3f} now ({sample})')
+    tell(
+        f'balance of {", ".join(about["segments"])}: share of ones off 1/2 by {before:.3f} before, by {after:.3f} now '
+        f'(mean over bits, {about["measured_on"]:,} images)'
+    )
     tell(
         f'{args.out}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
         f'(was {model.fingerprint[:12]}), {time.monotonic() - started:.0f} s'

@@ -24,18 +24,18 @@ from hashing_model.model import HashModel
 from hashing_model.training import Progress
 from pipelines import plots
 from pipelines.records import Record, Reject
-from pipelines.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 
 T = TypeVar('T')
 TRAINING_FILE = 'training.json'
 CURVES_FILE = 'training.png'
-MAX_UNITS = 64  # a sample needs no more of a large catalogue than this many of its units
+MAX_UNITS = 64  # a sample reads no more of a large catalogue than this many of its units hold
 
 
 def sample_records(
     units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, keep: Callable[[Record], T]
 ) -> tuple[list[T], list[Reject]]:
-    """What to keep of at most `size` records drawn uniformly from the units (from 64 random ones, if there are more).
+    """What to keep of at most `size` records drawn uniformly from those of `draw_units`.
 
     Reservoir sampling (Vitter 1985, algorithm R): every record read is as likely to stay as any other.
 
@@ -50,11 +50,10 @@ def sample_records(
         What was kept, and what could not be read or decoded.
     """
     rng = np.random.default_rng(seed)
-    chosen = [units[i] for i in rng.permutation(len(units))[:MAX_UNITS]]
     kept: list[T] = []
     rejects: list[Reject] = []
     seen = 0
-    for item in (item for unit in chosen for item in read_unit(unit, options)):
+    for item in (item for unit in draw_units(units, rng) for item in read_unit(unit, options)):
         if isinstance(item, Reject):
             rejects.append(item)
             continue
@@ -67,6 +66,27 @@ def sample_records(
                 continue
         seen += 1
     return kept, rejects
+
+
+def draw_units(units: Sequence[WorkUnit], rng: np.random.Generator) -> list[WorkUnit]:
+    """The units to sample, in random order: all, or as much as MAX_UNITS of them hold, where there are more.
+
+    That much is drawn from image files and from row groups of Parquet one by one, since catalogues are often sorted by
+    class; whole tar and TFRecord shards, which have no beginning in the middle, are drawn as they are.
+    """
+    pieces = list(units)
+    if len(units) > MAX_UNITS:
+        pieces = [piece for unit in units for piece in _pieces(unit)]
+    drawn = rng.permutation(len(pieces))[: round(len(pieces) * min(1, MAX_UNITS / max(len(units), 1)))]
+    return [pieces[i] for i in drawn]
+
+
+def _pieces(unit: WorkUnit) -> list[WorkUnit]:
+    if unit.format == FILES:
+        return [dataclasses.replace(unit, paths=(path,)) for path in unit.paths]
+    if unit.format == PARQUET and unit.row_groups:
+        return [dataclasses.replace(unit, row_groups=(group, group + 1)) for group in range(*unit.row_groups)]
+    return [unit]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from hashing_model.augment import LOOK, RECIPES, TRAIN, Recipe, augment
+from hashing_model.augment import LOOK, TRAIN, Recipe, augment
 from hashing_model.errors import InputError
+
+RECIPES = {'look': LOOK, 'train': TRAIN}
 
 SIDE = 64
 

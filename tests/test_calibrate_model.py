@@ -109,7 +109,7 @@ def test_what_was_done_is_told(folder, tmp_path, capsys):
     before, after = (HashModel.load(folder / name).fingerprint[:12] for name in ('model', 'calibrated'))
     assert lines[-3] == '3 records could not be used: 1 empty, 2 not_an_image'
     assert re.fullmatch(
-        r'balance: share of ones off 1/2 by 0\.[34]\d\d before, by 0\.0\d\d now \(mean over bits, 60 images\)',
+        r'balance of fine, look: share of ones off 1/2 by 0\.[34]\d\d before, by 0\.0\d\d now \(mean over bits, 60 images\)',
         lines[-2],
     )
     assert f'calibrated on 60 images, fingerprint {after} (was {before})' in lines[-1]
@@ -237,6 +237,37 @@ def test_a_unit_or_a_record_that_is_lost_fails_the_job(folder, tmp_path, monkeyp
         )
         assert main(command) == 1
         assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture
+def learned(folder, tmp_path):
+    """The lopsided model as if `fine` had learned from labels, in a folder."""
+    model = HashModel.load(folder / 'model')
+    dataclasses.replace(model, training={**model.training, 'labelled': {'fine': 60}}).save(tmp_path / 'learned')
+    return tmp_path / 'learned'
+
+
+@pytest.mark.parametrize(('options', 'moved'), [((), {'look'}), (('--segments', 'fine, look'), {'fine', 'look'})])
+def test_what_has_learned_from_labels_is_moved_only_if_named(folder, learned, tmp_path, options, moved, capsys):
+    made, given = calibrate(folder / 'shards', learned, tmp_path / 'out', *options), HashModel.load(learned)
+    changed = {n for n in given.spec.names if not np.array_equal(made.heads[n].offset, given.heads[n].offset)}
+    assert changed == moved
+    assert f'balance of {", ".join(sorted(moved))}: ' in capsys.readouterr().err
+    whole = HashModel.load(folder / 'calibrated')
+    for name in moved:
+        np.testing.assert_array_equal(made.heads[name].offset, whole.heads[name].offset)
+
+
+def test_segments_that_are_not_there_and_models_of_labels_alone_are_refused(folder, learned, tmp_path, capsys):
+    command = ['calibrate', '--images', str(folder / 'shards'), '--out', str(tmp_path / 'out'), '--model']
+    assert main([*command, str(learned), '--segments', 'look,coarse']) == 2
+    assert "no segment 'coarse'; it has fine, look" in capsys.readouterr().err
+    model = HashModel.load(learned)
+    labelled = {'labelled': {'fine': 60, 'look': 60}}
+    dataclasses.replace(model, training={**model.training, **labelled}).save(tmp_path / 'all')
+    assert main([*command, str(tmp_path / 'all')]) == 2
+    assert '--segments fine,look' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 

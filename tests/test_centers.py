@@ -15,12 +15,17 @@ from hashing_model.centers import (
     hierarchy_order,
     make_centers,
     minimum_distance,
-    nested_centers,
 )
 from hashing_model.errors import InputError
 
 MANY = 40_000
 COARSE_OF_FINE = np.repeat(np.arange(20), 5).astype(np.int32)
+
+
+def nested_centers(parents, coarse_bits, fine_bits, rng):
+    """Target codes of two levels, given the coarse class of each fine class."""
+    classes = [int(np.max(parents)) + 1, len(parents)]
+    return hierarchical_centers([None, parents], classes, [coarse_bits, fine_bits], rng)
 
 
 def rng(seed=0):

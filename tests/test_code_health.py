@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.code_health import collisions, expected_candidates, health, substring_entropy
+from hashing_model.code_health import collisions, health, substring_entropy
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import hamming, pack_bits, unpack_bits
 from hashing_model.errors import InputError
@@ -116,14 +116,13 @@ def test_bits_outside_the_code_have_no_entropy(start, bits):
         substring_entropy(np.zeros((3, 4), np.uint8), start, bits)
 
 
-def test_expected_candidates_are_those_of_random_queries():
+def test_the_entropies_of_tables_tell_what_random_queries_visit():
     spec, substrings = CodeSpec.parse('a=12,b=20'), [(0, 12), (12, 10), (22, 10)]
     codes = uneven_codes(spec, 400, 7)
     visited = sum(agreeing(values_of(codes, *s))[0] for s in substrings)  # each pair found once per table it agrees in
     expected = 400 * visited / math.comb(400, 2)
     assert expected > 100
-    assert expected_candidates(codes, substrings, 400) == pytest.approx(expected)
-    assert expected_candidates(codes, substrings, 4_000_000) == pytest.approx(10_000 * expected)
+    assert 400 * sum(2 ** -substring_entropy(codes, *s) for s in substrings) == pytest.approx(expected)
 
 
 @given(st.integers(0, 40), st.integers(0, 6), st.integers(0, 2**32 - 1))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hashing_model.errors import InputError
 from hashing_model.fusion import LEAST_SPREAD, Fusion
 
 
@@ -44,6 +45,15 @@ def test_a_constant_group_is_zero_and_finite(value):
     fusion = Fusion.fit(data)
     np.testing.assert_array_equal(fusion.fuse(data, ['x']), np.zeros((4, 3)))
     np.testing.assert_allclose(fusion.fuse({'x': data['x'] + 1}, ['x']), np.full((4, 3), 3**-0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_told(value):
+    data = groups(50)
+    name = list(data)[1]
+    data[name][[3, 7], 0] = value
+    with pytest.raises(InputError, match=f'features {name} of 2 of 50 images are not numbers'):
+        Fusion.fit(data)
 
 
 def test_one_training_image_gives_finite_vectors():

@@ -116,11 +116,30 @@ def test_what_is_learned_holds_for_new_images(fitted):
         assert found > mean_average_precision(rival, segment, moved, level) + 0.2
 
 
-def test_thresholds_lie_at_the_mean_of_all_images(fitted):
-    _, heads = fitted
+def test_a_bit_is_the_sign_of_what_is_predicted_for_it(fitted):
+    """The mean of predictions over what was learned from is the mean of the targets."""
+    supervision, heads = fitted
     fused, _ = dataset()
     for segment in SPEC.segments[:2]:
-        np.testing.assert_allclose(heads[segment.name].activations(vectors(segment, fused)).mean(axis=0), 0, atol=1e-4)
+        predicted = heads[segment.name].activations(vectors(segment, fused))[supervision.train]
+        level = supervision.levels[segment.name].take(supervision.train)
+        targets = target_codes(level, supervision.centers[segment.name])
+        np.testing.assert_allclose(predicted.mean(axis=0), targets.mean(axis=0), atol=1e-4)
+
+
+def test_a_class_that_most_images_have_is_not_cut_in_two():
+    fused, labels = dataset(members=80)
+    classes = labels['coarse'].classes
+    rows = np.flatnonzero((classes == 0) | (np.arange(len(classes)) % 8 == 0))
+    uneven = {name: x[rows] for name, x in fused.items()}
+    level = labels['coarse'].take(rows)
+    assert 0.75 < (level.classes == 0).mean() < 0.85
+    segment = SPEC.segments[0]
+    head = fit_ridge(uneven, supervise(CodeSpec((segment,)), {'coarse': level}, np.random.default_rng(0)))['coarse']
+    balanced = head.shifted(head.activations(vectors(segment, uneven)).mean(axis=0, dtype=np.float64))
+    new, new_labels = dataset(seed=5)
+    scores = [mean_average_precision(h, segment, new, new_labels['coarse']) for h in (head, balanced)]
+    assert scores[0] > scores[1] + 0.05
 
 
 def test_what_cannot_be_measured_is_not_told():

@@ -27,6 +27,7 @@ from hashing_model.supervised import (
     segment_losses,
     shuffled,
     supervise,
+    together,
     trained_heads,
 )
 from hashing_model.training import Training
@@ -145,6 +146,38 @@ def test_of_few_images_none_is_held_out():
     assert len(supervision.held_out) == 0
     assert len(supervision.train) == 380
     assert 'validation_map' not in supervision.about({}, {})
+
+
+@pytest.mark.parametrize('unlabelled', [False, True])
+def test_pictures_of_one_item_are_held_out_together(unlabelled):
+    _, labels = dataset()
+    items = np.random.default_rng(2).integers(0, 200, 540)
+    values = [[] if unlabelled and i % 3 else [f'{item}'] for i, item in enumerate(items)]
+    levels = {**labels, 'item': LabelLevel.from_values(values)}
+    supervision = supervise(SPEC, levels, np.random.default_rng(0))
+    named = np.array([bool(v) for v in values])
+    sides = [set(items[rows[named[rows]]]) for rows in (supervision.train, supervision.held_out)]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    assert 27 <= len(supervision.held_out) < 27 + 12
+    assert sorted(np.concatenate([supervision.train, supervision.held_out])) == list(range(540))
+
+
+def test_a_level_of_few_names_does_not_tell_items():
+    _, labels = dataset()
+    levels = {**labels, 'style': LabelLevel.from_values(values_of(np.arange(540) % 50))}
+    found, plain = (supervise(SPEC, x, np.random.default_rng(0)) for x in (levels, labels))
+    assert found.held_out.tolist() == plain.held_out.tolist()
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.randoms())
+def test_items_come_together_where_their_first_was(items, random):
+    items = np.array(items)
+    order = np.array(random.sample(range(len(items)), len(items)))
+    found, ends = together(order, items)
+    expected = [[row for row in order if items[row] == item] for item in dict.fromkeys(items[order])]
+    assert found.tolist() == [row for rows in expected for row in rows]
+    assert ends.tolist() == [0, *np.cumsum([len(rows) for rows in expected]).tolist()]
 
 
 def test_classes_too_small_to_have_a_like_held_out_are_not_validated_on():

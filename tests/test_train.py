@@ -208,6 +208,13 @@ def test_a_model_says_how_its_segments_were_fitted(monkeypatch):
     assert two.training['method'] == 'contrastive+lda'
 
 
+def test_segments_that_read_the_same_get_bits_of_their_own(monkeypatch):
+    monkeypatch.setattr(contrastive, 'STEPS', 3)
+    spec = CodeSpec((Segment('a', 8, ('color',)), Segment('b', 8, ('color',))))
+    model, _ = fit(pictures(40), {}, Training('contrastive', views=1), spec, SIZE)
+    assert not np.array_equal(model.heads['a'].weights, model.heads['b'].weights)
+
+
 def test_labels_must_be_those_of_the_pictures():
     for training in (Training(), Training(finetune_blocks=1)):
         with pytest.raises(InputError, match='kind has labels of 40 images; there are 39'):

@@ -6,9 +6,12 @@ import io
 import json
 import re
 import tarfile
+import unittest.mock
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from make_index import catalogue_pictures, tar_members, write_tar
 from rich.console import Console
@@ -19,6 +22,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.images import NOT_AN_IMAGE, decode
 from hashing_model.model import HashModel
 from hashing_model.training import Progress
+from pipelines import shards
 from pipelines.__main__ import main
 from pipelines.records import Record, Reject, Source
 from pipelines.shards import ReadOptions, WorkUnit, list_units, read_unit
@@ -29,6 +33,7 @@ from pipelines.train_model import (
     TrainingLog,
     describe_rejects,
     describe_training,
+    draw_units,
     sample_images,
     sample_records,
     write_training,
@@ -92,6 +97,28 @@ def test_of_many_units_only_some_are_read(tmp_path):
     samples = [{r.image_id for r in sample_records(units, OPTIONS, 1000, seed, itself)[0]} for seed in range(12)]
     assert {len(sample) for sample in samples} == {MAX_UNITS}
     assert set.union(*samples) == {str(i) for i in range(MAX_UNITS + 16)}  # other units with other seeds
+
+
+def test_of_files_and_row_groups_sorted_by_class_all_classes_are_drawn(tmp_path):
+    """As folders of classes are, and Parquet made of them."""
+    names = [f'{kind:02}/{i}' for kind in range(50) for i in range(20)]
+    for name in names:
+        (tmp_path / 'files' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'files' / f'{name}.jpg').write_bytes(b'abc')
+    rows = pa.table({'id': names, 'image': [b'abc'] * len(names)})
+    (tmp_path / 'rows').mkdir()
+    for number in range(10):
+        pq.write_table(rows.slice(100 * number, 100), tmp_path / 'rows' / f'{number}.parquet', row_group_size=1)
+    for kind in ('files', 'rows'):
+        units = list_units([str(tmp_path / kind)], OPTIONS)
+        with unittest.mock.patch.multiple(shards, MAX_UNIT_FILES=10, MAX_UNIT_ROWS=10):
+            small = list_units([str(tmp_path / kind)], OPTIONS)
+        assert len(units) <= 10 < MAX_UNITS < len(small)
+        drawn = draw_units(small, np.random.default_rng(0))
+        ids = [r.image_id for unit in drawn for r in read_unit(unit, OPTIONS)]
+        assert len(set(ids)) == len(ids) == pytest.approx(1000 * MAX_UNITS / len(small), rel=0.1)
+        assert len({i.split('/')[0] for i in ids}) == 50
+        assert len(draw_units(units, np.random.default_rng(0))) == len(units)
 
 
 def test_records_that_cannot_be_read_are_counted_and_take_no_place(tmp_path):

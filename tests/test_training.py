@@ -157,8 +157,9 @@ def test_with_a_momentum_the_running_mean_is_validated_and_stays(momentum):
 
     def report(_):
         steps.append(weights_of(made))
+        of_step = min(momentum, (1 + len(steps)) / (10 + len(steps)))
         for i, value in enumerate(steps[-1]):
-            expected[i] = momentum * expected[i] + (1 - momentum) * value
+            expected[i] = of_step * expected[i] + (1 - of_step) * value
 
     train_network(made, batches, STEPS, 3, validate, report=report, momentum=momentum)
     for now, alone in zip(steps, plain, strict=True):
