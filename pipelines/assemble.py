@@ -1,45 +1,34 @@
-"""The part of a build that comes after encoding: images parts -> key histograms -> layout -> partitions -> manifest.
+"""The part of a build that comes after encoding: images parts -> key histograms -> layout -> partition files.
 
 Pure functions over files and arrays; `build_index.py` wires them into a Beam job.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import datetime
-import importlib.metadata
-import logging
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import BuildError, InputError
-from pipelines.base_version import CHANGES, CODING_LIBRARIES, UNSETTLED, Origin
+from hashing_model.errors import InputError
+from pipelines.base_version import Origin
 from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
-from pipelines.build_stats import Stage, Work, write_stats
+from pipelines.build_stats import Work
 from pipelines.duplicates import id_hashes
-from pipelines.gate import Limits, enforce, judge
+from pipelines.gate import Limits
 from pipelines.index import code_tables, files, layout, versions
-from pipelines.index.code_tables import INPUTS, UNITS, CodeRows
+from pipelines.index.code_tables import CodeRows
 from pipelines.index.current import Current
-from pipelines.index.manifest import DataFile, Manifest, Partition, Table
-from pipelines.index.plan import selectivity
-from pipelines.prune_index import prune_behind
-from pipelines.records import DUPLICATE_ID
-from pipelines.shards import InputFile, ReadOptions
+from pipelines.index.manifest import DataFile
+from pipelines.shards import ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000
-
-log = logging.getLogger(__name__)
 
 PartitionKey = tuple[int, int, int]  # table, prefix number, file number
 WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
@@ -53,7 +42,7 @@ class BuildConfig:
         index: absolute path or uri of the index.
         version: id of the version to write.
         spec: the code spec.
-        unit_count: how many work units there are (`unit_list.write_unit_list`).
+        unit_count: how many work units there are (`input_lists.write_unit_list`).
         inputs: the version's list of the files they read (`write_inputs`).
         model: uri of the model, None when the units hold codes.
         model_info: fingerprint and method of the model, for the manifest.
@@ -126,26 +115,6 @@ class TableLayout:
     substring: layout.Substring
     prefixes: tuple[str, ...]
     part_counts: NDArray[np.int64]
-
-
-def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
-    """Write the list of files that a build reads into a version's folder, before the build."""
-    paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
-    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=INPUTS)
-    return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
-
-
-def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
-    """Write what each part was made from, for a later incremental build."""
-    rows = []
-    for part in parts:
-        settled = not UNSETTLED & set(part.reasons)
-        content = part.origin.content if settled else ''
-        rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})
-    table = pa.Table.from_pylist(rows, schema=UNITS)
-    return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
 def keep_sample(images: pa.Table) -> pa.Table:
@@ -270,198 +239,3 @@ def gather_blocks(blocks: Iterable[tuple[int, Block]], spec: CodeSpec) -> tuple[
     batches = get_blocks(found, rows_schema(spec))
     codes = np.concatenate([code_tables.codes_from_arrow(batch['code']) for batch in batches])
     return codes, np.concatenate([batch['row'].to_numpy() for batch in batches])
-
-
-def publish_version(
-    _: None,
-    config: BuildConfig,
-    tables: Sequence[TableLayout],
-    parts: Sequence[Part],
-    partitions: Sequence[WrittenPartition],
-    sample: pa.Table,
-    changes: NDArray[np.int64] | int = 0,
-) -> int:
-    """Finish the version unless it is, publish it if its gate lets it, and prune older ones if asked; returns its rows.
-
-    Done again, as runners may, it takes the version as finished, and leaves `CURRENT` alone if it names it.
-
-    Raises:
-        BuildError: something is missing, or another version was published since the build began.
-        GateError: the version is finished, but failed its gate.
-    """
-    if not files.exists(config.path(versions.MANIFEST_PATH)):
-        started = time.time()
-        parts = sorted(parts, key=lambda p: p.number)
-        manifest = describe_version(config, tables, parts, partitions, sample, changes)
-        check_version(manifest, config.folder)
-        served = (config.believed or versions.look(config.index)).text
-        manifest = judge(manifest, config.index, sample, config.gate, served)
-        stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
-        stats = write_stats(config.folder, manifest, stages, config.started)
-        manifest = dataclasses.replace(manifest, build=stats)
-        files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
-        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
-    manifest = versions.read_manifest(config.index, config.version)
-    try:
-        enforce(manifest, config.index)
-        versions.publish(config.index, config.version, config.believed)
-    finally:
-        delete_staged(config)
-    if config.keep is not None:
-        prune_behind(config.index, config.keep)
-    return manifest.rows
-
-
-def delete_staged(config: BuildConfig) -> None:
-    """Remove what is not needed any more, which must not fail a build: `grainhash prune` removes what is left."""
-    try:
-        files.delete_folder(config.path(versions.STAGING_FOLDER))
-    except OSError as e:
-        log.warning('what was staged is left there: %s', e)
-
-
-def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[Stage]:
-    """What was done until all files were there."""
-    sums = sum((collections.Counter(p.sums) for p in parts), collections.Counter())
-    milliseconds = {f'{name.removesuffix("_us")}_ms': us // 1000 for name, us in sums.items() if name.endswith('_us')}
-    rejected = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
-    yield Stage.of(
-        'encode',
-        [p.encoding for p in parts if p.encoding],
-        records_read=sum(p.records_read for p in parts),
-        taken_over=sum(p.images.rows for p in parts if p.taken_over),
-        reused=sum(p.reused for p in parts),
-        image_bytes=sums['image_bytes'],
-        **milliseconds,
-    )
-    yield Stage.of(
-        'finish',
-        [p.finishing for p in parts if p.finishing],
-        indexed=sum(p.images.rows for p in parts),
-        **{f'rejected_{reason}': count for reason, count in sorted(rejected.items())},
-        bytes=sum(p.images.bytes for p in parts),
-    )
-    yield Stage.of(
-        'partition',
-        [work for *_, work in partitions],
-        rows=sum(file.rows for _, _, file, _ in partitions),
-        bytes=sum(file.bytes for _, _, file, _ in partitions),
-    )
-
-
-def describe_version(
-    config: BuildConfig,
-    tables: Sequence[TableLayout],
-    parts: Sequence[Part],
-    partitions: Sequence[WrittenPartition],
-    sample: pa.Table,
-    changes: NDArray[np.int64] | int = 0,
-) -> Manifest:
-    """Write the sample, and list all that was written in a manifest that is not written yet."""
-    sampled = files.table_bytes(sample)
-    return Manifest(
-        version=config.version,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        spec=config.spec,
-        model=config.model_info,
-        tables=list_tables(tables, partitions, code_tables.codes_from_arrow(sample['code'])),
-        images=tuple(p.images for p in parts),
-        rejects=tuple(p.rejects for p in parts if p.rejects),
-        inputs=config.inputs,
-        counters=add_counters(parts, config.unit_count),
-        libraries=library_versions(),
-        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
-        model_files=tuple(list_model_files(config.folder)),
-        units=write_units(config.folder, parts),
-        changes=add_changes(parts, config.base, changes) if config.base else None,
-    )
-
-
-def list_model_files(folder: str) -> Iterator[DataFile]:
-    """The files of a version's model, if it has one, as they are."""
-    for name in files.sizes_below(files.join(folder, versions.MODEL_FOLDER)):
-        path = f'{versions.MODEL_FOLDER}/{name}'
-        content = files.read_bytes(files.join(folder, path))
-        yield DataFile(path, 0, len(content), files.digest(content))
-
-
-def check_version(manifest: Manifest, folder: str) -> None:
-    """Refuse to publish a version of which something is missing.
-
-    Raises:
-        BuildError: a table with other rows than were indexed, or a file that is not there in its size.
-    """
-    for number, table in enumerate(manifest.tables):
-        held = sum(p.rows for p in table.partitions)
-        if held != manifest.rows:
-            raise BuildError(f'table {number} holds {held} rows; {manifest.rows} images were indexed')
-    sizes = files.sizes_below(folder)
-    for file in manifest.all_files:
-        if sizes.get(file.path) != file.bytes:
-            found = 'is missing' if file.path not in sizes else f'has {sizes[file.path]} bytes instead of {file.bytes}'
-            raise BuildError(f'{files.join(folder, file.path)} {found}: it was changed during the build')
-
-
-def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
-    """The build's counters: records read = indexed + rejected + duplicates, or BuildError."""
-    if [p.number for p in parts] != list(range(units)):
-        raise BuildError(f'{len(parts)} of {units} work units were finished')
-    reasons = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
-    duplicates = reasons.pop(DUPLICATE_ID, 0)
-    counters = {
-        'records_read': sum(p.records_read for p in parts),
-        'indexed': sum(p.images.rows for p in parts),
-        'rejected': sum(reasons.values()),
-        'duplicates': duplicates,
-    }
-    if counters['records_read'] != counters['indexed'] + counters['rejected'] + counters['duplicates']:
-        raise BuildError('records are missing: ' + ', '.join(f'{name} {n}' for name, n in counters.items()))
-    if not counters['indexed']:
-        why = ', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items())) or 'there was none'
-        raise BuildError(f'none of {counters["records_read"]} records could be indexed: {why}')
-    return {**counters, 'reasons': dict(sorted(reasons.items()))}
-
-
-def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64] | int) -> dict[str, Any]:
-    """The manifest's `changes`: every image is added, changed or unchanged, or BuildError.
-
-    Args:
-        parts, base: of the version, and from which it was made.
-        changes: int64 [4], the counts that `CHANGES` names; 0 if there was nothing to compare.
-    """
-    counts = dict(zip(CHANGES, np.broadcast_to(changes, len(CHANGES)).tolist(), strict=True))
-    rows = sum(p.images.rows for p in parts)
-    if counts['added'] + counts['changed'] + counts['unchanged'] != rows:
-        raise BuildError(f'{rows} images were indexed: {", ".join(f"{n} {name}" for name, n in counts.items())}')
-    return {
-        'base': base,
-        **counts,
-        'units': sum(p.taken_over for p in parts),
-        'images': sum(p.reused for p in parts),
-    }
-
-
-def list_tables(
-    tables: Sequence[TableLayout], partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
-) -> tuple[Table, ...]:
-    """The manifest's tables, with every prefix of the layout, those without rows too."""
-    written = collections.defaultdict(list)
-    for number, prefix, file, _ in partitions:
-        written[number, prefix].append(file)
-    return tuple(
-        Table(
-            table.substring,
-            selectivity(sample, table.substring),
-            tuple(
-                Partition(number, prefix, tuple(sorted(written[number, prefix], key=lambda f: f.path)))
-                for prefix in table.prefixes
-            ),
-        )
-        for number, table in enumerate(tables)
-    )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what wrote the index."""
-    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
-    return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
+import platform
 import sys
 import threading
 import uuid
@@ -120,6 +122,12 @@ def check_base(
     for name in CODING_LIBRARIES if model else CODING_LIBRARIES[:1]:
         if manifest.libraries.get(name) != libraries[name]:
             raise InputError(f'it was made with {name} {manifest.libraries.get(name)}, and this is {libraries[name]}')
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what wrote the index."""
+    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
+    return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def unit_name(unit: WorkUnit, options: ReadOptions) -> str:

@@ -56,11 +56,11 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
         raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
-    from pipelines.assemble import BuildConfig, write_inputs
+    from pipelines.assemble import BuildConfig
     from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline
+    from pipelines.input_lists import write_inputs, write_unit_list
     from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.unit_list import write_unit_list
 
     options = pipeline_options(beam_args)
     gate = _gate_limits(args)
@@ -146,8 +146,7 @@ class _BuildInput:
 
 def _base(index: str, version: str, given: _BuildInput) -> Base | None:
     """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
-    from pipelines.assemble import library_versions
-    from pipelines.base_version import check_base, open_base
+    from pipelines.base_version import check_base, library_versions, open_base
 
     try:
         base = open_base(index, version)

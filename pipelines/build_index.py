@@ -35,7 +35,6 @@ from pipelines.assemble import (
     in_order,
     keep_sample,
     lay_out,
-    publish_version,
     sample_part,
     write_partition,
 )
@@ -49,11 +48,12 @@ from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
+from pipelines.input_lists import read_unit_list
+from pipelines.publish_version import publish_version
 from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.runs import Runs
 from pipelines.shards import WorkUnit, read_unit
-from pipelines.unit_list import read_unit_list
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 

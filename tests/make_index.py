@@ -28,15 +28,15 @@ from pipelines.assemble import (
     in_order,
     keep_sample,
     lay_out,
-    publish_version,
     sample_part,
-    write_inputs,
     write_partition,
 )
 from pipelines.base_version import Origin
 from pipelines.encode import images_table, rejects_table
 from pipelines.index import files, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
+from pipelines.input_lists import write_inputs
+from pipelines.publish_version import publish_version
 from pipelines.records import MISSING_ID, Record, Reject, Source
 from pipelines.runs import Runs
 from pipelines.shards import InputFile

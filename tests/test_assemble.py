@@ -21,23 +21,20 @@ from make_index import (
 )
 
 from hashing_model.code_spec import CodeSpec
-from hashing_model.errors import BuildError, InputError
+from hashing_model.errors import InputError
 from pipelines import assemble, blocks, build_index, runs
 from pipelines.assemble import (
     Part,
-    add_counters,
     gather_blocks,
     keep_sample,
-    publish_version,
     sample_part,
     write_partition,
 )
 from pipelines.duplicates import id_hashes
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
-from pipelines.index.manifest import DataFile
 from pipelines.index.plan import selectivity
-from pipelines.records import DUPLICATE_ID, MISSING_ID
+from pipelines.records import MISSING_ID
 
 
 def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path):
@@ -153,53 +150,6 @@ def test_partitions_are_near_the_target(tmp_path, kind):
         assert len(sizes) - len(small) <= 3 * rows / target
 
 
-def test_a_table_that_lost_rows_is_not_published(tmp_path):
-    config = config_for(tmp_path, 1)
-    part = write_part(0, skewed_codes(200), config)
-    made, cut = cut_all([part], config)
-    partitions = [found for element in cut.items() for found in write_partition(element, config, made)]
-    sample = sample_part(part, config)
-    lost = next(p for p in partitions if p[0] == 2)
-    with pytest.raises(BuildError, match=rf'table 2 holds {200 - lost[2].rows} rows; 200 images were indexed'):
-        publish_version(None, config, made, [part], [p for p in partitions if p is not lost], sample)
-    with pytest.raises(BuildError, match=rf'table 2 holds {200 + lost[2].rows} rows; 200 images'):
-        publish_version(None, config, made, [part], [*partitions, lost], sample)
-    assert not (tmp_path / 'CURRENT').exists()
-    assert not files.exists(config.path(versions.MANIFEST_PATH))
-    publish_version(None, config, made, [part], partitions, sample)
-    assert versions.current_version(str(tmp_path)) == config.version
-
-
-def finished(number, indexed, read, **reasons):
-    return Part(number, DataFile(f'{number}', indexed, 1), None, read, reasons, ORIGIN)
-
-
-def test_counters_add_up():
-    parts = [finished(0, 5, 9, truncated=2, duplicate_id=2), finished(1, 3, 4, empty=1), finished(2, 0, 0)]
-    assert add_counters(parts, 3) == {
-        'records_read': 13, 'indexed': 8, 'rejected': 3, 'duplicates': 2, 'reasons': {'empty': 1, 'truncated': 2}
-    }  # fmt: skip
-    assert DUPLICATE_ID == 'duplicate_id'
-
-
-@pytest.mark.parametrize(
-    ('parts', 'message'),
-    [
-        ([finished(0, 5, 6)], 'records are missing: records_read 6, indexed 5, rejected 0, duplicates 0'),
-        ([finished(0, 5, 5, empty=1)], 'records_read 5, indexed 5, rejected 1'),
-        ([finished(0, 5, 5, duplicate_id=1)], 'duplicates 1'),
-        ([finished(0, 0, 3, empty=2, duplicate_id=1)], 'none of 3 records could be indexed: 2 empty'),
-        ([finished(0, 0, 0)], 'none of 0 records could be indexed'),
-        ([], '0 of 1 work units were finished'),
-        ([finished(1, 5, 5)], '1 of 1 work units were finished'),
-        ([finished(0, 5, 5), finished(0, 5, 5)], '2 of 1 work units were finished'),
-    ],
-)
-def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
-    with pytest.raises(BuildError, match=message):
-        add_counters(parts, 1)
-
-
 @pytest.mark.parametrize('inline', [0, 1 << 18])
 @pytest.mark.parametrize(('run_rows', 'count'), [(1, 3), (250, 2), (10_000, 1)])
 def test_cut_codes_are_those_of_the_parts_by_file_or_not(tmp_path, monkeypatch, inline, run_rows, count):
@@ -267,21 +217,3 @@ def test_the_combiner_keeps_the_sample_of_all_parts_in_any_order(monkeypatch):
 def test_partitions_hold_at_least_a_row(tmp_path):
     with pytest.raises(InputError, match='partition rows are 0; at least 1 is needed'):
         config_for(tmp_path, 1, partition_rows=0)
-
-
-def test_a_version_with_a_file_missing_or_changed_is_not_published(tmp_path):
-    build_by_hand(tmp_path, [skewed_codes(40), skewed_codes(30, seed=1)], rejected=1)
-    manifest = versions.read_manifest(str(tmp_path))
-    folder = versions.version_folder(str(tmp_path), manifest.version)
-    assemble.check_version(manifest, folder)
-    for file in manifest.data_files:
-        path = files.join(folder, file.path)
-        content = files.read_bytes(path)
-        files.delete_file(path)
-        with pytest.raises(BuildError, match=f'{file.path} is missing'):
-            assemble.check_version(manifest, folder)
-        files.write_bytes(path, content[:-1])
-        with pytest.raises(BuildError, match=f'{file.path} has {file.bytes - 1} bytes instead of {file.bytes}'):
-            assemble.check_version(manifest, folder)
-        files.write_bytes(path, content)
-    assemble.check_version(manifest, folder)

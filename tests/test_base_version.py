@@ -33,7 +33,7 @@ from PIL import Image
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines import assemble, blocks, runs
+from pipelines import base_version, blocks, runs
 from pipelines.base_version import (
     Base,
     KnownImages,
@@ -346,8 +346,8 @@ def test_what_does_not_fit_is_not_taken_over_and_told(pictures, model, tmp_path,
         hand_model(pictures, seed=9).save(tmp_path / 'other')
         model, why = tmp_path / 'other', 'its model is'
     elif what == 'library':
-        now = assemble.library_versions()
-        monkeypatch.setattr(assemble, 'library_versions', lambda: {**now, 'pillow': '99.0'})
+        now = base_version.library_versions()
+        monkeypatch.setattr(base_version, 'library_versions', lambda: {**now, 'pillow': '99.0'})
         why = f'it was made with pillow {now["pillow"]}, and this is 99.0'
     elif what == 'before':
         manifest_path.write_bytes(dataclasses.replace(first, units=None).dumps())
@@ -491,7 +491,7 @@ def test_a_file_that_cannot_be_read_is_another_content(tmp_path):
 
 
 def test_what_differs_is_told(tmp_path):
-    spec, now = CodeSpec.parse('a=8'), assemble.library_versions()
+    spec, now = CodeSpec.parse('a=8'), base_version.library_versions()
     manifest = type('M', (), {'model': {'fingerprint': 'f' * 64}, 'spec': spec, 'libraries': now})()
     check_base(manifest, spec, {'fingerprint': 'f' * 64}, now)
     check_base(manifest, spec, {'fingerprint': 'f' * 64}, {**now, 'pyarrow': '0'})

@@ -50,8 +50,8 @@ from pipelines import assemble, blocks, build_index, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
 from pipelines.index import code_tables, files, layout, versions
+from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.run import pipeline_options, run_pipeline
-from pipelines.unit_list import write_unit_list
 
 SPECS = ('coarse=32,fine=32,look=64', 'code=48', 'tiny=7', 'odd=20', 'long=256')
 HIVE = ds.partitioning(pa.schema([('table', pa.int32()), ('prefix', pa.string())]), flavor='hive')
@@ -729,7 +729,7 @@ def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     codes = make_codes('uniform', 300, CodeSpec.parse('code=64'))
     units, inputs = list_code_units([write_code_files(tmp_path, codes, 2)])
     index, spec = str(tmp_path / 'index'), CodeSpec.parse('code=64')
-    listed = assemble.write_inputs(versions.version_folder(index, 'v1'), inputs)
+    listed = write_inputs(versions.version_folder(index, 'v1'), inputs)
     folder = versions.version_folder(index, 'v1')
     config = assemble.BuildConfig(index, 'v1', spec, write_unit_list(folder, units), listed)
     del SEEN[:]

@@ -24,9 +24,9 @@ from pipelines import assemble
 from pipelines.build_index import define_pipeline
 from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
 from pipelines.index import versions
+from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.run import counters, pipeline_options, run_pipeline
 from pipelines.shards import ReadOptions, list_inputs, list_units
-from pipelines.unit_list import write_unit_list
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +128,7 @@ def test_beam_keeps_counters_and_distributions(shop, tmp_path):
     inputs = list_inputs([str(shop / 'shards')])
     units = list_units([str(shop / 'shards')], ReadOptions())
     index, model = str(tmp_path / 'index'), HashModel.load(shop / 'model')
-    listed = assemble.write_inputs(versions.version_folder(index, 'v'), inputs)
+    listed = write_inputs(versions.version_folder(index, 'v'), inputs)
     info = {'fingerprint': model.fingerprint, 'method': 'itq'}
     count = write_unit_list(versions.version_folder(index, 'v'), units)
     config = assemble.BuildConfig(index, 'v', model.spec, count, listed, str(shop / 'model'), info, gate=None)

@@ -109,7 +109,8 @@ def test_what_was_done_is_told(folder, tmp_path, capsys):
     before, after = (HashModel.load(folder / name).fingerprint[:12] for name in ('model', 'calibrated'))
     assert lines[-3] == '3 records could not be used: 1 empty, 2 not_an_image'
     assert re.fullmatch(
-        r'balance of fine, look: share of ones off 1/2 by 0\.[34]\d\d before, by 0\.0\d\d now \(mean over bits, 60 images\)',
+        r'balance of fine, look: share of ones off 1/2 by 0\.[34]\d\d before, by 0\.0\d\d now '
+        r'\(mean over bits, 60 images\)',
         lines[-2],
     )
     assert f'calibrated on 60 images, fingerprint {after} (was {before})' in lines[-1]

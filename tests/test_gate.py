@@ -35,7 +35,7 @@ from hashing_model import code_health
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
 from hashing_model.model import HashModel
-from pipelines import assemble, gate
+from pipelines import gate
 from pipelines.__main__ import main
 from pipelines.gate import (
     Limits,
@@ -56,6 +56,7 @@ from pipelines.gate import (
 from pipelines.index import code_tables, files, versions
 from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 from pipelines.index.current import Current
+from pipelines.publish_version import publish_version
 
 CHECKS = ['reject_rate', 'fewer_rows', 'readable_files', 'self_retrieval', 'equal_codes', 'entropy', 'map_loss']
 SHARES = st.fractions(0, 1, max_denominator=1000)
@@ -446,7 +447,7 @@ def test_a_served_version_that_cannot_be_read_does_not_keep_its_successor_out(bu
 
 
 def test_a_repeated_step_fails_again_and_changes_nothing(tmp_path, monkeypatch):
-    publish_version, errors, contents = assemble.publish_version, [], []
+    errors, contents = [], []
 
     def publish_twice(*arguments):
         for _ in range(2):

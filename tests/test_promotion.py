@@ -14,7 +14,7 @@ from test_versions import write_version
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import assemble, build_command
+from pipelines import build_command
 from pipelines.__main__ import main
 from pipelines.index import current, versions
 from pipelines.index.versions import (
@@ -25,6 +25,7 @@ from pipelines.index.versions import (
     publish,
     version_before,
 )
+from pipelines.publish_version import publish_version
 
 
 def error_line(capsys):
@@ -153,11 +154,11 @@ class Clock:
 
 
 def test_publishing_again_changes_nothing(tmp_path, monkeypatch):
-    publish_version, rows, manifests = assemble.publish_version, [], []
+    rows, manifests = [], []
 
     def publish_twice(*arguments):
         for second in range(2):
-            monkeypatch.setattr(assemble, 'datetime', Clock(second))
+            monkeypatch.setattr('pipelines.publish_version.datetime', Clock(second))
             rows.append(publish_version(*arguments))
             manifests.append((served_folder(tmp_path) / 'manifest.json').read_bytes())
 

@@ -11,8 +11,8 @@ from hashing_model.code_spec import CodeSpec
 from pipelines.assemble import BuildConfig
 from pipelines.build_index import define_pipeline
 from pipelines.index import files
+from pipelines.input_lists import NAME, read_unit_list, write_unit_list
 from pipelines.shards import FORMATS, WorkUnit
-from pipelines.unit_list import NAME, read_unit_list, write_unit_list
 
 names = st.binary(max_size=8).map(os.fsdecode)  # names of files are bytes
 numbers = st.integers(0, 2**31)

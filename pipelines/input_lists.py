@@ -1,4 +1,7 @@
-"""The list of a build's work units, as a file: catalogues grow, what a runner takes as the graph of a job does not."""
+"""What a build reads, listed in files of its version before it begins: the input files, and the work units.
+
+Catalogues grow; what a runner takes as the graph of a job does not.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipelines.index import files, versions
-from pipelines.shards import WorkUnit
+from pipelines.index.code_tables import INPUTS
+from pipelines.index.manifest import DataFile
+from pipelines.shards import InputFile, WorkUnit
 
 NAME = f'{versions.STAGING_FOLDER}/work-units.parquet'  # below the version's folder, until the version is finished
 SCHEMA = pa.schema(
@@ -23,6 +28,15 @@ SCHEMA = pa.schema(
         ('base_parts', pa.list_(pa.int64())),
     ]
 )
+
+
+def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
+    """Write the list of files that a build reads into a version's folder, before the build."""
+    paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
+    columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=INPUTS)
+    return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
 
 
 def write_unit_list(folder: str, units: Sequence[WorkUnit]) -> int:
