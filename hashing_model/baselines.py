@@ -71,10 +71,22 @@ def check_size(x: Floats, bits: int) -> None:
         InputError: fewer than bits + 1 vectors, or fewer than `bits` dimensions.
     """
     n, d = x.shape
-    if n <= bits:
-        raise InputError(f'{bits} bits need more than {bits} training images; there are {n}: give more or fewer bits')
+    check_count(n, bits)
     if d < bits:
         raise InputError(f'{bits} bits cannot come from features of {d} dimensions: take fewer bits or random')
+
+
+def check_count(images: int, bits: int) -> None:
+    """Whether there are images enough to find `bits` directions in which they differ.
+
+    Raises:
+        InputError: fewer than bits + 1.
+    """
+    if images <= bits:
+        raise InputError(
+            f'{bits} bits need more than {bits} training images; there are {images}: give more images, or fewer bits '
+            'with --segments'
+        )
 
 
 def principal_components(x: Floats, bits: int) -> tuple[NDArray, NDArray]:

@@ -259,7 +259,7 @@ def _catalogue(codes: NDArray[np.uint8], spec: CodeSpec, images: int, cut: Seque
     for start, bits in cut:
         segment = next(s.name for s in spec.segments if spec.start(s.name) <= start < spec.start(s.name) + s.bits)
         tables.append(TableEntropy(segment, start, bits, code_health.substring_entropy(codes, start, bits)))
-    candidates = images * sum(2**-t.entropy for t in tables)
+    candidates = images * min(1.0, sum(2**-t.entropy for t in tables))  # beyond, a scan costs less
     return CatalogueCost(images, candidates, any(t.entropy >= visible for t in tables), tuple(tables))
 
 

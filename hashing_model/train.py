@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.baselines import METHODS as PROJECTIONS
+from hashing_model.baselines import check_count
 from hashing_model.bit_order import order_bits
 from hashing_model.code_spec import CodeSpec
 from hashing_model.contrastive import fit_contrastive
@@ -73,6 +74,11 @@ def fit(
     if not len(images):
         raise InputError('no training image could be read')
     _check_labels(labels, len(images))
+    if training.finetune_blocks and training.method not in BY_GRADIENTS:
+        raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
+    for segment in spec.segments:
+        if method_of(segment.name, training, labels) in ('lda', 'itq', 'pca-rr'):
+            check_count(len(images), segment.bits)  # before minutes of work
     if training.finetune_blocks:
         import_keras().utils.set_random_seed(training.seed)  # of layers of the backbone that drop what they choose
     extractor = make_extractor(spec, resizing, backbone)
@@ -103,8 +109,6 @@ def _finetune(
     report: Report | None,
     checkpoint: Checkpoint | None,
 ) -> Tuned:
-    if training.method not in BY_GRADIENTS:
-        raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
     supervision = supervise(spec, labels, np.random.default_rng(training.seed))
     if checkpoint:
         made_of = {'backbone': extractor.weights_digest, 'grainhash': importlib.metadata.version('grainhash')}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import importlib.metadata
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ MODULES = {  # module -> the commands it has; `commands` has the others
     'model_commands': ('train', 'features', 'calibrate', 'evaluate'),
     'version_commands': ('versions', 'promote', 'rollback', 'prune', 'verify'),
 }
+MOST_IMAGES = 10**12
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
@@ -47,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'grainhash', description=DESCRIPTION, formatter_class=one_space, allow_abbrev=False
     )
+    parser.add_argument('--version', action='version', version=f'grainhash {importlib.metadata.version("grainhash")}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     added = {
         'train': _train,
@@ -398,11 +401,11 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    factor = {'k': 1_000, 'M': 1_000_000, 'B': 1_000_000_000}.get(text[-1:], 1)
-    digits = text if factor == 1 else text[:-1]
-    if not re.fullmatch('[0-9]{1,15}', digits):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number, or one before k, M or B')
-    return int(digits) * factor
+    found = re.fullmatch(r'([0-9][0-9,]*(?:\.[0-9]+)?)([kmb]?)', text, re.IGNORECASE)
+    number = float(found[1].replace(',', '')) * {'': 1, 'k': 1e3, 'm': 1e6, 'b': 1e9}[found[2].lower()] if found else 0
+    if not found or number > MOST_IMAGES or number != int(number):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number up to 1000B, such as 500000, 1.5M or 2B')
+    return int(number)
 
 
 def _k(text: str) -> int | None:

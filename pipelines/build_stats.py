@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
@@ -112,6 +113,7 @@ def write_metrics(path: str, index: str, version: str, code: int, started: float
             labels = ['index', *metric.labels]
             gauges[metric.name] = Gauge(f'grainhash_{metric.name}', HELP[metric.name], labels, registry=registry)
         gauges[metric.name].labels(index=index, **metric.labels).set(metric.value)
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     write_to_textfile(path, registry)
 
 

@@ -45,7 +45,7 @@ def list_code_units(patterns: Sequence[str]) -> tuple[list[WorkUnit], list[Input
 
 
 def code_bytes(units: Sequence[WorkUnit]) -> int:
-    """The length of the first code in bytes.
+    """The length in bytes that most codes of the first unit with any have.
 
     Raises:
         InputError: there is no code at all.
@@ -53,7 +53,10 @@ def code_bytes(units: Sequence[WorkUnit]) -> int:
     for unit in units:
         codes = _read(unit)[0]['code'].drop_null()
         if len(codes):
-            return len(codes[0].as_py())
+            lengths = pc.binary_length(codes.cast(pa.binary())).to_numpy()
+            found, counts = np.unique(lengths, return_counts=True)
+            most = found[counts == counts.max()]
+            return int(lengths[0] if lengths[0] in most else most[0])
     raise InputError('the code files hold no codes')
 
 

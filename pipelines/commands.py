@@ -59,13 +59,19 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
+    if args.model and not args.images:
+        raise InputError('--model goes with --images; codes and ids need none')
     if args.model:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     units = _query_units(args, manifest)
+    output = files.absolute(args.output)
+    asking = [path for unit in units for path in unit.paths] + ([args.ids] if args.ids else [])
+    if output in map(files.absolute, asking):
+        raise InputError(f'{args.output} asks; give another file for the answers')
     config = QueryConfig(
         index=index,
         version=manifest.version,
-        output=files.absolute(args.output),
+        output=output,
         ids=files.absolute(args.ids) if args.ids else None,
         model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER)
         if args.images
@@ -93,7 +99,10 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
     tell(read_line(totals, manifest))
     if totals.get('rejected'):
-        tell(f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}')
+        problem = f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}'
+        if not totals.get('queries'):
+            raise InputError(f'all {problem}')
+        tell(problem)
 
 
 def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:

@@ -197,6 +197,9 @@ def reject_rate(counters: Mapping[str, Any], limit: float) -> Check:
     rejected, read = counters['rejected'], counters['records_read']
     share = rejected / read
     detail = f'{rejected:,} of {read:,} records were rejected, {percent(share)} (at most {percent(limit)})'
+    if reasons := counters.get('reasons'):
+        reason = max(reasons, key=lambda r: reasons[r])
+        detail += f', {reasons[reason]:,} of them as {reason}'
     return Check('reject_rate', share, limit, share <= limit, detail)
 
 
@@ -325,6 +328,9 @@ def map_loss(sample: pa.Table, spec: CodeSpec, served: Served, limit: float) -> 
             before = mean_average_precision(old, served.spec, level, asking, weights)
             if new is not None and before is not None:
                 found.append(Compared(name, profile, len(asking), new, before))
+    if not levels and len(both) >= FEW and any(old['labels'].to_pylist()):
+        lost = 'no image has a label, while those of version {served.version}, which is served, have'
+        return Check('map_loss', 1.0, limit, limit >= 1, lost.format(served=served))
     if not found:
         return skipped('map_loss', limit, f'too few of {len(both):,} images of both versions have labels in common')
     worst = max(found, key=lambda c: c.loss)

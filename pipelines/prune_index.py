@@ -38,7 +38,7 @@ def prune(index: str, keep: int, before: float) -> Removed:
 
     Args:
         index: absolute path or uri.
-        keep: how many of the newest finished versions stay; the served one stays in any case.
+        keep: how many of the newest finished versions stay, and of those that failed their gate; the served one does.
         before: a build whose newest file is older than this, in seconds since 1970, counts as dead.
 
     Raises:
@@ -79,9 +79,15 @@ def prune_behind(index: str, keep: int) -> None:
 
 
 def superseded(found: Sequence[Found], served: str | None, keep: int) -> list[str]:
-    """The finished versions, given the oldest first, that are neither served nor among the newest `keep`."""
-    finished = [f.version for f in found if f.state == 'finished']
-    return [version for version in finished[:-keep] if version != served]
+    """The finished versions, given the oldest first, that are neither served nor among the newest `keep`.
+
+    Those that failed their gate are counted apart: however many nights fail, there is something to roll back to.
+    """
+    finished = [f for f in found if f.state == 'finished']
+    failed = [f.version for f in finished if f.manifest and f.manifest.gate == 'failed']
+    others = [f.version for f in finished if f.version not in failed]
+    old = {*failed[:-keep], *others[:-keep]} - {served}
+    return [f.version for f in finished if f.version in old]
 
 
 def dead_builds(found: Sequence[Found], served: str | None, touched: Mapping[str, float], before: float) -> list[str]:

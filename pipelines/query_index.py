@@ -220,7 +220,7 @@ def read_ids(path: str) -> list[str]:
     """
     with FileSystems.open(path) as file:
         try:
-            lines = file.read().decode().split('\n')
+            lines = file.read().decode('utf-8-sig').split('\n')
         except UnicodeDecodeError as e:
             raise InputError(f'{path} is not a UTF-8 text file: {e}') from e
     return [line.rstrip('\r') for line in lines]

@@ -49,7 +49,7 @@ class InputFile:
         path: as the file systems know it.
         size: in bytes.
         mtime: last change, in seconds since 1970; 0 where the file system has none.
-        root: the folder that relative names of image files start from; no part of the identity.
+        root: the folder that relative names start from; no part of the identity.
         generation: of an object in Cloud Storage, which every change gives another; None elsewhere.
     """
 
@@ -69,7 +69,7 @@ class WorkUnit:
         format: `tar`, `tfrecord`, `parquet` or `files`.
         paths: the shard, or the image files.
         row_groups: of a Parquet shard, first and one past the last; None for all of it.
-        root: of image files, the folder that their ids start from.
+        root: the folder that the ids of image files start from, and those of Parquet rows that have none.
         state: what the listing of a bucket tells of the content, as a digest; empty where the content must be read.
         base_part: of an incremental build, the images part that the same unit made in its base, if there is one.
         base_parts: likewise, all parts that were made from any of these files.
@@ -135,13 +135,14 @@ def cut_units(files: Sequence[InputFile], options: ReadOptions) -> list[WorkUnit
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         row_group_runs = dict(zip(shards, pool.map(lambda path: _row_group_runs(path, options), shards), strict=True))
     units: list[WorkUnit] = []
+    roots = {file.path: file.root for file in files}
     for (format_, place), group in itertools.groupby(files, key=_format_and_place):
         if format_ == FILES:
             for paths in _file_runs(list(group), options):
                 units.append(WorkUnit(len(units), FILES, paths, root=place))
         else:
             for row_groups in row_group_runs.get(place, [None]):
-                units.append(WorkUnit(len(units), format_, (place,), row_groups))
+                units.append(WorkUnit(len(units), format_, (place,), row_groups, roots[place]))
     if files and not units:
         more = f' and {len(files) - 1} more' if len(files) > 1 else ''
         raise InputError(f'no images in {files[0].path}{more}: there are no rows')
@@ -159,7 +160,7 @@ def read_unit(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Reject]
     if unit.format == TFRECORD:
         return tfrecord.read(unit.paths[0], options)
     if unit.format == PARQUET:
-        return parquet.read(unit.paths[0], unit.row_groups, options)
+        return parquet.read(unit.paths[0], unit.row_groups, options, unit.root)
     return folder.read(unit.root, unit.paths, options)
 
 
@@ -218,7 +219,11 @@ def _match(pattern: str) -> list[InputFile]:
         fixed = re.split(r'[*?[]', pattern, maxsplit=1)[0]
         if is_local and '/' not in fixed:  # Beam finds nothing for a glob that does not start in a folder
             fixed, pattern = f'./{fixed}', f'./{pattern}'
-        return _readable(_list(pattern, posixpath.dirname(fixed)), pattern)
+        found = _list(pattern, posixpath.dirname(fixed))
+        folders = filter(os.path.isdir, glob.glob(pattern)) if is_local and '**' not in pattern else ()
+        for folder_path in folders:
+            found += _list(f'{glob.escape(folder_path.rstrip("/"))}/**', posixpath.dirname(fixed))
+        return _readable(sorted(found, key=lambda file: file.path), pattern)
     folder_path = pattern.rstrip('/')
     below = _list(f'{glob.escape(folder_path)}/**', folder_path)
     if below or os.path.isdir(pattern):
@@ -226,7 +231,7 @@ def _match(pattern: str) -> list[InputFile]:
     if not _exists(pattern):
         return []
     if format_of(pattern) is None:
-        raise InputError(f'{pattern} is no image and no image shard: its name ends in no known suffix')
+        raise InputError(f'{pattern} is of no format that is read here: its name ends in no known suffix')
     return _list(glob.escape(pattern), posixpath.dirname(pattern))
 
 

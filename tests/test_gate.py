@@ -271,13 +271,22 @@ def test_what_cannot_be_compared_is_skipped():
     old = 'the sample of version v1, which is served, has no image ids'
     assert detail(sample, sample.select(['code', 'row'])) == old
     for new, count in (
-        (labelled(ids, codes, [{}] * 120), 120),  # no labels
         (labelled(ids[:99], codes[:99], labels[:99]), 99),  # too few queries
         (labelled([f'j{i}' for i in range(120)], codes, labels), 0),  # other images
         (labelled(ids, codes, [{'fine': [i]} for i in ids]), 120),  # nothing is relevant
         (sample[:0], 0),
     ):
         assert detail(new, sample) == f'too few of {count} images of both versions have labels in common'
+    unlabelled = labelled(ids, codes, [{}] * 120)
+    assert detail(unlabelled, unlabelled) == 'too few of 120 images of both versions have labels in common'
+
+
+def test_labels_that_are_gone_fail():
+    ids, codes, labels = halves(120)
+    before = served(spec=SPEC, sample=labelled(ids, codes, labels))
+    check = map_loss(labelled(ids, codes, [{}] * 120), SPEC, before, 0.02)
+    assert (check.passed, check.value) == (False, 1.0)
+    assert check.detail == 'no image has a label, while those of version v1, which is served, have'
 
 
 # Files

@@ -148,11 +148,30 @@ def test_images_come_in_the_order_asked(folder, codes):
         ({'profile': {'coarse': 0}}, 'profile'),
         ({'profile': {'coarse': -1}}, 'coarse'),
         ({'profile': {'coarse': 0.5}}, 'coarse'),
+        ({'k': 'all'}, "k is 'all'; a whole number is needed"),
+        ({'k': 2.5}, 'k is 2.5'),
+        ({'k': True}, 'k is True'),
+        ({'radius': float('nan')}, 'radius is nan'),
+        ({'threads': 0}, 'threads are 0'),
+        ({'where': 'fine=cat'}, "where is 'fine=cat'; give"),
+        ({'where': {'nolevel': 'x'}}, 'no image has a label nolevel'),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(folder, codes, limits, message):
+@pytest.mark.parametrize('in_memory', [True, False])
+def test_limits_that_make_no_sense_are_refused(folder, codes, limits, message, in_memory):
     with pytest.raises(InputError, match=message):
-        LocalIndex.open(folder).search(codes[:1], **limits)
+        LocalIndex.open(folder, in_memory=in_memory).search(codes[:1], **limits)
+
+
+def test_images_that_are_not_there_are_refused(folder):
+    index = LocalIndex.open(folder)
+    for row in (150, 1 << 32, (2 << 32) + 250, 3 << 32):
+        with pytest.raises(InputError, match=f'row {row} is no row of this index'):
+            index.images(np.array([3, row]))
+    with pytest.raises(InputError, match="no column 'nocol'; they have image_id"):
+        index.images(np.array([3]), ['image_id', 'nocol'])
+    assert index.images([1, 2], ['image_id'])['image_id'].to_pylist() == ['1', '2']
+    assert index.images(np.array([3], np.int32), ['image_id'])['image_id'].to_pylist() == ['3']
 
 
 def test_codes_that_do_not_fit_are_refused(folder, codes):

@@ -52,6 +52,14 @@ def test_the_newest_and_the_served_stay(keep, served, gone):
     assert superseded(found, served, keep) == list(gone)
 
 
+def test_versions_that_failed_their_gate_are_counted_apart(tmp_path):
+    for day, gate in enumerate(('passed', 'passed', 'failed', 'failed', 'skipped', 'failed', 'failed', 'failed'), 1):
+        write_version(tmp_path, f'v{day}', created=f'2026-01-0{day}T00:00:00+00:00', gate=gate)
+    found = list_versions(str(tmp_path))
+    assert superseded(found, 'v5', 2) == ['v1', 'v3', 'v4', 'v6']
+    assert superseded(found, 'v5', 1) == ['v1', 'v2', 'v3', 'v4', 'v6', 'v7']
+
+
 def test_half_written_files_and_staging_are_left_overs():
     half = f'codes/table=0/prefix=0/part-0.parquet.{"0af" * 10}00.tmp'
     old = {path: prune_index.FileInfo(1, 5.0) for path in ('staging/a', half, 'manifest.json.probe')}

@@ -628,6 +628,35 @@ def test_odd_ids_are_asked_as_they_are(odd, tmp_path):
     assert not (tmp_path / 'answers.rejects.jsonl').exists()
 
 
+def test_a_file_that_asks_is_not_overwritten(cases, tmp_path, capsys):
+    index = str(cases['uniform'].index)
+    asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
+    (tmp_path / 'ids.jsonl').write_text('codes-1')
+    for option, path in (('--codes', asked), ('--ids', f'{tmp_path}/ids.jsonl')):
+        before = Path(path).read_bytes()
+        assert main(['query', '--index', index, option, str(path), '--output', str(path)]) == 2
+        assert 'asks; give another file for the answers' in capsys.readouterr().err
+        assert Path(path).read_bytes() == before
+
+
+def test_where_nobody_could_ask_the_command_fails(cases, tmp_path, capsys):
+    (tmp_path / 'ids.txt').write_text('nobody\n')
+    command = ['query', '--index', str(cases['uniform'].index), '--ids', f'{tmp_path}/ids.txt']
+    assert main([*command, '--output', f'{tmp_path}/a.jsonl']) == 2
+    assert 'all 1 queries could not be read: see ' in error_line(capsys)
+    (reject,) = read_answers(tmp_path / 'a.rejects.jsonl')
+    assert reject['image_id'] == 'nobody'
+    (tmp_path / 'ids.txt').write_bytes(b'\xef\xbb\xbfcodes-1\n')  # as editors on Windows write
+    succeed(*command, '--output', tmp_path / 'a.jsonl')
+
+
+def test_a_model_beside_codes_is_refused(cases, tmp_path, capsys):
+    asked = str(write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1]))
+    command = ['query', '--index', str(cases['uniform'].index), '--codes', asked, '--model', 'm']
+    assert main([*command, '--output', f'{tmp_path}/a.jsonl']) == 2
+    assert '--model goes with --images' in error_line(capsys)
+
+
 def test_a_k_beyond_all_integers_gives_all_rows(cases, tmp_path):
     asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
     output = tmp_path / 'answers.jsonl'

@@ -543,6 +543,25 @@ def test_globs(catalogue, monkeypatch, pattern, expected):
     assert ids(read_all('.')) == ids(read_all(str(catalogue)))
 
 
+def test_rows_without_an_id_are_told_apart_by_the_path_below_the_pattern(tmp_path):
+    for name in ('train', 'test'):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / '0.parquet', {'image': [b'1', b'2']})
+    expected = ['test/0.parquet:0', 'test/0.parquet:1', 'train/0.parquet:0', 'train/0.parquet:1']
+    assert ids(read_all(tmp_path)) == ids(read_all(f'{tmp_path}/*/*.parquet')) == expected
+    assert ids(read_all(tmp_path / 'test' / '0.parquet')) == ['0.parquet:0', '0.parquet:1']
+
+
+def test_a_glob_takes_the_folders_that_it_matches(tmp_path, monkeypatch):
+    for name in ('fa/x/1.jpg', 'fb/1.jpg', 'g/1.jpg', 'f.jpg', 'fa/.hidden/2.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.chdir(tmp_path)
+    for pattern in ('f*', './f*', f'{tmp_path}/f*'):
+        assert ids(read_all(pattern)) == ['f.jpg', 'fa/x/1.jpg', 'fb/1.jpg']
+    assert ids(read_all('f?')) == ids(read_all('f?/')) == ['fa/x/1.jpg', 'fb/1.jpg']
+
+
 def test_several_patterns(catalogue):
     patterns = [f'{catalogue}/shard.tar', f'{catalogue}/a/x/2.PNG', f'{catalogue}/a/x/*', str(catalogue)]
     found = read_all(patterns)

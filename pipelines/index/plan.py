@@ -332,10 +332,14 @@ def check_limits(
     """The segment weights of a search, if its limits make sense.
 
     Raises:
-        InputError: k < 1, a negative radius, neither of both, or a profile that `CodeSpec.weights` refuses.
+        InputError: limits that are no whole numbers, k < 1, a negative radius, neither of both, or a profile that
+            `CodeSpec.weights` refuses.
     """
     if k is None and radius is None:
         raise InputError('give k, a radius, or both')
+    for name, limit in (('k', k), ('radius', radius)):
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, np.integer))):
+            raise InputError(f'{name} is {limit!r}; a whole number is needed, or None')
     if k is not None and k < 1:
         raise InputError(f'k is {k}; at least 1 is needed')
     if radius is not None and radius < 0:

@@ -20,7 +20,7 @@ from pipelines.index.manifest import DataFile, Manifest, Partition
 from pipelines.index.memory import MemoryTables
 from pipelines.index.on_demand import search_on_demand
 from pipelines.index.partition_reader import read_rows
-from pipelines.index.plan import Matches, plan_search
+from pipelines.index.plan import Matches, check_limits, plan_search
 
 Where: TypeAlias = pc.Expression | Mapping[str, str | Sequence[str]]
 
@@ -124,19 +124,24 @@ class LocalIndex:
             threads: over which the queries are divided.
 
         Raises:
-            InputError: k < 1, a negative radius, an unknown segment, column or label level, codes of another length.
+            InputError: k, radius or threads that are no possible number, an unknown segment, column or label level,
+                codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
         allowed = None if where is None else self.allowed(where)
+        if threads < 1:
+            raise InputError(f'threads are {threads}; at least 1 is needed')
+        check_limits(self.spec, k, radius, profile)
+        wanted, k = k, None if k is None else min(k, max(len(self), 1))
         if not self.in_memory:
             plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
             chosen = None if allowed is None else lambda rows, file: allowed[self._numbers_of(rows, [file])]
             matches, read = search_on_demand(self.folder, self.manifest, plan, chosen, exact)
             complete = np.ones(len(codes), bool) if exact else plan.complete_at_home(matches)
-            return self._result(matches, k, complete, np.full(len(codes), read.rows))
+            return self._result(matches, wanted, complete, np.full(len(codes), read.rows))
         found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
         matches = Matches(found.queries, found.distances, self._rows_of(found.numbers))
-        return self._result(matches, k, found.exact, found.visited)
+        return self._result(matches, wanted, found.exact, found.visited)
 
     def _result(
         self, matches: Matches, k: int | None, exact: NDArray[np.bool_], visited: NDArray[np.int64]
@@ -154,20 +159,29 @@ class LocalIndex:
         Raises:
             InputError: no such column or label level, or an expression that is not a condition.
         """
-        return np.concatenate([self._allowed_in(part, where) for part in range(len(self.manifest.images))])
+        if not isinstance(where, (pc.Expression, Mapping)):
+            raise InputError(f'where is {where!r}; give an Arrow expression, or label values by level')
+        found = [self._allowed_in(part, where) for part in range(len(self.manifest.images))]
+        if isinstance(where, Mapping):
+            for level in where:
+                if not any(level in levels for _, levels in found):
+                    raise InputError(f'where: no image has a label {level}')
+        return np.concatenate([allowed for allowed, _ in found])
 
-    def _allowed_in(self, part: int, where: Where) -> NDArray[np.bool_]:
+    def _allowed_in(self, part: int, where: Where) -> tuple[NDArray[np.bool_], set[str]]:
+        """Which images of a part fulfil a condition, and the label levels that any of them has."""
         file = self.manifest.images[part]
         if not isinstance(where, pc.Expression):
             labels = code_tables.read_file(self.folder, file, ['labels'])['labels']
             kept = (has_label(labels, level, values) for level, values in where.items())
-            return functools.reduce(np.logical_and, kept, np.ones(len(labels), bool))
+            levels = {level for chunk in labels.chunks for level in pc.unique(chunk.keys).to_pylist()}
+            return functools.reduce(np.logical_and, kept, np.ones(len(labels), bool)), levels
         filesystem, path = files.filesystem(files.join(self.folder, file.path))
         try:
             found = ds.dataset(path, filesystem=filesystem, format='parquet').to_table(columns={'kept': where})['kept']
             if not pa.types.is_boolean(found.type):
                 raise pa.ArrowInvalid(f'it gives {found.type}')
-            return pc.fill_null(found, False).to_numpy()
+            return pc.fill_null(found, False).to_numpy(), set()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
             raise InputError(f'where: {where} is no condition on the images: {e}') from e
 
@@ -175,12 +189,23 @@ class LocalIndex:
         """What is known of the images in some rows, in the order asked: a table of `code_tables.images_schema`.
 
         Raises:
-            InputError: a negative row: search results have -1 where there are fewer answers.
+            InputError: a row that the index does not have (search results have -1 where there are fewer answers), or no
+                such column.
         """
+        rows = np.asarray(rows, np.int64)
+        names = code_tables.images_schema(self.spec.num_bytes).names
+        chosen = names if columns is None else list(columns)
+        for name in chosen:
+            if name not in names:
+                raise InputError(f'images have no column {name!r}; they have {", ".join(names)}')
         if len(rows) and rows.min() < 0:
             raise InputError(f'row {rows.min()} is no row: leave out the places without answer')
-        chosen = list(columns or code_tables.images_schema(self.spec.num_bytes).names)
         parts = rows >> 32
+        sizes = np.diff(self._part_starts)
+        there = parts < len(sizes)
+        there[there] = (rows & 0xFFFFFFFF)[there] < sizes[parts[there]]
+        if not there.all():
+            raise InputError(f'row {rows[~there][0]} is no row of this index')
         pieces = [
             read_rows(self.folder, self.manifest.images[part], rows[parts == part] & 0xFFFFFFFF, chosen)[0]
             for part in np.unique(parts).tolist()

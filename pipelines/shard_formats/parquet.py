@@ -21,7 +21,7 @@ from pyarrow import types
 from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
+from pipelines.shard_formats import common, folder
 from pipelines.shard_formats.common import BrokenShardError, MetadataError, ReadOptions
 
 _IMAGE = ('image', 'jpg', 'png', 'webp', 'img', 'bytes', 'content')
@@ -123,9 +123,14 @@ def stored_bytes(group: pq.RowGroupMetaData) -> int:
     return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
 
 
-def read(shard: str, row_groups: tuple[int, int] | None, options: ReadOptions) -> Iterator[Record | Reject]:
-    """The records of a run of row groups, None for all; a source's member is the row's number in the file, from 0."""
-    return common.rejecting_damage(_records(shard, row_groups, options), shard, DAMAGE)
+def read(
+    shard: str, row_groups: tuple[int, int] | None, options: ReadOptions, root: str = ''
+) -> Iterator[Record | Reject]:
+    """The records of a run of row groups, None for all; a source's member is the row's number in the file, from 0.
+
+    A row without an id has the shard's path below `root`, or its name if there is no root, and its number.
+    """
+    return common.rejecting_damage(_records(shard, row_groups, options, root), shard, DAMAGE)
 
 
 def read_member(shard: str, member: str, options: ReadOptions) -> bytes | None:
@@ -145,13 +150,16 @@ def read_member(shard: str, member: str, options: ReadOptions) -> bytes | None:
     return None
 
 
-def _records(shard: str, row_groups: tuple[int, int] | None, options: ReadOptions) -> Iterator[Record | Reject]:
+def _records(
+    shard: str, row_groups: tuple[int, int] | None, options: ReadOptions, root: str
+) -> Iterator[Record | Reject]:
+    name = folder.relative(root, shard) if root else posixpath.basename(shard)
     with open_file(shard) as file:
         columns = Columns.of(file.schema_arrow, options, shard)
         for number, row in _rows(file, row_groups or (0, file.num_row_groups), columns.names):
             source = Source(shard, str(number))
             try:
-                yield _record(source, columns, row)
+                yield _record(source, columns, row, name)
             except MetadataError as e:
                 yield Reject(source, records.BROKEN_METADATA, common.one_line(e))
 
@@ -188,14 +196,14 @@ def _arrow_damage() -> Iterator[None]:
         raise
 
 
-def _record(source: Source, columns: Columns, row: Callable[[str], Any]) -> Record | Reject:
+def _record(source: Source, columns: Columns, row: Callable[[str], Any], shard: str) -> Record | Reject:
     try:
         image = row(columns.image)
         if columns.image_id is not None:
             image_id = row(columns.image_id)
         else:
             path = image.get('path') if isinstance(image, dict) else None
-            image_id = path or f'{posixpath.basename(source.shard)}:{source.member}'
+            image_id = path or f'{shard}:{source.member}'
         caption = row(columns.caption) if columns.caption else None
         labels = _labels(columns, row)
     except UnicodeDecodeError as e:
