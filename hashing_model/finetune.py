@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,55 +69,21 @@ def finetune(
     Raises:
         InputError: no supervised segment reads the backbone, or the loss is not a number.
     """
-    keras = import_keras()
-    names = supervision.groups
-    if not set(names) & set(BACKBONE_FEATURES):
+    if not set(supervision.groups) & set(BACKBONE_FEATURES):
         raise InputError('finetune-blocks: no labelled segment reads the backbone; leave it out')
-    hand = [name for name in names if name in HAND_FEATURES]
     choose_trainable(backbone.model, training.finetune_blocks)
-    image = backbone.tapped.inputs[0]
-    inputs = {image.name: image}  # Keras warns of other keys than the names
-    inputs |= {name: keras.Input((len(fusion.mean[name]),), name=name) for name in hand}
-    groups = {**backbone.tapped.output, **inputs}
-    network = hash_network(
-        inputs,
-        {name: standardised(groups[name], fusion.mean[name], fusion.scale[name]) for name in names},
-        supervision,
-        training,
-    )
+    pictures = _Pictures(images, backbone, supervision, training.seed)
+    network = _network(pictures, fusion, training)
     start(network, supervision, fused, training)
     steps = max(1, len(supervision.train) // BATCH_SIZE)
     optimizer = _optimizer(RATE * training.learning_rate, training.finetune_epochs * steps)
     network.compile(optimizer, segment_losses(supervision, training))
-
-    def to_inputs(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        found = {image.name: backbone.to_input(pixels.astype(np.float32))}
-        return {**found, **hand_features(pixels, hand)} if hand else found
-
-    def make(rows: NDArray, epoch: int) -> Batch:
-        rng = np.random.default_rng([training.seed, epoch, *rows[:2]])
-        pixels = augment(np.stack([images[i] for i in rows]), rng, TRAIN)
-        return to_inputs(pixels), supervision.targets(rows)
-
-    def batches(epoch: int) -> Iterable[Callable[[], Batch]]:
-        for rows in shuffled(supervision.train, BATCH_SIZE, training.seed, epoch):
-            yield functools.partial(make, rows, epoch)
-
-    def validate() -> float:
-        parts = []
-        for first in range(0, len(supervision.held_out), BATCH_SIZE):
-            rows = supervision.held_out[first : first + BATCH_SIZE]
-            pixels = np.stack([images[i] for i in rows])
-            parts.append(activations_of(network, to_inputs(pixels), supervision))
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return float(np.mean(list(supervision.scores(whole, supervision.held_out).values())))
-
     history = train_network(
         network,
-        batches,
+        pictures.batches,
         steps,
         training.finetune_epochs,
-        validate if len(supervision.held_out) else None,
+        functools.partial(pictures.score, network) if len(supervision.held_out) else None,
         None,
         'fine-tuning',
         report,
@@ -125,6 +92,58 @@ def finetune(
     )
     backbone.weights_changed()
     return network, history
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pictures:
+    """What a network learns from, batch by batch, and is validated on; see `finetune`."""
+
+    images: Sequence[NDArray[np.uint8]]
+    backbone: Backbone
+    supervision: Supervision
+    seed: int
+
+    @property
+    def hand(self) -> list[str]:
+        """The hand-made feature groups that the segments read."""
+        return [name for name in self.supervision.groups if name in HAND_FEATURES]
+
+    def batches(self, epoch: int) -> Iterable[Callable[[], Batch]]:
+        """Functions that make the batches of an epoch."""
+        for rows in shuffled(self.supervision.train, BATCH_SIZE, self.seed, epoch):
+            yield functools.partial(self.batch, rows, epoch)
+
+    def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
+        """Augmented pictures and their targets."""
+        rng = np.random.default_rng([self.seed, epoch, *rows[:2]])
+        pixels = augment(np.stack([self.images[i] for i in rows]), rng, TRAIN)
+        return self.inputs(pixels), self.supervision.targets(rows)
+
+    def inputs(self, pixels: NDArray[np.uint8]) -> dict[str, Any]:
+        """What the network reads of pictures uint8 [N, size, size, 3]."""
+        found = {self.backbone.tapped.inputs[0].name: self.backbone.to_input(pixels.astype(np.float32))}
+        return {**found, **hand_features(pixels, self.hand)} if self.hand else found
+
+    def score(self, network: Any) -> float:
+        """The mAP of the pictures held out, the mean over the segments."""
+        held_out, parts = self.supervision.held_out, []
+        for first in range(0, len(held_out), BATCH_SIZE):
+            pixels = np.stack([self.images[i] for i in held_out[first : first + BATCH_SIZE]])
+            parts.append(activations_of(network, self.inputs(pixels), self.supervision))
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return float(np.mean(list(self.supervision.scores(whole, held_out).values())))
+
+
+def _network(pictures: _Pictures, fusion: Fusion, training: Training) -> Any:
+    """The backbone and hand-made features, brought to scale, with the heads of the supervised segments on them."""
+    image = pictures.backbone.tapped.inputs[0]
+    inputs = {image.name: image}  # Keras warns of other keys than the names
+    inputs |= {name: import_keras().Input((len(fusion.mean[name]),), name=name) for name in pictures.hand}
+    groups = {**pictures.backbone.tapped.output, **inputs}
+    scaled = {
+        name: standardised(groups[name], fusion.mean[name], fusion.scale[name]) for name in pictures.supervision.groups
+    }
+    return hash_network(inputs, scaled, pictures.supervision, training)
 
 
 def start(network: Any, supervision: Supervision, fused: Arrays, training: Training) -> None:

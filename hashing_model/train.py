@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.baselines import check_count
 from hashing_model.bit_order import order_bits
-from hashing_model.code_spec import CodeSpec
+from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
@@ -144,47 +144,78 @@ def fit_features(
     training = choose_method(training, spec, features.labels)
     _check_labels(features.labels, len(features))
     methods = {s.name: method_of(s.name, training, features.labels) for s in spec.segments}
-    heads: dict[str, HashHead] = {}
-    history: History = {}
     about: dict[str, Any] = {
         'method': '+'.join(dict.fromkeys(methods.values())),
         'seed': training.seed,
         'images': len(features),
     }
+    heads: dict[str, HashHead] = {}
+    history: History = {}
     fusion = Fusion.fit(features.groups)
     if tuned:
         fusion = Fusion({**fusion.mean, **tuned.fusion.mean}, {**fusion.scale, **tuned.fusion.scale})
     if training.method in SUPERVISED:
-        supervision = supervise(spec, features.labels, np.random.default_rng(training.seed))
-        fused = _standardised(fusion, {name: features.groups[name] for name in supervision.groups})
-        if training.method == 'ridge':
-            heads = fit_ridge(fused, supervision)
-        else:
-            if tuned:
-                network, history = tuned.network, dict(tuned.history)
-            else:
-                network, history['heads'] = fit_supervised(fused, supervision, training, report)
-            heads, about['gates'] = trained_heads(network, supervision, fused)
-        about |= supervision.about(heads, fused)
+        heads, history, learned = _supervised_heads(features, fusion, spec, training, report, tuned)
+        about |= learned
     seeds = np.random.SeedSequence(training.seed).spawn(len(spec.segments))
     for segment, seed in zip(spec.segments, seeds, strict=True):
-        method = methods[segment.name]
-        x = fusion.fuse(features.groups, segment.features)
-        if method in PROJECTIONS:
-            heads[segment.name] = PROJECTIONS[method](x, segment.bits, np.random.default_rng(seed))
-            continue
-        views = [fusion.fuse(view, segment.features) for view in features.views if method in FROM_VIEWS]
-        if method == 'lda':
-            heads[segment.name] = fit_lda(x, views, segment.bits)
-        elif method == 'contrastive':
-            own = dataclasses.replace(training, seed=int(seed.generate_state(1)[0] >> 1))  # 31 bits, as Keras takes
-            heads[segment.name], history[segment.name] = fit_contrastive(x, views, segment, own, report)
-        heads[segment.name] = heads[segment.name].reordered(order_bits(heads[segment.name].bits(x)))
+        if methods[segment.name] not in SUPERVISED:
+            own = dataclasses.replace(training, method=methods[segment.name])
+            head, epochs = _unsupervised_head(features, fusion, segment, own, seed, report)
+            history |= {segment.name: epochs} if epochs else {}
+        else:
+            head = heads[segment.name]
+        if methods[segment.name] not in PROJECTIONS:
+            head = head.reordered(order_bits(head.bits(fusion.fuse(features.groups, segment.features))))
+        heads[segment.name] = head
     some = {name: x[:: len(x) // _SOME + 1] for name, x in features.groups.items()}
     about['shares'] = {
         s.name: heads[s.name].shares({name: fusion.fuse(some, [name]) for name in s.features}) for s in spec.segments
     }
     return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about), history
+
+
+def _supervised_heads(
+    features: FeatureSet,
+    fusion: Fusion,
+    spec: CodeSpec,
+    training: Training,
+    report: Report | None,
+    tuned: Tuned | None,
+) -> tuple[dict[str, HashHead], History, dict[str, Any]]:
+    """The heads of the segments with labels, the epochs they took, and what to tell of them."""
+    history: History = {}
+    about: dict[str, Any] = {}
+    supervision = supervise(spec, features.labels, np.random.default_rng(training.seed))
+    fused = _standardised(fusion, {name: features.groups[name] for name in supervision.groups})
+    if training.method == 'ridge':
+        heads = fit_ridge(fused, supervision)
+    else:
+        if tuned:
+            network, history = tuned.network, dict(tuned.history)
+        else:
+            network, history['heads'] = fit_supervised(fused, supervision, training, report)
+        heads, about['gates'] = trained_heads(network, supervision, fused)
+    return heads, history, about | supervision.about(heads, fused)
+
+
+def _unsupervised_head(
+    features: FeatureSet,
+    fusion: Fusion,
+    segment: Segment,
+    training: Training,
+    seed: np.random.SeedSequence,
+    report: Report | None,
+) -> tuple[HashHead, list[dict[str, float]]]:
+    """The head of a segment by `training.method`, which needs no labels, by a seed of its own; and its epochs."""
+    x = fusion.fuse(features.groups, segment.features)
+    if training.method in PROJECTIONS:
+        return PROJECTIONS[training.method](x, segment.bits, np.random.default_rng(seed)), []
+    views = [fusion.fuse(view, segment.features) for view in features.views]
+    if training.method == 'lda':
+        return fit_lda(x, views, segment.bits), []
+    own = dataclasses.replace(training, seed=int(seed.generate_state(1)[0] >> 1))  # 31 bits, as Keras takes
+    return fit_contrastive(x, views, segment, own, report)
 
 
 def _check_labels(labels: Mapping[str, LabelLevel], images: int) -> None:
