@@ -15,11 +15,11 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+from pipelines.index import files
 from pipelines.records import Labels
 
 THUMBNAIL_PIXELS = 160
@@ -99,14 +99,7 @@ def write_report(
 ) -> None:
     """Write the page that `render` makes; a failure leaves what was at `path` as it was."""
     page = render(title, intro, facts, segments, galleries, label_level_of, made_of)
-    target = Path(path)
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(page, encoding='utf-8')
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write_bytes(files.absolute(path), page.encode())
 
 
 def render(

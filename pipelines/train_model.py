@@ -23,6 +23,7 @@ from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.training import Progress
 from pipelines import plots
+from pipelines.index import files
 from pipelines.records import Record, Reject
 from pipelines.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 
@@ -174,10 +175,10 @@ class TrainingLog:
 def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Write `training.json`, and `training.png` with the curves if there are any, beside a model."""
     described = {**model.training, 'fingerprint': model.fingerprint, 'history': history}
-    (folder / TRAINING_FILE).write_text(json.dumps(described, indent=1), encoding='utf-8')
+    files.write_bytes(str(folder / TRAINING_FILE), json.dumps(described, indent=1).encode())
     (folder / CURVES_FILE).unlink(missing_ok=True)
     if history:
-        (folder / CURVES_FILE).write_bytes(plots.training_curves(history))
+        files.write_bytes(str(folder / CURVES_FILE), plots.training_curves(history))
 
 
 def describe_training(model: HashModel) -> list[str]:
