@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hashing_model.code_spec import CodeSpec, Segment
 from hashing_model.errors import InputError, exit_code
-from pipelines.commands import STAGED, absolute, read_options, tell
+from pipelines.commands import READING_OPTIONS, STAGED, absolute, read_options, refuse, tell
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest
 
@@ -47,15 +47,17 @@ def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
                 tell(f'the metrics were not written: {e}')
 
 
-def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
+def _check_build(args: argparse.Namespace) -> None:
     if args.codes:
-        for option in ('model', 'labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-            if getattr(args, option):
-                raise InputError(f'--{option.replace("_", "-")} does not go with --codes: codes are taken as they are')
+        refuse(args, ('model', *READING_OPTIONS), 'does not go with --codes: codes are taken as they are')
     elif not args.model:
         raise InputError('--images need --model, the model that encodes them; grainhash train makes one')
     elif args.segments:
         raise InputError("--segments goes with --codes; the images' segments are the model's")
+
+
+def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
+    _check_build(args)
     from pipelines.assemble import BuildConfig
     from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline

@@ -23,6 +23,7 @@ from pipelines.index.manifest import Manifest
 if TYPE_CHECKING:
     from pipelines.shards import ReadOptions, WorkUnit
 
+READING_OPTIONS = ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field')
 STAGED = 'the job is staged; the work is done when someone starts it, as Dataflow does for a template'
 
 
@@ -151,6 +152,17 @@ def absolute(patterns: Sequence[str]) -> list[str]:
 def code_spec(args: argparse.Namespace) -> CodeSpec:
     """The segments asked for."""
     return CodeSpec.parse(args.segments) if args.segments else CodeSpec.default()
+
+
+def refuse(args: argparse.Namespace, options: Sequence[str], why: str) -> None:
+    """Refuse options that were given though they mean nothing here.
+
+    Raises:
+        InputError: one of them was.
+    """
+    for option in options:
+        if getattr(args, option):
+            raise InputError(f'--{option.replace("_", "-")} {why}')
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hashing_model.code_spec import CodeSpec, parse_pairs
 from hashing_model.errors import InputError
-from pipelines.commands import STAGED, absolute, code_spec, read_options, tell
+from pipelines.commands import READING_OPTIONS, STAGED, absolute, code_spec, read_options, refuse, tell
 from pipelines.index import files, versions
 
 if TYPE_CHECKING:
@@ -69,11 +69,7 @@ def _check_train(args: argparse.Namespace) -> None:
         return
     if args.finetune_blocks:
         raise InputError('--finetune-blocks needs --images: the backbone learns from pictures, not from features')
-    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-        if getattr(args, option):
-            raise InputError(
-                f'--{option.replace("_", "-")} tells how images are read; --features has them read already'
-            )
+    refuse(args, READING_OPTIONS, 'tells how images are read; --features has them read already')
 
 
 def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None:
@@ -241,9 +237,8 @@ def _check_evaluate(args: argparse.Namespace) -> None:
         raise InputError('--model does not go with --index: the codes are those of the model inside')
     if args.version and not args.index:
         raise InputError('--version goes with --index')
-    for option in ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field'):
-        if getattr(args, option) and args.index and not args.queries:
-            raise InputError(f'--{option.replace("_", "-")} tells how images are read; --index has them read already')
+    if args.index and not args.queries:
+        refuse(args, READING_OPTIONS, 'tells how images are read; --index has them read already')
     for option in ('max_images', 'max_queries'):
         name, given = f'--{option.replace("_", "-")}', getattr(args, option)
         if given is not None and args.split:

@@ -5,9 +5,12 @@ Jobs wire themselves in their own `define_pipeline`; nothing here knows what the
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import builtins
 import collections
+import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +29,9 @@ from hashing_model.errors import BuildError, GateError, InputError
 NAMESPACE = 'grainhash'  # of the counters
 THREADS = 2  # per step: one computes while the other waits for a file
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
+JOB_SERVER_LOG = 'apache_beam.utils.subprocess_server'  # where the lines of one that Beam has started come out
+WAITING = 'Still waiting for startup of environment'  # it says so every two minutes
+PATIENCE = 2
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
 _KNOWN_ERROR = re.compile(
     rf'^(?:RuntimeError: )?(?:\S+\.)?(InputError|BuildError|GateError|BeamIOError|{"|".join(_OS_ERRORS)}): (.*)$',
@@ -84,6 +90,7 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     Raises:
         InputError, BuildError, GateError, OSError: raised by a worker; the message is the worker's.
         InputError: no such runner.
+        BuildError: a job server that runs on this machine has waited minutes for workers to connect.
         JobLostError: the job may be running on; what it works on must be left alone.
         BaseException: whatever else the runner raises, and interrupts; the job has ended.
     """
@@ -94,12 +101,18 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     define(pipeline)
     result = None
     try:
-        result = pipeline.run()
-        if options.view_as(GoogleCloudOptions).template_location:
-            return None
-        result.wait_until_finish()
+        with _job_server_watched() as watch:
+            result = pipeline.run()
+            if options.view_as(GoogleCloudOptions).template_location:
+                return None
+            result.wait_until_finish()
     except BaseException as e:
         _stop(result, e)
+        if watch.gave_up:
+            raise BuildError(
+                'workers were asked for and have not connected for minutes: look at what the worker pool prints; its '
+                'python must have grainhash'
+            ) from e
         if not isinstance(e, Exception):
             raise
         if str(e).startswith('KeyboardInterrupt'):  # as the local runner passes it on
@@ -111,6 +124,47 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
         kind = {'InputError': InputError, 'BuildError': BuildError, 'GateError': GateError}.get(name, OSError)
         raise kind(_WHERE.sub('', message)) from e
     return result
+
+
+class _JobServerWatch(logging.Filter):
+    """Reads what a job server prints, and interrupts the command when it waits for workers that do not come.
+
+    Beam waits forever for a worker that died before it connected, or never started; it says so every two minutes.
+
+    Args:
+        level: from which the records are logged.
+    """
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.level = level
+        self.said = 0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the command was interrupted."""
+        return self.said >= PATIENCE
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log the record."""
+        if WAITING in record.getMessage():
+            self.said += 1
+            if self.said == PATIENCE:
+                _thread.interrupt_main()
+        return record.levelno >= self.level
+
+
+@contextlib.contextmanager
+def _job_server_watched() -> Iterator[_JobServerWatch]:
+    logger = logging.getLogger(JOB_SERVER_LOG)
+    level, watch = logger.level, _JobServerWatch(logger.getEffectiveLevel())
+    logger.addFilter(watch)
+    logger.setLevel(min(watch.level, logging.INFO))  # or what is printed would not come to the filter
+    try:
+        yield watch
+    finally:
+        logger.removeFilter(watch)
+        logger.setLevel(level)
 
 
 def _stop(result: PipelineResult | None, cause: BaseException) -> None:
