@@ -608,8 +608,8 @@ def test_the_exit_code_is_3_on_any_runner(tmp_path, options):
     path = f'{versions.version_folder(str(tmp_path / "index"), found.version)}/quality.json'
     assert [line for line in done.stderr.splitlines() if line.startswith('grainhash: error')] == [
         f'grainhash: error: version {found.version} is finished but not served, because it failed its gate: 40 of 200 '
-        f'records were rejected, 20 % (at most 5 %); see {path}; grainhash promote {tmp_path / "index"} '
-        f'{found.version} serves it all the same'
+        f'records were rejected, 20 % (at most 5 %), 40 of them as missing_id; see {path}; grainhash promote '
+        f'{tmp_path / "index"} {found.version} serves it all the same'
     ]
     assert not (tmp_path / 'index' / 'CURRENT').exists()
     assert start('promote', tmp_path / 'index', found.version).returncode == 0
