@@ -29,7 +29,7 @@ from hashing_model.errors import BuildError, GateError, InputError
 NAMESPACE = 'grainhash'  # of the counters
 THREADS = 2  # per step: one computes while the other waits for a file
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
-JOB_SERVER_LOG = 'apache_beam.utils.subprocess_server'  # where the lines of one that Beam has started come out
+JOB_SERVER_LOGS = 'FlinkJarJobServer', 'SparkJarJobServer'  # loggers of the lines of those that Beam starts
 WAITING = 'Still waiting for startup of environment'  # it says so every two minutes
 PATIENCE = 2
 _OS_ERRORS = [name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, OSError)]
@@ -156,20 +156,25 @@ class _JobServerWatch(logging.Filter):
 
 @contextlib.contextmanager
 def _job_server_watched() -> Iterator[_JobServerWatch]:
-    logger = logging.getLogger(JOB_SERVER_LOG)
-    level, watch = logger.level, _JobServerWatch(logger.getEffectiveLevel())
-    logger.addFilter(watch)
-    logger.setLevel(min(watch.level, logging.INFO))  # or what is printed would not come to the filter
+    loggers = [logging.getLogger(name) for name in JOB_SERVER_LOGS]
+    levels, watch = [logger.level for logger in loggers], _JobServerWatch(loggers[0].getEffectiveLevel())
+    for logger in loggers:
+        logger.addFilter(watch)
+        logger.setLevel(min(watch.level, logging.INFO))  # or what is printed would not come to the filter
     try:
         yield watch
     finally:
-        logger.removeFilter(watch)
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeFilter(watch)
+            logger.setLevel(level)
 
 
 def _stop(result: PipelineResult | None, cause: BaseException) -> None:
     """Cancel a job that was left running, as an interrupted launcher leaves jobs on other machines."""
-    if result is None or PipelineState.is_terminal(result.state):
+    try:
+        if result is None or PipelineState.is_terminal(result.state):
+            return
+    except ValueError:  # the channel is closed: Beam stops a job server that it has started, when it is interrupted
         return
     try:
         result.cancel()

@@ -48,7 +48,7 @@ files.write_bytes = write_or_die
 main(sys.argv[2:])
 """
 POINTS = {
-    'before anything': r'manifest\.json\.probe$',
+    'before anything': r'manifest\.json\.\w+\.probe$',
     'inputs': r'inputs\.parquet$',
     'encoding': r'staging/images-00001',
     'images': r'images/part-00001\.parquet$',

@@ -391,10 +391,6 @@ def test_views_of_the_cache_are_what_unlabelled_segments_learn_from(trained, tmp
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (
-            '--segments fine=8',
-            'segment fine reads the features high, mid; .* has edges, texture, shape, color, low, top',
-        ),
         ('--segments look=8 --views 3', 'the training needs 3 views; .* has 2'),
         ('--input-size 96', '--input-size is 96; .*cache was made with 32'),
         ('--resize pad', '--resize is pad; .*cache was made with squash'),
@@ -413,6 +409,8 @@ def test_a_training_that_does_not_fit_the_features_is_refused(trained, tmp_path,
 
 def test_features_without_the_views_wanted_or_by_other_weights_are_refused(shards, tmp_path, trained, capsys):
     cache, _ = make(shards, tmp_path / 'cache')
+    assert main(['train', '--features', cache.folder, '--model', f'{tmp_path}/m', '--segments', 'fine=8']) == 2
+    assert re.search('segment fine reads the features top, high, mid; .* has edges, color', capsys.readouterr().err)
     spec = CodeSpec((Segment('look', 4, ('edges',)),))
     with pytest.raises(InputError, match=r'needs augmented views of edges; .* has views of color: make the features'):
         load_features(cache, ['edges'], spec, Training(), 10)

@@ -184,8 +184,6 @@ def labelled(tmp_path_factory):
         ({'kind': '1'}, lambda part, i: i % 3 == 1),
         ({'kind': ['0', '2']}, lambda part, i: i % 3 != 1),
         ({'kind': 'none'}, lambda part, i: False),
-        ({'colour': 'red'}, lambda part, i: False),
-        ({'kind': '1', 'colour': 'red'}, lambda part, i: False),
         ({}, lambda part, i: True),
         (pc.field('width') >= 30, lambda part, i: 10 + i >= 30),
         (

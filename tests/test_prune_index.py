@@ -62,7 +62,7 @@ def test_versions_that_failed_their_gate_are_counted_apart(tmp_path):
 
 def test_half_written_files_and_staging_are_left_overs():
     half = f'codes/table=0/prefix=0/part-0.parquet.{"0af" * 10}00.tmp'
-    old = {path: prune_index.FileInfo(1, 5.0) for path in ('staging/a', half, 'manifest.json.probe')}
+    old = {path: prune_index.FileInfo(1, 5.0) for path in ('staging/a', half, f'manifest.json.{"0af" * 10}00.probe')}
     kept = {
         path: prune_index.FileInfo(1, 5.0) for path in ('manifest.json', 'model/x.tmp', 'images/staging/a', 'a.tmp')
     }

@@ -25,16 +25,14 @@ def say(times):
     """What Beam's thread does that reads a job server's output."""
     time.sleep(1)
     for _ in range(times):
-        logging.getLogger(run.JOB_SERVER_LOG).info('%s', LINE)
+        logging.getLogger(run.JOB_SERVER_LOGS[0]).info('%s', LINE)
 
 
-@pytest.fixture(params=[logging.CRITICAL, logging.INFO], ids=['quiet', 'verbose'])
-def logger(request):
+@pytest.fixture(params=[logging.WARNING, logging.INFO], ids=['quiet', 'verbose'])
+def logger(request, monkeypatch):
     """That of the job server's lines, as the command line sets it."""
-    logger = logging.getLogger(run.JOB_SERVER_LOG)
-    logging.getLogger('apache_beam').setLevel(request.param)
-    yield logger
-    logging.getLogger('apache_beam').setLevel(logging.NOTSET)
+    monkeypatch.setattr(logging.getLogger(), 'level', request.param)
+    return logging.getLogger(run.JOB_SERVER_LOGS[0])
 
 
 def test_workers_that_do_not_come_end_the_job(logger, caplog):
