@@ -379,7 +379,7 @@ def _prune(parser: argparse.ArgumentParser) -> None:
         type=int,
         required=True,
         metavar='N',
-        help='keep the N newest finished versions, and the served one in any case',
+        help='keep the N newest finished versions, as many that failed their gate, and the served one in any case',
     )
     parser.add_argument(
         '--older-than',
