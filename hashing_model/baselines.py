@@ -1,6 +1,6 @@
 """Hash functions that are fitted without gradients: random projection, PCA + random rotation, ITQ.
 
-Each is an affine map whose sign is the code. Heads fitted by gradients live in `train.py`.
+Each is an affine map whose sign is the code. Gradients fit the heads of `supervised.py` and `contrastive.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The trainable side of a hash model: feature groups -> gates -> a projection and batch normalisation per segment.
 
-Written in `keras.ops`, so that any Keras backend trains it. What is trained becomes `HashHead`s, which need no Keras.
+Written in `keras.ops`; tested with TensorFlow. What is trained becomes `HashHead`s, which need no Keras.
 """
 
 from __future__ import annotations

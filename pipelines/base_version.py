@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import sys
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -183,7 +182,7 @@ def _hash_row_groups(path: str, row_groups: tuple[int, int], hashed: Any) -> Non
 def _hash_range(file: IO[bytes], length: int | None, hashed: Any) -> int:
     """Hash some bytes from here on, all if no length is given; returns how many they were."""
     done = 0
-    while done != length and (piece := file.read(min(READ_AT_ONCE, sys.maxsize if length is None else length - done))):
+    while done != length and (piece := file.read(READ_AT_ONCE if length is None else min(READ_AT_ONCE, length - done))):
         hashed.update(piece)
         done += len(piece)
     return done

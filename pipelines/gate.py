@@ -329,8 +329,8 @@ def map_loss(sample: pa.Table, spec: CodeSpec, served: Served, limit: float) -> 
             if new is not None and before is not None:
                 found.append(Compared(name, profile, len(asking), new, before))
     if not levels and len(both) >= FEW and any(old['labels'].to_pylist()):
-        lost = 'no image has a label, while those of version {served.version}, which is served, have'
-        return Check('map_loss', 1.0, limit, limit >= 1, lost.format(served=served))
+        lost = f'no image has a label, while those of version {served.version}, which is served, have'
+        return Check('map_loss', 1.0, limit, limit >= 1, lost)
     if not found:
         return skipped('map_loss', limit, f'too few of {len(both):,} images of both versions have labels in common')
     worst = max(found, key=lambda c: c.loss)

@@ -153,6 +153,7 @@ def test_images_come_in_the_order_asked(folder, codes):
         ({'k': True}, 'k is True'),
         ({'radius': float('nan')}, 'radius is nan'),
         ({'threads': 0}, 'threads are 0'),
+        ({'threads': None}, 'threads are None'),
         ({'where': 'fine=cat'}, "where is 'fine=cat'; give"),
         ({'where': {'nolevel': 'x'}}, 'no image has a label nolevel'),
     ],

@@ -129,8 +129,8 @@ class LocalIndex:
             OSError: a file of the index is missing or damaged; the message names it.
         """
         allowed = None if where is None else self.allowed(where)
-        if threads < 1:
-            raise InputError(f'threads are {threads}; at least 1 is needed')
+        if not isinstance(threads, int) or threads < 1:
+            raise InputError(f'threads are {threads}; a whole number of at least 1 is needed')
         check_limits(self.spec, k, radius, profile)
         wanted, k = k, None if k is None else min(k, max(len(self), 1))
         if not self.in_memory:
