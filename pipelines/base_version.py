@@ -240,7 +240,7 @@ def read_images(base: Base, part: int, columns: Sequence[str]) -> pa.Table | Non
 
 
 class KnownImages:
-    """The images of parts of a base by the digest of their bytes, some 50 bytes of memory for each."""
+    """The images of parts of a base by the digest of their bytes, some 40 bytes of memory for each."""
 
     def __init__(self, rows: pa.Table) -> None:
         """Take columns `digest`, `width`, `height` and `code` of images."""
