@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from hashing_model.errors import BuildError, InputError, exit_code
 
@@ -417,13 +418,28 @@ def _k(text: str) -> int | None:
         raise argparse.ArgumentTypeError(f'{text!r} is neither a number nor "all"') from e
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the command to end.
+
+    No plain KeyboardInterrupt: of one raised below `exec` of a text, as libraries do when they are imported, python
+    remembers that it was never caught, and ends by the signal whatever the exit code. And it has a message, so Beam
+    passes it on as it is.
+    """
+
+
+def _interrupt(*_: Any) -> None:
+    raise Interrupted('interrupted')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     args, rest = make_parser().parse_known_args(argv)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     set_up_logging(args.verbose)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers stop jobs so: clean up as for Ctrl-C
+        signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so: clean up as for Ctrl-C
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
     try:
         if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')

@@ -115,8 +115,6 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
             ) from e
         if not isinstance(e, Exception):
             raise
-        if str(e).startswith('KeyboardInterrupt'):  # as the local runner passes it on
-            raise KeyboardInterrupt from e
         found = _KNOWN_ERROR.findall(f'{type(e).__name__}: {e}')  # a remote worker's error comes as its traceback
         if not found:
             raise

@@ -1,5 +1,6 @@
 """The command line: bad input is one line and leaves nothing behind; help that reads well."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_index import SPEC, build_by_hand, skewed_codes
+from make_index import ROOT, SPEC, build_by_hand, skewed_codes
 from test_train import encoded_pictures, fit_look, pictures
 
 from pipelines.__main__ import HELP, main, make_parser
@@ -237,6 +238,22 @@ def test_verbose_shows_the_traceback_and_ends_with_the_same_line(made):
     assert 'Traceback (most recent call last):' in before
     assert any('versions.py' in line for line in before)
     assert last == run('inspect', 'notes', cwd=made).stderr.strip()
+
+
+@pytest.mark.parametrize('sent', ['SIGINT', 'SIGTERM'])
+def test_an_interrupt_below_exec_is_exit_code_130(tmp_path, sent):
+    """Python would end by the signal, had it been a KeyboardInterrupt."""
+    (tmp_path / 'interrupted.py').write_text(
+        'import signal, sys\n'
+        'from pipelines import __main__, commands\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+        f'commands.inspect = lambda *_: exec("signal.raise_signal(signal.{sent})", globals())\n'
+        'sys.exit(__main__.main(["inspect", "index"]))\n'
+    )
+    command = [sys.executable, '-m', 'interrupted']
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (130, 'grainhash: error: interrupted\n')
 
 
 # Help
