@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 failed, 2 bad input or options, 3 built but not good enoug
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import importlib.metadata
 import logging
@@ -30,7 +29,7 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 """
 PROGRESS_SECONDS = 15
 STAGES = 'pipelines.build_stats'  # logs a line per stage
-BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query')
+BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query', 'duplicates')
 MODULES = {  # module -> the commands it has; `commands` has the others
     'build_command': ('build',),
     'model_commands': ('train', 'features', 'calibrate', 'evaluate'),
@@ -40,15 +39,20 @@ MOST_IMAGES = 10**12
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 
 
+class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Has room for the longest command: argparse forgets that commands are indented when it measures them."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, indent_increment=1)
+        self._action_max_length = max(map(len, HELP)) + 2
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('--verbose', action='store_true', help='log every step; show the traceback of an error')
-    one_space = functools.partial(
-        argparse.RawDescriptionHelpFormatter, indent_increment=1
-    )  # or `calibrate` has no room
     parser = argparse.ArgumentParser(
-        'grainhash', description=DESCRIPTION, formatter_class=one_space, allow_abbrev=False
+        'grainhash', description=DESCRIPTION, formatter_class=_CommandsFormatter, allow_abbrev=False
     )
     parser.add_argument('--version', action='version', version=f'grainhash {importlib.metadata.version("grainhash")}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -60,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         'plan': _plan,
         'build': _build,
         'query': _query,
+        'duplicates': _duplicates,
         'inspect': _inspect,
         'versions': _versions,
         'promote': _promote,
@@ -88,6 +93,10 @@ HELP = {
     ),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
     'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
+    'duplicates': (
+        'Group the images of an index that are near-duplicates of each other, and say which to keep.',
+        f'In a group, each image is within the radius of another one. {BEAM}',
+    ),
     'inspect': ('Show what an index holds.', None),
     'versions': ('List the versions of an index: which is served, which are not finished.', None),
     'promote': ('Make a finished version of an index the served one.', None),
@@ -351,6 +360,19 @@ def _query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', required=True, metavar='FILE', help='answers: .parquet or .jsonl')
     parser.add_argument('--explain', action='store_true', help='show the plan, and what was read of each table')
     _reading(parser)
+
+
+def _duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--index', required=True, metavar='DIR', help=INDEX_HELP)
+    parser.add_argument(
+        '--radius', type=int, required=True, metavar='R', help='largest distance of two images that are near'
+    )
+    parser.add_argument(
+        '--profile', metavar='NAME=WEIGHT,...', help='weight per segment, 0 if left out (default: 1 each)'
+    )
+    parser.add_argument(
+        '--output', required=True, metavar='FILE', help='a row per image that is in a group: .parquet or .jsonl'
+    )
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

@@ -126,6 +126,34 @@ def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkU
     return list_units(absolute(args.images), read_options(args))
 
 
+def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+    """Group near-duplicates and write the groups."""
+    from pipelines.answers import check_output
+    from pipelines.index.plan import check_limits
+    from pipelines.near_duplicates import DuplicatesConfig, define_pipeline
+    from pipelines.run import counters, pipeline_options, run_pipeline
+
+    options = pipeline_options(beam_args)
+    index = files.absolute(args.index)
+    manifest = versions.read_manifest(index)
+    profile = parse_pairs(args.profile, '--profile') if args.profile else None
+    check_limits(manifest.spec, None, args.radius, profile)
+    check_output(args.output)
+    config = DuplicatesConfig(index, manifest.version, files.absolute(args.output), args.radius, profile)
+    started = time.monotonic()
+    result = run_pipeline(lambda root: define_pipeline(root, config), options)
+    if result is None:
+        tell(f'{args.output}: {STAGED}')
+        return
+    totals = counters(result)
+    groups, images, largest = (totals.get(name, 0) for name in ('groups', 'images', 'largest'))
+    tell(
+        f'{args.output}: {groups:,} groups of {images:,} images, the largest of {largest:,}, '
+        f'in {time.monotonic() - started:.0f} s; without {images - groups:,} of {manifest.rows:,} images no two are '
+        f'within distance {args.radius}'
+    )
+
+
 def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print what a version holds, as a table or as JSON."""
     from pipelines.inspect_index import print_summary, summarize

@@ -84,7 +84,7 @@ class QueryConfig:
     @property
     def manifest(self) -> Manifest:
         """The version's manifest, which each process reads for itself: it is too large to travel with every step."""
-        return _read_manifest(self.index, self.version)
+        return cached_manifest(self.index, self.version)
 
     @property
     def block_queries(self) -> int:
@@ -93,7 +93,12 @@ class QueryConfig:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_manifest(index: str, version: str) -> Manifest:
+def cached_manifest(index: str, version: str) -> Manifest:
+    """The manifest of a version that was there when the command began.
+
+    Raises:
+        OSError: it has been removed since.
+    """
     try:
         return versions.read_manifest(index, version)
     except InputError as e:

@@ -24,6 +24,7 @@ PURE = {
     'hashing_model.ranking',
     'pipelines.index.kernels',
     'pipelines.index.multi_index',
+    'pipelines.index.near_pairs',
     'pipelines.index.layout',
 }
 PURE_MAY_IMPORT = {'numpy', 'numba', 'llvmlite', *sys.stdlib_module_names}

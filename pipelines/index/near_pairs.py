@@ -1,0 +1,157 @@
+"""Which codes are near to each other, chain by chain, compiled: a forest whose trees are the groups.
+
+Equal codes are one node, so that many equal ones cost no more than one; pairs are looked up as a search does, in tables
+ordered by key, and joined at once (union-find), so that memory does not grow with the number of pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashing_model.compiled import compiled
+from pipelines.index.kernels import _grown, _masked_distance, _next_ring_member, _offsets_of, _probes, popcount
+from pipelines.index.layout import PROBE_COST
+
+
+@compiled(inline='always')
+def _root(parents, node):
+    """The root of a node's tree; halves the way there."""
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+@compiled(inline='always')
+def _joined(parents, a, b):
+    """Join the trees of two nodes under the lesser root; tells whether they were two."""
+    a, b = _root(parents, a), _root(parents, b)
+    parents[max(a, b)] = min(a, b)
+    return a != b
+
+
+@compiled()
+def join_near(keys, codes, others, other_keys, prefix, free_bits, same, radius, masks, weights, bound):
+    """Pairs of places (in codes, in others) within a distance, as many as join all that are: int64 [L, 2].
+
+    Args:
+        keys, codes: int64 [N] and uint64 [N, W], of one partition.
+        others, other_keys: uint64 [M, W] and int64 [M] ascending, of one that follows or of the same.
+        prefix: the value of the leading bits that all of `other_keys` share.
+        free_bits: how many bits of a key follow the prefix.
+        same: whether the others are the codes.
+        radius: in how many bits the keys of a pair may differ; pairs that differ in more need not be found.
+        masks, weights: see `kernels._masked_distance`.
+        bound: the distance.
+    """
+    n, m = len(keys), len(other_keys)
+    first_other = 0 if same else n
+    parents = np.arange(n + (0 if same else m))
+    bits = min(free_bits, np.int64(np.log2(max(m, 1))))
+    shift = free_bits - bits
+    offsets = _offsets_of(other_keys, shift, bits)
+    a, b, size = np.empty(64, np.int64), np.empty(64, np.int64), 0
+    for i in range(n):
+        left = radius - np.int64(popcount(np.uint64((keys[i] >> free_bits) ^ prefix)))
+        if left < 0:
+            continue
+        whole = _probes(bits, left, m) * PROBE_COST > m
+        value, flips, ring = (keys[i] >> shift) & ((np.int64(1) << bits) - 1), np.int64(0), 0
+        while ring <= min(left, bits):
+            start, stop = (np.int64(0), m) if whole else (offsets[value ^ flips], offsets[(value ^ flips) + 1])
+            for j in range(max(start, i + 1) if same else start, stop):
+                if _masked_distance(codes[i], others[j], masks, weights) > bound:
+                    continue
+                if _joined(parents, i, first_other + j):
+                    if size == len(a):
+                        a, b = _grown(a), _grown(b)
+                    a[size], b[size] = i, j
+                    size += 1
+            if whole:
+                break
+            flips = _next_ring_member(flips) if flips else np.int64(1) << bits
+            if flips >> bits:
+                ring += 1
+                flips = (np.int64(1) << ring) - 1
+    pairs = np.empty((size, 2), np.int64)
+    pairs[:, 0], pairs[:, 1] = a[:size], b[:size]
+    return pairs
+
+
+@compiled()
+def _forest(links, total):
+    """The numbers in some links, ascending, the place of the least one in each one's tree, and which links are needed.
+
+    A number's place is how many bits are set below its own in a bitmap of all `total`: no sorting, no hashing.
+
+    Returns:
+        Numbers and places, int64 [M] each, and bool [L].
+    """
+    marks, below = np.zeros((total >> 6) + 1, np.uint64), np.zeros((total >> 6) + 2, np.int64)
+    for i in range(len(links)):
+        for number in links[i]:
+            marks[number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+    for word in range(len(marks)):
+        below[word + 1] = below[word] + np.int64(popcount(marks[word]))
+    numbers, parents = np.empty(below[-1], np.int64), np.arange(below[-1])
+    for word in range(len(marks)):
+        left = marks[word]
+        for place in range(below[word], below[word + 1]):
+            numbers[place] = (word << 6) + np.int64(popcount((left & -left) - np.uint64(1)))
+            left &= left - np.uint64(1)
+    needed = np.zeros(len(links), np.bool_)
+    for i in range(len(links)):
+        a, b = links[i]
+        a = below[a >> 6] + np.int64(popcount(marks[a >> 6] & ((np.uint64(1) << np.uint64(a & 63)) - np.uint64(1))))
+        b = below[b >> 6] + np.int64(popcount(marks[b >> 6] & ((np.uint64(1) << np.uint64(b & 63)) - np.uint64(1))))
+        needed[i] = _joined(parents, a, b)
+    for place in range(len(parents)):
+        parents[place] = _root(parents, place)
+    return numbers, parents, needed
+
+
+def spanning(links: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """As many of some links as join all that they join.
+
+    Args:
+        links: int64 [L, 2], pairs of numbers below `total`.
+        total: takes 3 bits of memory each.
+    """
+    return links[_forest(links, total)[2]]
+
+
+def groups_linked(links: NDArray[np.int64], total: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers that some links join, int64 [M], ordered by group and number, and each one's group, int64 [M].
+
+    The largest group is number 0; of groups of one size, that of the least number comes first.
+
+    Args:
+        links, total: see `spanning`.
+
+    >>> groups_linked(np.array([[9, 4], [7, 3], [4, 8]]), 10)
+    (array([4, 8, 9, 3, 7]), array([0, 0, 0, 1, 1]))
+    """
+    numbers, roots, _ = _forest(links, total)
+    sizes = np.bincount(roots, minlength=len(roots))
+    trees = np.flatnonzero(sizes)
+    trees = trees[np.argsort(-sizes[trees], kind='stable')]
+    groups = np.empty(len(roots), np.int64)
+    groups[trees] = np.arange(len(trees))
+    groups = groups[roots]
+    order = np.argsort(groups, kind='stable')
+    return numbers[order], groups[order]
+
+
+def distinct_codes(codes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first place of each distinct code uint64 [N, W], ascending int64 [D]; and its pairs with the others.
+
+    Returns:
+        Places, and pairs of places, int64 [N - D, 2].
+    """
+    order = np.lexsort(codes.T)  # stable
+    ordered = codes[order]
+    new = np.ones(len(codes), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    firsts = order[new]
+    return np.sort(firsts), np.stack([firsts[np.cumsum(new) - 1][~new], order[~new]], axis=1)

@@ -1,0 +1,309 @@
+"""Groups of images of an index that are near to each other, as a Beam job: which to keep, which to drop.
+
+    grainhash duplicates --index DIR --radius R --output FILE
+
+    partitions -> Reshuffle -> Link each with those near to it -> Join, as many links as needed -> Number the groups
+               -> Describe, images part by images part -> GroupByKey -> Render, block by block -> WriteGroups, one file
+
+Two images are in one group if a chain of images leads from one to the other, each within the radius of the next. Exact
+as searches are: two within the radius differ, in some table, in no more bits than that table's radius (`layout.py`).
+Links, 16 bytes for each image that is near to another, are joined by one worker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hashing_model.codes import segment_distances
+from pipelines.answers import render_block, write_blocks
+from pipelines.explain import count_read
+from pipelines.index import code_tables, files, versions
+from pipelines.index.code_tables import CodeRows
+from pipelines.index.layout import (
+    choose_radii,
+    groups_of,
+    near_prefixes,
+    probe_costs,
+    scanned_table,
+    substring_keys,
+    table_weights,
+)
+from pipelines.index.manifest import Manifest, Partition
+from pipelines.index.multi_index import number_rows
+from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
+from pipelines.index.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
+from pipelines.index.plan import Metric
+from pipelines.query_index import ANSWERS_PER_BLOCK, cached_manifest, from_stream, to_stream
+from pipelines.run import InThreads, count, list_values
+
+LINKS_AT_ONCE = 1 << 22  # that wait to be joined
+MEMBER = np.dtype([('block', '<i4'), ('group', '<i8'), ('row', '<u4')])  # row: in the images part
+DESCRIBED = ('image_id', 'width', 'height', 'labels', 'caption', 'source', 'digest', 'code')
+GROUPS = pa.schema(
+    [
+        ('group', pa.int64()),
+        ('keep', pa.bool_()),
+        ('image_id', pa.string()),
+        ('distance', pa.int32()),
+        ('same_bytes', pa.bool_()),
+        ('width', pa.int32()),
+        ('height', pa.int32()),
+        ('labels', code_tables.LABELS),
+        ('caption', pa.string()),
+        ('source', code_tables.SOURCE),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DuplicatesConfig:
+    """Which images count as near-duplicates, of which index, and where the groups go.
+
+    Args:
+        index: absolute path or uri of the index.
+        version: id of its version.
+        output: path of the groups, `.parquet` or `.jsonl`.
+        radius: largest weighted distance of two images that are near.
+        profile: weight per segment.
+    """
+
+    index: str
+    version: str
+    output: str
+    radius: int
+    profile: dict[str, int] | None = None
+
+    @property
+    def folder(self) -> str:
+        """The version's folder."""
+        return versions.version_folder(self.index, self.version)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version's manifest, read once per process."""
+        return cached_manifest(self.index, self.version)
+
+    @property
+    def segment_weights(self) -> tuple[int, ...]:
+        """The weight of each segment."""
+        return self.manifest.spec.weights(self.profile)
+
+    @property
+    def part_starts(self) -> NDArray[np.int64]:
+        """The images in all images parts before each, and in all; with its row it makes the number of an image."""
+        return np.cumsum([0, *(part.rows for part in self.manifest.images)])
+
+    @property
+    def table_radii(self) -> list[int]:
+        """In how many bits of its substring a pair may differ to be found in each table; negative where none is."""
+        tables, rows = self.manifest.tables, self.manifest.rows
+        weights = table_weights([t.substring for t in tables], self.segment_weights)
+        costs = [probe_costs(t.selectivity, t.substring.bits, rows) for t in tables]
+        return choose_radii(costs, weights, self.radius, float(costs[scanned_table(weights)][-1]))
+
+
+def define_pipeline(root: beam.Pipeline, config: DuplicatesConfig) -> beam.PCollection:
+    """Wire the whole job; the result is one element, when the groups are written."""
+    one = root | 'One' >> beam.Create([None])
+    members = (
+        one
+        | 'Partitions' >> beam.FlatMap(list_near_partitions, config)
+        | 'Spread' >> beam.Reshuffle()
+        | 'Link' >> beam.ParDo(InThreads(link_partition), config)
+        | 'CountRead' >> beam.Map(count_linked)
+        | 'Join' >> beam.CombineGlobally(Join(config))
+        | 'Number' >> beam.FlatMap(number_groups, config).with_output_types(tuple[int, bytes])
+    )
+    rendered = (
+        members
+        | 'SpreadParts' >> beam.Reshuffle()
+        | 'Describe' >> beam.ParDo(InThreads(describe_members), config)
+        | 'CountImages' >> beam.FlatMap(count_described).with_output_types(tuple[int, bytes])
+        | 'GroupBlocks' >> beam.GroupByKey()
+        | 'ListMembers' >> beam.Map(list_values)
+        | 'Render' >> beam.Map(render_groups, config).with_output_types(tuple[int, bytes])
+    )
+    return one | 'WriteGroups' >> beam.Map(write_groups, config, beam.pvalue.AsIter(rendered))
+
+
+NearPartitions = tuple[int, int, list[int]]  # table, place of a partition, places of those near to it that follow
+
+
+def list_near_partitions(_: None, config: DuplicatesConfig) -> Iterator[NearPartitions]:
+    """The partitions that can hold a pair, each with itself and those after it in the same table."""
+    for number, (table, radius) in enumerate(zip(config.manifest.tables, config.table_radii, strict=True)):
+        if radius < 0:
+            continue
+        near = near_prefixes([p.prefix for p in table.partitions], radius)
+        for place, others in enumerate(near):
+            if table.partitions[place].rows:
+                yield number, place, [other for other in others if table.partitions[other].rows]
+
+
+def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterator[tuple[NDArray[np.int64], Amount]]:
+    """Links between images' numbers, int64 [L, 2], that join all near pairs with a partition; and what was read."""
+    number, place, near = element
+    table, radii = config.manifest.tables[number], config.table_radii
+    metric = Metric.of(config.manifest.spec, config.segment_weights)
+    codes, equal, read = _read_distinct(table.partitions[place], config, metric)
+    if all(radius < 0 for radius in radii[:number]):  # another table need not link equal codes again
+        yield equal, Amount()
+    yield np.zeros((0, 2), np.int64), read
+    for other in near:
+        partition, read = table.partitions[other], Amount()
+        others = codes
+        if other != place:
+            others, _, read = _read_distinct(partition, config, metric)
+        pairs = join_near(
+            codes.keys,
+            codes.words,
+            others.words,
+            others.keys,
+            int(partition.prefix, 2),
+            table.substring.bits - len(partition.prefix),
+            other == place,
+            radii[number],
+            metric.masks,
+            metric.weights,
+            config.radius,
+        )
+        yield np.stack([codes.rows[pairs[:, 0]], others.rows[pairs[:, 1]]], axis=1), read
+
+
+def _read_distinct(
+    partition: Partition, config: DuplicatesConfig, metric: Metric
+) -> tuple[CodeRows, NDArray[np.int64], Amount]:
+    """A row of each distinct code of a partition, ordered by key; links to the rows left out; what was read."""
+    substring = config.manifest.tables[partition.table].substring
+    mask, kept, links, total = np.bitwise_or.reduce(metric.masks, axis=0), [], [], Amount()
+    for file in partition.files:
+        table, read = read_all(config.folder, file, CODE_COLUMNS)
+        codes = code_tables.codes_from_arrow(table['code'])
+        numbers = np.empty(len(codes), np.int64)
+        if not number_rows(table['row'].to_numpy(), config.part_starts, numbers):
+            raise OSError(f'{files.join(config.folder, file.path)}: rows that no images part has')
+        distinct, equal = _distinct(CodeRows(substring_keys(codes, substring), codes, numbers), mask)
+        kept.append(distinct)
+        links.append(equal)
+        total += read
+    distinct = kept[0]
+    if len(kept) > 1:
+        keys, codes, numbers = (np.concatenate([getattr(r, n) for r in kept]) for n in ('keys', 'codes', 'rows'))
+        distinct, equal = _distinct(CodeRows.sorted(keys, codes, numbers), mask)
+        links.append(equal)
+    return distinct, np.concatenate(links), total
+
+
+def _distinct(rows: CodeRows, mask: NDArray[np.uint64]) -> tuple[CodeRows, NDArray[np.int64]]:
+    """A row of each code that is distinct in the bits of a mask; links to the rows left out."""
+    firsts, pairs = distinct_codes(rows.words & mask)
+    return rows.take(firsts), rows.rows[pairs]
+
+
+def count_linked(element: tuple[NDArray[np.int64], Amount]) -> NDArray[np.int64]:
+    """Count what was read for some links; the links."""
+    count_read(element[1])
+    return element[0]
+
+
+class Join(beam.CombineFn):
+    """Links of all partitions to as many as join all that they join."""
+
+    def __init__(self, config: DuplicatesConfig):
+        self.config = config
+
+    def create_accumulator(self) -> list[NDArray[np.int64]]:
+        """No links yet."""
+        return []
+
+    def add_input(self, kept: list[NDArray[np.int64]], more: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Links of one partition, joined now and then, when as many are new as were kept."""
+        kept.append(more)
+        new = sum(len(links) for links in kept[1:])
+        return self.compact(kept) if new > max(len(kept[0]), LINKS_AT_ONCE) else kept
+
+    def merge_accumulators(self, several: Iterable[list[NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
+        """Links of several bundles."""
+        return self.compact([links for kept in several for links in kept])
+
+    def compact(self, kept: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """All joined, before they travel."""
+        return [self.extract_output(kept)]
+
+    def extract_output(self, kept: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """All of them, int64 [L, 2]."""
+        return spanning(np.concatenate([np.zeros((0, 2), np.int64), *kept]), self.config.manifest.rows)
+
+
+def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterator[tuple[int, bytes]]:
+    """Who is in which group, by the images part that knows the images: (part, records of `MEMBER`)."""
+    numbers, groups = groups_linked(links, config.manifest.rows)
+    parts = np.searchsorted(config.part_starts, numbers, side='right') - 1
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    count(groups=len(starts), images=len(numbers), largest=int(np.diff(np.append(starts, len(numbers))).max(initial=0)))
+    members = np.empty(len(numbers), MEMBER)
+    members['block'], members['group'] = starts[groups] // ANSWERS_PER_BLOCK, groups
+    members['row'] = numbers - config.part_starts[parts]
+    for part, places in groups_of(parts):
+        yield part, members[places].tobytes()
+
+
+def describe_members(
+    element: tuple[int, bytes], config: DuplicatesConfig
+) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """What one images part knows of its members of groups, by block, as Arrow streams; and the bytes read for it."""
+    part, members = element[0], np.frombuffer(element[1], MEMBER)
+    rows = members['row'].astype(np.int64)
+    images, read = read_rows(config.folder, config.manifest.images[part], rows, DESCRIBED)
+    images = images.append_column('group', pa.array(np.ascontiguousarray(members['group'])))
+    images = images.append_column('row', pa.array((np.int64(part) << 32) + rows))
+    yield (
+        read.bytes,
+        [(block, to_stream(images.take(places))) for block, places in groups_of(members['block'].astype(np.int64))],
+    )
+
+
+def count_described(element: tuple[int, list[tuple[int, bytes]]]) -> list[tuple[int, bytes]]:
+    """Count the bytes read for some members; the members."""
+    count(bytes_read=element[0])
+    return element[1]
+
+
+def render_groups(element: tuple[int, list[bytes]], config: DuplicatesConfig) -> tuple[int, bytes]:
+    """The groups of a block, as they will stand in the output."""
+    block, streams = element
+    return block, render_block(config.output, choose_kept(pa.concat_tables(map(from_stream, streams)), config))
+
+
+def choose_kept(images: pa.Table, config: DuplicatesConfig) -> pa.Table:
+    """Members of groups, as `GROUPS` says: in each the one of most pixels is kept, of several the first of the index.
+
+    Args:
+        images: the columns DESCRIBED, `group` and `row`.
+    """
+    pixels = pc.fill_null(pc.multiply(images['width'].cast(pa.int64()), images['height'].cast(pa.int64())), 0)
+    order = np.lexsort((images['row'].to_numpy(), -pixels.to_numpy(), images['group'].to_numpy()))
+    images = images.take(order)
+    keep = np.diff(images['group'].to_numpy(), prepend=-1) != 0
+    kept = images.take(np.flatnonzero(keep)[np.cumsum(keep) - 1])
+    mine, its = (code_tables.codes_from_arrow(table['code']) for table in (images, kept))
+    far = segment_distances(mine, its, config.manifest.spec) @ np.array(config.segment_weights)
+    columns = {
+        **{name: images[name] for name in images.column_names},
+        'keep': pa.array(keep),
+        'distance': pa.array(far),
+        'same_bytes': pc.equal(images['digest'], kept['digest']),
+    }
+    return pa.table({name: columns[name] for name in GROUPS.names}).cast(GROUPS)
+
+
+def write_groups(_: None, config: DuplicatesConfig, rendered: Iterable[tuple[int, bytes]]) -> None:
+    """Write the output file."""
+    write_blocks(config.output, (block for _, block in sorted(rendered)), GROUPS)
