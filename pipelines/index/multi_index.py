@@ -34,6 +34,8 @@ from pipelines.index.kernels import (
 
 TILE = 2048  # words of codes that stay in the first-level cache while all queries pass over them
 STRIP = 256  # codes compared before looking whether one of them is near
+FEW = 32  # of these, before looking which
+FIRST = 1024  # codes whose k-th distance bounds the answers before the first is ranked
 EXPLORED = 0.05  # of a scan's cost may be spent before an estimate decides
 AFFORDED = 0.8  # of a scan's cost may then be expected
 LONG_BUCKET = 64  # from here on a bucket is visited strip by strip
@@ -346,6 +348,21 @@ def _count_within(query, codes, start, stop, metric, limit):
 
 
 @compiled()
+def _kth_within(query, codes, stop, metric, k, bound):
+    """The k-th distance of codes[:, :stop] to a query, by bisection; the bound, if that is less."""
+    least, kth = np.int64(-1), bound
+    if _count_within(query, codes, 0, stop, metric, bound) < k:
+        return bound
+    while kth - least > 1:
+        middle = (least + kth) // 2
+        if _count_within(query, codes, 0, stop, metric, middle) < k:
+            least = middle
+        else:
+            kth = middle
+    return kth
+
+
+@compiled()
 def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
     """Exact answers by comparing every code, strip by strip.
 
@@ -367,6 +384,8 @@ def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
         for q in which:
             sizes[q], status[q] = 0, 0
             visited[q] += total
+            if k:
+                bounds[q] = _kth_within(_load(queries, q, zeros), codes, min(FIRST, total), metric, k, bounds[q])
     while position < -(-total // tile) * len(which):
         q, first = which[position % len(which)], position // len(which) * tile
         query, base, bound, size = _load(queries, q, zeros), q * k, bounds[q], sizes[q]
@@ -374,18 +393,23 @@ def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
             return position, filled
         for start in range(first, min(first + tile, total), STRIP):
             stop = min(start + STRIP, total)
-            near = _count_within(query, codes, start, stop, metric, bound)
-            for i in range(start, stop if near else start):
-                d = _distance(query, codes, np.uint64(i), metric)
-                if d > bound:
+            if not _count_within(query, codes, start, stop, metric, bound):
+                continue
+            for few in range(start, stop, FEW):
+                last = min(few + FEW, stop)
+                if not _count_within(query, codes, few, last, metric, bound):
                     continue
-                row = np.int64(rows[i])
-                if not k:
-                    distances[filled], answers[filled], numbers[filled] = d, row, q
-                    filled += 1
-                    size += 1
-                elif size < k or _later(distances[base], answers[base], d, row):
-                    size, bound = _offer(d, row, bound, k, base, size, distances, answers)
+                for i in range(few, last):
+                    d = _distance(query, codes, np.uint64(i), metric)
+                    if d > bound:
+                        continue
+                    row = np.int64(rows[i])
+                    if not k:
+                        distances[filled], answers[filled], numbers[filled] = d, row, q
+                        filled += 1
+                        size += 1
+                    elif size < k or _later(distances[base], answers[base], d, row):
+                        size, bound = _offer(d, row, bound, k, base, size, distances, answers)
         bounds[q], sizes[q] = bound, size
         position += 1
     if k:
