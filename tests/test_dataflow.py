@@ -127,6 +127,13 @@ def test_a_build_and_a_query_on_dataflow_give_the_local_results(bucket, dataflow
     answers = bucket.blob('out/answers.jsonl').download_as_text()
     assert len(answers.splitlines()) == 200
     assert answers == (tmp_path / 'answers.jsonl').read_text()
+    groups = ('duplicates', '--radius', '20', '--output')
+    said, _ = submit(dataflow, sdist, *groups, f'{BUCKET}/out/groups.jsonl', '--index', f'{BUCKET}/index')
+    succeed(*groups, tmp_path / 'groups.jsonl', '--index', f'{BUCKET}/index', *LOCALLY)
+    found = bucket.blob('out/groups.jsonl').download_as_text()
+    assert f' {found.count(chr(10))} images' in said
+    assert '"keep": false' in found
+    assert found == (tmp_path / 'groups.jsonl').read_text()
 
 
 def launch(bucket, sdist, *parameters):

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from make_index import (
     CATALOGUE,
@@ -235,6 +236,26 @@ def test_builds_and_answers_are_those_of_the_local_runner(given, engine, tmp_pat
     assert told_there == told
     assert len(told) > 3
     assert (tmp_path / 'answers.jsonl').read_bytes() == (folder / 'answers.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('given', 'engine'),
+    [('pictures', 'Spark'), ('codes', 'Flink with worker processes')],
+    indirect=True,
+)
+def test_near_duplicates_are_those_of_the_local_runner(given, engine, tmp_path):
+    """Half of the codes are equal: a group of a million, whose links travel at once."""
+    name, options = engine
+    command = ('duplicates', '--index', given[0] / 'index', '--radius', 3, '--output')
+    told = grainhash(*command, tmp_path / 'here.parquet').splitlines()[-1]
+    output = grainhash(*command, tmp_path / 'there.parquet', *options)
+    assert re.search(FINISHED[name], output)
+    groups, left = re.search(r'(\d\S* groups of .*), in .*(; .*)', told).groups()
+    assert groups in output
+    assert left in output
+    here, there = (pq.read_table(tmp_path / f'{where}.parquet') for where in ('here', 'there'))
+    assert len(here) > 0
+    assert there == here
 
 
 @pytest.mark.parametrize('given', ['codes'], indirect=True)
