@@ -1,6 +1,6 @@
 """The file of answers: its columns, its formats, and the file of rejects beside it.
 
-What stands in it is found by `query_index.py`.
+What stands in it is found by `query_index.py`; `near_duplicates.py` writes its groups so, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hashing_model.errors import InputError
 from pipelines.index import code_tables, files
 
 SUFFIXES = ('.parquet', '.jsonl')
+ANSWERS_PER_BLOCK = 65_536  # that travel and are rendered together
 
 
 def answers_schema(spec: CodeSpec) -> pa.Schema:
@@ -51,6 +52,19 @@ def rejects_path(output: str) -> str:
     """Where queries that could not be read are listed: `answers.jsonl` -> `answers.rejects.jsonl`."""
     stem, dot, suffix = output.rpartition('.')
     return f'{stem}.rejects{dot}{suffix}'
+
+
+def to_stream(table: pa.Table) -> bytes:
+    """A table as a compressed Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression='zstd')) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def from_stream(stream: bytes) -> pa.Table:
+    """Inverse of `to_stream`."""
+    return pa.ipc.open_stream(stream).read_all()
 
 
 def write_rows(path: str, table: pa.Table) -> None:

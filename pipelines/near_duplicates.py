@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances
-from pipelines.answers import render_block, write_blocks
+from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.explain import count_read
 from pipelines.index import code_tables, files, versions
 from pipelines.index.code_tables import CodeRows
@@ -40,7 +40,7 @@ from pipelines.index.multi_index import number_rows
 from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
 from pipelines.index.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
 from pipelines.index.plan import Metric
-from pipelines.query_index import ANSWERS_PER_BLOCK, cached_manifest, from_stream, to_stream
+from pipelines.query_index import cached_manifest, count_described
 from pipelines.run import InThreads, count, list_values
 
 LINKS_AT_ONCE = 1 << 22  # that wait to be joined
@@ -268,12 +268,6 @@ def describe_members(
         read.bytes,
         [(block, to_stream(images.take(places))) for block, places in groups_of(members['block'].astype(np.int64))],
     )
-
-
-def count_described(element: tuple[int, list[tuple[int, bytes]]]) -> list[tuple[int, bytes]]:
-    """Count the bytes read for some members; the members."""
-    count(bytes_read=element[0])
-    return element[1]
 
 
 def render_groups(element: tuple[int, list[bytes]], config: DuplicatesConfig) -> tuple[int, bytes]:

@@ -27,7 +27,16 @@ from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances
 from hashing_model.errors import InputError
-from pipelines.answers import answers_schema, rejects_path, render_block, write_blocks, write_rows
+from pipelines.answers import (
+    ANSWERS_PER_BLOCK,
+    answers_schema,
+    from_stream,
+    rejects_path,
+    render_block,
+    to_stream,
+    write_blocks,
+    write_rows,
+)
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
 from pipelines.explain import count_bounds, count_radii, count_read, count_table_read
@@ -40,7 +49,6 @@ from pipelines.records import UNKNOWN_ID, Reject, Source
 from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
-ANSWERS_PER_BLOCK = 65_536
 ALL_WITHIN_RADIUS = 64  # answers expected per query, where no k says
 ANSWER = np.dtype([('query', '<i4'), ('rank', '<i4'), ('distance', '<i4'), ('row', '<u4')])  # row: in the images part
 DESCRIBED = ('image_id', 'labels', 'caption', 'source')
@@ -415,19 +423,6 @@ def render_answers(
     schema = answers_schema(spec)
     count(answers=len(answers))
     yield block, render_block(config.output, pa.table(columns).select(schema.names).cast(schema))
-
-
-def to_stream(table: pa.Table) -> bytes:
-    """A table as a compressed Arrow stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression='zstd')) as stream:
-        stream.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def from_stream(stream: bytes) -> pa.Table:
-    """Inverse of `to_stream`."""
-    return pa.ipc.open_stream(stream).read_all()
 
 
 def write_answers(planned: Planned, config: QueryConfig, rendered: Iterable[tuple[int, bytes]]) -> None:

@@ -32,6 +32,7 @@ from scipy.sparse.csgraph import connected_components
 
 from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import to_words
+from pipelines import near_duplicates
 from pipelines.__main__ import main
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
 from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
@@ -179,6 +180,16 @@ def test_other_runners_find_the_same(cases, tmp_path, options):
     succeed(*command, '--output', tmp_path / 'expected.parquet')
     done = start(*command, '--output', tmp_path / 'groups.parquet', *options)
     assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
+
+
+def test_blocks_of_groups_are_written_in_order(cases, tmp_path, monkeypatch):
+    _, index = cases['clustered']
+    command = ('duplicates', '--index', index, '--radius', 12, '--output')
+    succeed(*command, tmp_path / 'expected.parquet')
+    monkeypatch.setattr(near_duplicates, 'ANSWERS_PER_BLOCK', 30)
+    succeed(*command, tmp_path / 'groups.parquet')
+    assert pq.ParquetFile(tmp_path / 'groups.parquet').num_row_groups > 10
     assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
 
 
