@@ -459,9 +459,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     set_up_logging(args.verbose)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # schedulers stop jobs so: clean up as for Ctrl-C
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _interrupt)
+        for asked in (signal.SIGINT, signal.SIGTERM):  # schedulers stop jobs by SIGTERM: clean up as for Ctrl-C
+            if signal.getsignal(asked) is not signal.SIG_IGN:
+                signal.signal(asked, _interrupt)
     try:
         if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')

@@ -128,18 +128,25 @@ def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkU
 
 def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Group near-duplicates and write the groups."""
+    import dataclasses
+
     from pipelines.answers import check_output
-    from pipelines.index.plan import check_limits
-    from pipelines.near_duplicates import DuplicatesConfig, define_pipeline
+    from pipelines.explain import read_line
+    from pipelines.index.plan import Metric, check_limits
+    from pipelines.near_duplicates import DuplicatesConfig, define_pipeline, plan_radii
     from pipelines.run import counters, pipeline_options, run_pipeline
 
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
     manifest = versions.read_manifest(index)
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
-    check_limits(manifest.spec, None, args.radius, profile)
+    weights = check_limits(manifest.spec, None, args.radius, profile)
     check_output(args.output)
-    config = DuplicatesConfig(index, manifest.version, files.absolute(args.output), args.radius, profile)
+    radius = min(args.radius, Metric.of(manifest.spec, weights).max_distance)
+    config = DuplicatesConfig(index, manifest.version, files.absolute(args.output), radius, profile)
+    config = dataclasses.replace(config, table_radii=plan_radii(config))
+    if any(r == t.substring.bits for r, t in zip(config.table_radii, manifest.tables, strict=True)):
+        tell(f'radius {args.radius} is too large for the tables to help: all codes are compared with all')
     started = time.monotonic()
     result = run_pipeline(lambda root: define_pipeline(root, config), options)
     if result is None:
@@ -147,11 +154,13 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         return
     totals = counters(result)
     groups, images, largest = (totals.get(name, 0) for name in ('groups', 'images', 'largest'))
+    many = 'group' if groups == 1 else 'groups'
     tell(
-        f'{args.output}: {groups:,} groups of {images:,} images, the largest of {largest:,}, '
+        f'{args.output}: {groups:,} {many} of {images:,} images, the largest of {largest:,}, '
         f'in {time.monotonic() - started:.0f} s; without {images - groups:,} of {manifest.rows:,} images no two are '
         f'within distance {args.radius}'
     )
+    tell(read_line(totals, manifest))
 
 
 def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What a query job did, told by its counters: the plan per table, bounds before and after a first look, what was read.
 
-Steps of `query_index.py` count, on any runner; the command line prints.
+Steps of `query_index.py`, and of `near_duplicates.py`, count, on any runner; the command line prints.
 """
 
 from __future__ import annotations

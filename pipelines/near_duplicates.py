@@ -7,12 +7,14 @@
 
 Two images are in one group if a chain of images leads from one to the other, each within the radius of the next. Exact
 as searches are: two within the radius differ, in some table, in no more bits than that table's radius (`layout.py`).
-Links, 16 bytes for each image that is near to another, are joined by one worker.
+Links are joined by one worker, and a group is written by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
@@ -21,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hashing_model.codes import segment_distances
+from hashing_model.codes import segment_distances, to_words
 from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.explain import count_read
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, files, kernels, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     choose_radii,
@@ -44,6 +46,7 @@ from pipelines.query_index import cached_manifest, count_described
 from pipelines.run import InThreads, count, list_values
 
 LINKS_AT_ONCE = 1 << 22  # that wait to be joined
+PLANNED = 256  # codes of the sample that are compared with all of it
 MEMBER = np.dtype([('block', '<i4'), ('group', '<i8'), ('row', '<u4')])  # row: in the images part
 DESCRIBED = ('image_id', 'width', 'height', 'labels', 'caption', 'source', 'digest', 'code')
 GROUPS = pa.schema(
@@ -72,6 +75,7 @@ class DuplicatesConfig:
         output: path of the groups, `.parquet` or `.jsonl`.
         radius: largest weighted distance of two images that are near.
         profile: weight per segment.
+        table_radii: see `plan_radii`.
     """
 
     index: str
@@ -79,6 +83,7 @@ class DuplicatesConfig:
     output: str
     radius: int
     profile: dict[str, int] | None = None
+    table_radii: tuple[int, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -100,13 +105,28 @@ class DuplicatesConfig:
         """The images in all images parts before each, and in all; with its row it makes the number of an image."""
         return np.cumsum([0, *(part.rows for part in self.manifest.images)])
 
-    @property
-    def table_radii(self) -> list[int]:
-        """In how many bits of its substring a pair may differ to be found in each table; negative where none is."""
-        tables, rows = self.manifest.tables, self.manifest.rows
-        weights = table_weights([t.substring for t in tables], self.segment_weights)
-        costs = [probe_costs(t.selectivity, t.substring.bits, rows) for t in tables]
-        return choose_radii(costs, weights, self.radius, float(costs[scanned_table(weights)][-1]))
+
+def plan_radii(config: DuplicatesConfig) -> tuple[int, ...]:
+    """In how many bits of its substring a pair may differ to be found in each table; negative where none is.
+
+    Reads the sample: what counts is how near codes are that are not equal, as equal ones are joined before.
+
+    Raises:
+        OSError: the sample cannot be read.
+    """
+    manifest, metric = config.manifest, Metric.of(config.manifest.spec, config.segment_weights)
+    sample, _ = read_all(config.folder, manifest.sample, ['code'])
+    codes = to_words(code_tables.codes_from_arrow(sample['code']))
+    distinct = codes[distinct_codes(codes & np.bitwise_or.reduce(metric.masks, axis=0))[0]]
+    rows = math.ceil(manifest.rows * len(distinct) / max(len(codes), 1))
+    some = np.random.default_rng(0).permutation(distinct)[:PLANNED]
+    weights, costs = table_weights([t.substring for t in manifest.tables], config.segment_weights), []
+    for substring in (table.substring for table in manifest.tables):
+        mask = substring.mask(manifest.spec.num_bytes)
+        pairs = kernels.distance_histogram(some, distinct, mask, substring.bits)
+        pairs[0] -= len(some)  # each with itself
+        costs.append(probe_costs(np.cumsum(pairs) / max(pairs.sum(), 1), substring.bits, rows))
+    return tuple(choose_radii(costs, weights, config.radius, float(costs[scanned_table(weights)][-1])))
 
 
 def define_pipeline(root: beam.Pipeline, config: DuplicatesConfig) -> beam.PCollection:
@@ -150,17 +170,16 @@ def list_near_partitions(_: None, config: DuplicatesConfig) -> Iterator[NearPart
 def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterator[tuple[NDArray[np.int64], Amount]]:
     """Links between images' numbers, int64 [L, 2], that join all near pairs with a partition; and what was read."""
     number, place, near = element
-    table, radii = config.manifest.tables[number], config.table_radii
+    table, radii, join = config.manifest.tables[number], config.table_radii, Join(config)
     metric = Metric.of(config.manifest.spec, config.segment_weights)
     codes, equal, read = _read_distinct(table.partitions[place], config, metric)
-    if all(radius < 0 for radius in radii[:number]):  # another table need not link equal codes again
-        yield equal, Amount()
-    yield np.zeros((0, 2), np.int64), read
+    first = all(radius < 0 for radius in radii[:number])  # other tables need not link equal codes again
+    kept = join.add_input(join.create_accumulator(), equal if first else equal[:0])
     for other in near:
-        partition, read = table.partitions[other], Amount()
-        others = codes
+        partition, others = table.partitions[other], codes
         if other != place:
-            others, _, read = _read_distinct(partition, config, metric)
+            others, _, more = _read_distinct(partition, config, metric)
+            read += more
         pairs = join_near(
             codes.keys,
             codes.words,
@@ -174,7 +193,8 @@ def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterato
             metric.weights,
             config.radius,
         )
-        yield np.stack([codes.rows[pairs[:, 0]], others.rows[pairs[:, 1]]], axis=1), read
+        kept = join.add_input(kept, np.stack([codes.rows[pairs[:, 0]], others.rows[pairs[:, 1]]], axis=1))
+    yield join.extract_output(kept), read
 
 
 def _read_distinct(
@@ -224,14 +244,17 @@ class Join(beam.CombineFn):
         return []
 
     def add_input(self, kept: list[NDArray[np.int64]], more: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Links of one partition, joined now and then, when as many are new as were kept."""
+        """Some more links, joined now and then, when as many are new as were kept."""
         kept.append(more)
         new = sum(len(links) for links in kept[1:])
         return self.compact(kept) if new > max(len(kept[0]), LINKS_AT_ONCE) else kept
 
     def merge_accumulators(self, several: Iterable[list[NDArray[np.int64]]]) -> list[NDArray[np.int64]]:
         """Links of several bundles."""
-        return self.compact([links for kept in several for links in kept])
+        merged = self.create_accumulator()
+        for links in itertools.chain(*several):
+            merged = self.add_input(merged, links)
+        return merged
 
     def compact(self, kept: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
         """All joined, before they travel."""

@@ -1,5 +1,6 @@
 """Groups of near-duplicates: they equal the connected components of all pairs within the radius, on real runners."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -34,6 +35,7 @@ from hashing_model.code_spec import CodeSpec
 from hashing_model.codes import to_words
 from pipelines import near_duplicates
 from pipelines.__main__ import main
+from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
 from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
 
@@ -98,7 +100,7 @@ def test_near_prefixes_are_those_that_agree_in_their_shared_bits(histogram, radi
     prefixes = cut_prefixes(np.array(histogram), 30)
     apart = [[sum(a != b for a, b in zip(p, q, strict=False)) for q in prefixes] for p in prefixes]
     expected = [[j for j in range(i, len(prefixes)) if apart[i][j] <= radius] for i in range(len(prefixes))]
-    assert near_prefixes(prefixes, radius) == expected
+    assert list(near_prefixes(prefixes, radius)) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
@@ -158,9 +160,11 @@ def test_groups_are_the_components_of_all_near_pairs(cases, tmp_path, kind, radi
     succeed('duplicates', '--index', index, '--radius', radius, *options, '--output', output)
     expected = components(ROWS, pairs_within(codes, radius, profile=profile))
     assert groups_in(output) == [[f'codes-{i}' for i in group] for group in expected]
-    told = capsys.readouterr().err.splitlines()[-1]
+    told, read = capsys.readouterr().err.splitlines()[-2:]
+    assert read.startswith('read ')
     images, largest = sum(map(len, expected)), max(map(len, expected), default=0)
-    assert f': {len(expected):,} groups of {images:,} images, the largest of {largest:,}, in' in told
+    groups = 'group' if len(expected) == 1 else 'groups'
+    assert f': {len(expected):,} {groups} of {images:,} images, the largest of {largest:,}, in' in told
     assert f'; without {images - len(expected):,} of 3,000 images no two are within distance {radius}' in told
     table = pq.read_table(output)
     kept = np.flatnonzero(table['keep'].to_numpy())
@@ -203,10 +207,48 @@ def test_an_index_without_near_duplicates_gives_an_empty_file(tmp_path, capsys, 
     assert '0 groups of 0 images' in capsys.readouterr().err
 
 
-def test_a_large_radius_makes_one_group(cases, tmp_path):
+@pytest.mark.parametrize('radius', [128, 129, 10**30])
+def test_a_radius_that_all_are_within_makes_one_group_and_is_told(cases, tmp_path, capsys, radius):
     _, index = cases['uniform']
-    succeed('duplicates', '--index', index, '--radius', '128', '--output', tmp_path / 'groups.parquet')
+    succeed('duplicates', '--index', index, '--radius', radius, '--output', tmp_path / 'groups.parquet')
     assert groups_in(tmp_path / 'groups.parquet') == [[f'codes-{i}' for i in range(ROWS)]]
+    assert f'radius {radius} is too large for the tables to help' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('segments', ['a=2', 'a=32', 'a=5,b=29'])
+@pytest.mark.parametrize('radius', [0, 1, 4])
+def test_few_bits_empty_parts_and_codes_without_pictures(tmp_path, segments, radius):
+    spec = CodeSpec.parse(segments)
+    codes = make_codes('clustered', 200, spec)
+    make_version(tmp_path / 'index', spec, [codes[:0], codes[:120], codes[:0], codes[120:], codes[:0]], 30)
+    output = tmp_path / 'groups.jsonl'
+    succeed('duplicates', '--index', tmp_path / 'index', '--radius', radius, '--output', output)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    found = [[int(r['image_id']) for r in group] for _, group in itertools.groupby(rows, lambda r: r['group'])]
+    assert found == components(200, pairs_within(codes, radius, spec))
+    assert {(r['width'], r['height'], r['same_bytes'], r['labels'], r['caption']) for r in rows} <= {(None,) * 5}
+
+
+def test_equal_codes_do_not_make_the_plan_avoid_tables(cases):
+    """Half of all pairs that agree somewhere are equal codes, which are joined before any are compared."""
+    radii = {}
+    for kind in ('uniform', 'identical'):
+        index = str(cases[kind][1])
+        config = near_duplicates.DuplicatesConfig(index, versions.current_version(index), 'groups.jsonl', 5)
+        radii[kind] = near_duplicates.plan_radii(config)
+    assert sorted(radii['identical']) == sorted(radii['uniform'])
+    assert max(radii['identical']) <= 1
+
+
+def test_links_of_a_partition_are_no_more_than_its_images(cases):
+    codes, index = cases['clustered']
+    config = near_duplicates.DuplicatesConfig(str(index), versions.current_version(str(index)), 'groups.jsonl', 25)
+    config = dataclasses.replace(config, table_radii=near_duplicates.plan_radii(config))
+    elements = list(near_duplicates.list_near_partitions(None, config))
+    for element in elements:
+        ((links, _),) = near_duplicates.link_partition(element, config)
+        assert len(links) < len(codes)
+    assert any(len(others) > 5 for _, _, others in elements)
 
 
 def test_the_picture_of_most_pixels_is_kept_and_copies_of_a_file_are_told(tmp_path):

@@ -5,7 +5,7 @@ release the GIL, and are cached on disk where that can be written. They know nei
 prepares their arguments.
 
 numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers
-in `multi_index.py` go on with what they have compiled.
+in `multi_index.py` and `near_pairs.py` go on with what they have compiled.
 """
 
 from __future__ import annotations

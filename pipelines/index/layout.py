@@ -158,20 +158,18 @@ def prefix_distances(query_keys: NDArray[np.int64], bits: int, prefix: str) -> N
     return np.bitwise_count(leading ^ np.uint64(int(prefix, 2))).astype(np.int64)
 
 
-def near_prefixes(prefixes: Sequence[str], radius: int) -> list[list[int]]:
+def near_prefixes(prefixes: Sequence[str], radius: int) -> Iterator[list[int]]:
     """Per prefix of a table, the places of those, itself and later ones, under which keys may be within a radius.
 
-    >>> near_prefixes(('00', '01', '1'), 0), near_prefixes(('00', '01', '1'), 1)
+    >>> list(near_prefixes(('00', '01', '1'), 0)), list(near_prefixes(('00', '01', '1'), 1))
     ([[0], [1], [2]], [[0, 1, 2], [1, 2], [2]])
     """
     lengths = np.array([len(p) for p in prefixes])
     starts = prefix_starts(prefixes, HISTOGRAM_BITS)
-    found = []
     for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         ignored = HISTOGRAM_BITS - np.minimum(lengths[place:], length)
         apart = np.bitwise_count((starts[place:] ^ start) >> ignored)
-        found.append((place + np.flatnonzero(apart <= radius)).tolist())
-    return found
+        yield (place + np.flatnonzero(apart <= radius)).tolist()
 
 
 def interval_distances(

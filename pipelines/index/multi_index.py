@@ -384,7 +384,7 @@ def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
         for q in which:
             sizes[q], status[q] = 0, 0
             visited[q] += total
-            if k:
+            if metric is None and k > 1 and total >= 4 * FIRST:  # or it costs more than it spares
                 bounds[q] = _kth_within(_load(queries, q, zeros), codes, min(FIRST, total), metric, k, bounds[q])
     while position < -(-total // tile) * len(which):
         q, first = which[position % len(which)], position // len(which) * tile

@@ -116,7 +116,7 @@ def spanning(links: NDArray[np.int64], total: int) -> NDArray[np.int64]:
 
     Args:
         links: int64 [L, 2], pairs of numbers below `total`.
-        total: takes 3 bits of memory each.
+        total: takes 2 bits of memory each.
     """
     return links[_forest(links, total)[2]]
 
