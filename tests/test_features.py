@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from skimage.feature import hog, local_binary_pattern
 from skimage.measure import moments_central, moments_hu, moments_normalized
@@ -59,11 +59,18 @@ def test_dims_do_not_depend_on_the_size_of_the_image(height, width):
 
 
 @settings(max_examples=20, deadline=None)
+@example(32, 32, 253, 107, 0)  # a few specks on white
 @given(st.integers(32, 160), st.integers(32, 160), st.integers(0, 255), st.integers(1, 256), st.integers(0, 2**31))
 def test_values_are_finite_for_faint_and_loud_noise(height, width, base, spread, seed):
     noise = np.random.default_rng(seed).integers(0, spread, (1, height, width, 3))
     features = hand_features(np.clip(base + noise, 0, 255).astype(np.uint8))
-    assert all(np.isfinite(values).all() and np.abs(values).max() < 100 for values in features.values())
+    assert all(np.isfinite(values).all() for values in features.values())
+    central = features['shape'][:, 7:14]
+    features['shape'] = np.delete(features['shape'], np.s_[7:14], axis=1)
+    assert all(np.abs(values).max() < 100 for values in features.values())
+    apart = SIDE - 1  # of faint specks at opposite borders that weigh one pixel together
+    assert np.abs(central[:, :3]).max() <= apart**2 / 4  # no variance is larger
+    assert np.abs(central[:, 3:]).max() <= apart**3 / 4
 
 
 @pytest.mark.parametrize('value', [0, 1, 128, 255])
