@@ -64,13 +64,7 @@ def test_dims_do_not_depend_on_the_size_of_the_image(height, width):
 def test_values_are_finite_for_faint_and_loud_noise(height, width, base, spread, seed):
     noise = np.random.default_rng(seed).integers(0, spread, (1, height, width, 3))
     features = hand_features(np.clip(base + noise, 0, 255).astype(np.uint8))
-    assert all(np.isfinite(values).all() for values in features.values())
-    central = features['shape'][:, 7:14]
-    features['shape'] = np.delete(features['shape'], np.s_[7:14], axis=1)
-    assert all(np.abs(values).max() < 100 for values in features.values())
-    apart = SIDE - 1  # of faint specks at opposite borders that weigh one pixel together
-    assert np.abs(central[:, :3]).max() <= apart**2 / 4  # no variance is larger
-    assert np.abs(central[:, 3:]).max() <= apart**3 / 4
+    assert all(np.isfinite(values).all() and np.abs(values).max() < 100 for values in features.values())
 
 
 @pytest.mark.parametrize('value', [0, 1, 128, 255])

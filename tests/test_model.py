@@ -361,7 +361,7 @@ def test_arrays_of_another_model_do_not_load(model, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'format_version': 2}, 'has model format 2 and features 1; this grainhash reads 1 and 1: train it again'),
+        ({'format_version': 2}, 'has model format 2 and features 2; this grainhash reads 1 and 2: train it again'),
         ({'features_version': 0}, 'has model format 1 and features 0'),
         ({'resizing': {'size': 64, 'rule': 'crop'}}, 'is damaged'),
         ({'resizing': {'size': 64, 'rule': 'stretch'}}, "not a readable model: resizing rule 'stretch'"),

@@ -14,6 +14,7 @@ MOMENT_DIMS = 7 + len(CENTRAL)
 DIMS = MOMENT_DIMS + BINS * (1 + 2 * 2 + GRID * GRID)
 
 _SMALLEST = 1e-10  # Hu moments below it count as 0: far below a visible asymmetry
+_LARGEST = 99.0  # central moment: a line of one pixel across has 10, faint specks far apart have thousands
 _FAINT = 8.0  # gray levels: what stands out less is not stretched to full weight
 _CANNY = (60, 150)  # gray levels of the 3 x 3 Sobel sums
 
@@ -23,7 +24,7 @@ def shape(images: npt.NDArray[np.uint8]) -> FloatArray:
 
     Moments: Hu, "Visual Pattern Recognition by Moment Invariants", IRE Trans. Information Theory 1962, of the
     luminance difference from the border's median; the seven invariants as sign(h) log10(1 + |h| / 1e-10),
-    then the seven normalised central moments of order 2 and 3. Pyramid (PHOG): Bosch, Zisserman and Munoz,
+    then the seven normalised central moments of order 2 and 3, at most 99. Pyramid (PHOG): Bosch, Zisserman and Munoz,
     "Representing Shape with a Spatial Pyramid Kernel", CIVR 2007; 8 unsigned orientations at Canny edges,
     weighted by gradient magnitude, in 1 x 1, 2 x 2 and 4 x 4 cells, as one Hellinger vector.
 
@@ -58,7 +59,8 @@ def _moments(weights: FloatArray) -> FloatArray:
         return np.zeros(MOMENT_DIMS, np.float32)
     hu = cv2.HuMoments(moments).ravel()
     hu = np.sign(hu) * np.log10(1 + np.abs(hu) / _SMALLEST)
-    return np.array([*hu, *(moments[name] for name in CENTRAL)], np.float32)
+    central = np.clip([moments[name] for name in CENTRAL], -_LARGEST, _LARGEST)
+    return np.array([*hu, *central], np.float32)
 
 
 def _pyramid(gray: npt.NDArray[np.uint8]) -> FloatArray:
