@@ -19,6 +19,7 @@ setup(
         'tensorflow>=2.18,<3',
         'keras>=3.8,<4',
         'numpy>=2,<3',
+        'scipy>=1.13,<2',
         'numba>=0.61,<1',
         'pyarrow>=16',
         'google-cloud-storage>=2.18,<4',

@@ -25,15 +25,25 @@ class FeatureSet:
         groups: feature group -> float32 [N, d].
         views: some of these groups of augmented views of the same images, for `contrastive` and `lda`.
         labels: label level -> the labels of the N images; coarse levels first.
+        captions: of the N images; None where there is none. Empty if no image has any.
     """
 
     groups: Groups
     views: tuple[Groups, ...] = ()
     labels: Mapping[str, LabelLevel] = dataclasses.field(default_factory=dict)
+    captions: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         """The number of images N."""
         return len(next(iter(self.groups.values())))
+
+    def texts(self) -> list[list[str]]:
+        """What is said of each image: its caption, and the names of its labels."""
+        said = [[caption] if caption else [] for caption in self.captions or [None] * len(self)]
+        for level in self.labels.values():
+            for texts, start, end in zip(said, level.starts, level.starts[1:], strict=False):
+                texts += [level.names[c] for c in level.classes[start:end]]
+        return said
 
 
 def extract(

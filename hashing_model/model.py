@@ -30,6 +30,7 @@ from hashing_model.features.backbone import SAVED, Backbone, load_backbone
 from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images import Decoded, Resizing, decode
+from hashing_model.text import TextHead, Vocabulary
 
 FORMAT_VERSION = 1
 # Of a matrix product that makes codes. With 12 or more, OpenBLAS's kernel for Haswell and Zen rounds a row by its
@@ -99,6 +100,7 @@ class HashModel:
         fusion: the scales of the feature groups.
         heads: segment name -> its hash function.
         training: what it was fitted on, for people; not part of the fingerprint.
+        text: words to codes, if the training images had captions or labels.
 
     Example:
         >>> model = HashModel.load('my-model')  # doctest: +SKIP
@@ -112,6 +114,7 @@ class HashModel:
     fusion: Fusion
     heads: Mapping[str, HashHead]
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text: TextHead | None = None
 
     def decode(self, data: bytes) -> Decoded:
         """Encoded image bytes to the model's input; raises `hashing_model.images.ImageError`."""
@@ -153,6 +156,22 @@ class HashModel:
         fused = {s.name: self.fusion.fuse(groups, s.features) for s in self.spec.segments}
         return {name: self.heads[name].activations(x) for name, x in fused.items()}
 
+    def encode_text(self, texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Texts to codes of images that they describe; no backbone is needed.
+
+        Returns:
+            Codes uint8 [N, spec.num_bytes], and which texts have a word that the model knows, bool [N]: all others
+            have one and the same code.
+
+        Raises:
+            InputError: the model has learned no words.
+        """
+        if self.text is None:
+            raise InputError('the model has learned no words: its training images had neither captions nor labels')
+        x = self.text.vocabulary.vectors(texts)
+        values = np.concatenate(list(self.text.activations(x).values()), axis=1)
+        return pack_bits(values >= 0), np.diff(x.indptr) > 0
+
     def calibrated(self, means: Mapping[str, NDArray]) -> HashModel:
         """The model with other thresholds, so that bits split a catalogue near its middle: another fingerprint.
 
@@ -163,7 +182,7 @@ class HashModel:
             means: segment name -> the mean of the `activations` over the catalogue, [bits]; others stay as they are.
         """
         heads = {**self.heads, **{name: self.heads[name].shifted(mean) for name, mean in means.items()}}
-        return dataclasses.replace(self, heads=heads)
+        return dataclasses.replace(self, heads=heads, text=self.text and self.text.shifted(means))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -220,6 +239,7 @@ class HashModel:
                 Fusion(*({g: arrays[f'{kind}/{g}'] for g in groups} for kind in ('mean', 'scale'))),
                 {name: _head_from_arrays(arrays, name) for name in spec.names},
                 described['training'],
+                _text_from_arrays(arrays, described['vocabulary'], spec) if 'vocabulary' in described else None,
             )
             fingerprint = described['fingerprint']
         except (KeyError, TypeError, ValueError, OSError, *_DAMAGED_ARCHIVE) as e:
@@ -241,7 +261,9 @@ class HashModel:
             )
 
     def _description(self) -> dict[str, Any]:
+        words = {'vocabulary': ' '.join(self.text.vocabulary.tokens)} if self.text else {}
         return {
+            **words,
             'format_version': FORMAT_VERSION,
             'features_version': FEATURES_VERSION,
             'spec': self.spec.to_json(),
@@ -259,7 +281,10 @@ class HashModel:
     def _arrays(self) -> dict[str, NDArray[np.float32]]:
         arrays = {f'mean/{g}': self.fusion.mean[g] for g in self.extractor.groups}
         arrays |= {f'scale/{g}': self.fusion.scale[g] for g in self.extractor.groups}
-        for name, head in self.heads.items():
+        if self.text:
+            arrays['text_weights'] = self.text.vocabulary.weights
+        of_text = {f'text/{name}': head for name, head in self.text.heads.items()} if self.text else {}
+        for name, head in {**self.heads, **of_text}.items():
             arrays[f'weights/{name}'] = head.weights
             arrays[f'offset/{name}'] = head.offset
             for i, (weights, offset) in enumerate(head.hidden):
@@ -290,6 +315,11 @@ def _head_from_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str) -> H
     if f'anchors/{name}/points' in arrays:
         anchors = Anchors(arrays[f'anchors/{name}/projection'], arrays[f'anchors/{name}/points'])
     return HashHead(arrays[f'weights/{name}'], arrays[f'offset/{name}'], hidden, anchors)
+
+
+def _text_from_arrays(arrays: Mapping[str, NDArray], vocabulary: str, spec: CodeSpec) -> TextHead:
+    heads = {name: _head_from_arrays(arrays, f'text/{name}') for name in spec.names}
+    return TextHead(Vocabulary(tuple(vocabulary.split(' ')), arrays['text_weights']), heads)
 
 
 def check_model_folder(folder: Path) -> None:

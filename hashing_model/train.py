@@ -32,6 +32,7 @@ from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel
 from hashing_model.ridge import fit_ridge
 from hashing_model.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
+from hashing_model.text import fit_text
 from hashing_model.training import Checkpoint, Report, Training
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)
@@ -49,6 +50,7 @@ def fit(
     backbone: str = 'efficientnet_lite0',
     report: Report | None = None,
     checkpoint: Checkpoint | None = None,
+    captions: Sequence[str | None] = (),
 ) -> tuple[HashModel, History]:
     """Fit a hash model.
 
@@ -61,6 +63,7 @@ def fit(
         backbone: see `hashing_model.features.backbone.load_backbone`.
         report: told of progress.
         checkpoint: where fine-tuning keeps its state.
+        captions: of the N images, if there are any: texts can ask for what they and the labels name.
 
     Returns:
         The model, and the epochs of each stage that had any.
@@ -88,7 +91,7 @@ def fit(
     groups = extract(images, extractor, extractor.groups, report)
     seen = view_groups(spec, training, labels)
     views = tuple(extract(images, extractor, seen, report, seed) for seed in view_seeds(training) if seen)
-    return fit_features(FeatureSet(groups, views, labels), extractor, resizing, spec, training, report, tuned)
+    return fit_features(FeatureSet(groups, views, labels, captions), extractor, resizing, spec, training, report, tuned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +153,7 @@ def fit_features(
         'images': len(features),
     }
     heads: dict[str, HashHead] = {}
+    activations: dict[str, NDArray[np.float32]] = {}
     history: History = {}
     fusion = Fusion.fit(features.groups)
     if tuned:
@@ -165,14 +169,20 @@ def fit_features(
             history |= {segment.name: epochs} if epochs else {}
         else:
             head = heads[segment.name]
+        made = head.activations(fusion.fuse(features.groups, segment.features))
         if methods[segment.name] not in PROJECTIONS:
-            head = head.reordered(order_bits(head.bits(fusion.fuse(features.groups, segment.features))))
-        heads[segment.name] = head
+            order = order_bits(made >= 0)
+            head, made = head.reordered(order), made[:, order]
+        heads[segment.name], activations[segment.name] = head, made
     some = {name: x[:: len(x) // _SOME + 1] for name, x in features.groups.items()}
     about['shares'] = {
         s.name: heads[s.name].shares({name: fusion.fuse(some, [name]) for name in s.features}) for s in spec.segments
     }
-    return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about), history
+    texts = features.texts()
+    text = fit_text(texts, activations)
+    if text:
+        about['text'] = {'images': sum(map(bool, texts)), 'words': text.vocabulary.words}
+    return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about, text), history
 
 
 def _supervised_heads(

@@ -47,6 +47,15 @@ class _CommandsFormatter(argparse.RawDescriptionHelpFormatter):
         self._action_max_length = max(map(len, HELP)) + 2
 
 
+class _OptionsFormatter(argparse.HelpFormatter):
+    """Writes `PATTERN...` where argparse has `PATTERN [PATTERN ...]`."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs != argparse.ONE_OR_MORE:
+            return super()._format_args(action, default_metavar)
+        return f'{action.metavar or default_metavar}...'
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
@@ -76,7 +85,13 @@ def make_parser() -> argparse.ArgumentParser:
     for name, add in added.items():
         help_text, epilog = HELP[name]
         command = commands.add_parser(
-            name, parents=[common], help=help_text, description=help_text, epilog=epilog, allow_abbrev=False
+            name,
+            parents=[common],
+            help=help_text,
+            description=help_text,
+            epilog=epilog,
+            formatter_class=_OptionsFormatter,
+            allow_abbrev=False,
         )
         add(command)
     return parser
@@ -92,7 +107,7 @@ HELP = {
         'Sizes are of evenly spread codes. See deploy/SCALING.md for where the figures come from.',
     ),
     'build': ('Build an index from images, or from codes made elsewhere.', BEAM),
-    'query': ('Find the exact nearest images of query images, ids or codes.', BEAM),
+    'query': ('Find the exact nearest images of query images, texts, ids or codes.', BEAM),
     'duplicates': (
         'Group the images of an index that are near-duplicates of each other, and say which to keep.',
         f'In a group, each image is within the radius of another one. {BEAM}',
@@ -347,6 +362,13 @@ def _query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--index', required=True, metavar='DIR', help=INDEX_HELP)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', nargs='+', metavar='PATTERN', help=f'query images: {PATTERN_HELP}')
+    source.add_argument(
+        '--text',
+        nargs='+',
+        metavar='TEXT',
+        help='queries in words of the captions and labels that the model has learned',
+    )
+    source.add_argument('--texts', metavar='FILE', help='text file with one such query per line')
     source.add_argument('--ids', metavar='FILE', help='text file with one image id of the index per line')
     source.add_argument('--codes', nargs='+', metavar='PATTERN', help='Parquet files with image_id and code')
     parser.add_argument('--model', metavar='DIR', help="refuse to run unless this is the index's own model")

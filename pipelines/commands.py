@@ -60,13 +60,14 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     profile = parse_pairs(args.profile, '--profile') if args.profile else None
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
-    if args.model and not args.images:
-        raise InputError('--model goes with --images; codes and ids need none')
+    encodes = args.images or args.text or args.texts
+    if args.model and not encodes:
+        raise InputError('--model goes with --images and texts; codes and ids need none')
     if args.model:
         check_model(manifest, HashModel.load(local_model(files.absolute(args.model))).fingerprint)
     units = _query_units(args, manifest)
     output = files.absolute(args.output)
-    asking = [path for unit in units for path in unit.paths] + ([args.ids] if args.ids else [])
+    asking = [path for unit in units for path in unit.paths] + [path for path in (args.ids, args.texts) if path]
     if output in map(files.absolute, asking):
         raise InputError(f'{args.output} asks; give another file for the answers')
     config = QueryConfig(
@@ -74,9 +75,9 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         version=manifest.version,
         output=output,
         ids=files.absolute(args.ids) if args.ids else None,
-        model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER)
-        if args.images
-        else None,
+        texts=files.absolute(args.texts) if args.texts else None,
+        text=tuple(args.text or ()),
+        model=files.join(versions.version_folder(index, manifest.version), versions.MODEL_FOLDER) if encodes else None,
         options=read_options(args),
         k=None if args.k is None else min(args.k, manifest.rows),
         radius=args.radius,
@@ -107,14 +108,16 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 
 def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:
-    """The work units that ask; none if ids do."""
+    """The work units that ask; none if ids or texts do."""
     from pipelines.code_files import code_bytes, list_code_units
     from pipelines.query_index import check_has_model
     from pipelines.shards import list_units
 
-    if args.ids:
-        if not files.exists(args.ids):
-            raise InputError(f'there is no file {args.ids}')
+    if (listed := args.ids or args.texts) and not files.exists(listed):
+        raise InputError(f'there is no file {listed}')
+    if args.text or args.texts:
+        check_has_model(manifest)
+    if args.ids or args.text or args.texts:
         return []
     if args.codes:
         units, _ = list_code_units(absolute(args.codes))

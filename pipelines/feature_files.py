@@ -1,7 +1,8 @@
 """The feature cache: Parquet files of feature groups with labels, and what of them a training reads.
 
     CACHE/features.json               written last: what the features are, and the parts in the order of the input
-    CACHE/view=0/part-<id>.parquet    a row per picture of one work unit: image_id, source, digest, labels, groups
+    CACHE/view=0/part-<id>.parquet    a row per picture of one work unit: image_id, source, digest, labels, caption,
+                                      groups
     CACHE/view=1/part-<id>.parquet    the same rows, of an augmented view: image_id, digest, some of the groups
     CACHE/rejects/part-<id>.parquet   what could not be read
 
@@ -42,7 +43,7 @@ from pipelines.records import TRANSIENT, Record
 if TYPE_CHECKING:  # they load Beam
     from pipelines.shards import InputFile, ReadOptions, WorkUnit
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = 'features.json'
 REJECTS_FOLDER = 'rejects'
 
@@ -86,16 +87,25 @@ def rejects_path(name: str) -> str:
 def part_name(unit: WorkUnit, inputs: Mapping[str, InputFile], options: ReadOptions, fingerprint: str) -> str:
     """What is the same as long as a unit's features are: a digest of what is read, and how, and of the key."""
     read = [(path, inputs[path].size, inputs[path].mtime) for path in unit.paths]
-    described = [fingerprint, unit.format, unit.root, unit.row_groups, read, dataclasses.asdict(options)]
+    described = [
+        FORMAT_VERSION,
+        fingerprint,
+        unit.format,
+        unit.root,
+        unit.row_groups,
+        read,
+        dataclasses.asdict(options),
+    ]
     text = json.dumps(described, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def row_schema(view: int, dims: Mapping[str, int]) -> pa.Schema:
     """The columns of a part: what is known of a picture (view 0 only), and its feature groups."""
-    known = [('source', SOURCE), ('digest', pa.binary(16)), ('labels', LABELS)] if view == 0 else []
+    digest = ('digest', pa.binary(16))
+    known = [('source', SOURCE), digest, ('labels', LABELS), ('caption', pa.string())] if view == 0 else [digest]
     vectors = [(name, pa.list_(pa.float32(), size)) for name, size in dims.items()]
-    return pa.schema([('image_id', pa.string()), *(known or [('digest', pa.binary(16))]), *vectors])
+    return pa.schema([('image_id', pa.string()), *known, *vectors])
 
 
 def to_rows(records: Sequence[Record], digests: Sequence[bytes], groups: Groups, schema: pa.Schema) -> pa.RecordBatch:
@@ -105,6 +115,7 @@ def to_rows(records: Sequence[Record], digests: Sequence[bytes], groups: Groups,
         'source': [dataclasses.asdict(r.source) for r in records],
         'digest': digests,
         'labels': [[(level, list(values)) for level, values in r.labels.items()] for r in records],
+        'caption': [r.caption for r in records],
     }
     columns = [
         _vectors(groups[field.name]) if field.name in groups else pa.array(known[field.name], field.type)
@@ -318,14 +329,15 @@ def load_features(
     drawn = draw_rows([part.rows for part in cache.parts], size, training.seed)
     if not len(drawn):
         raise InputError(f'{cache.folder} holds no pictures')
-    made, values = _read_groups(cache, 0, groups, drawn, with_labels=True)
+    made, known = _read_groups(cache, 0, groups, drawn, ('labels', 'caption'))
+    values = [dict(row['labels']) for row in known]
     levels = dict.fromkeys(level for row in values for level in row)
     labels = {level: LabelLevel.from_values([row.get(level, ()) for row in values]) for level in levels}
     training = choose_method(training, spec, labels)
     seen = view_groups(spec, training, labels)
     _check_views(cache, seen, training.views)
     views = (_read_groups(cache, v + 1, seen, drawn)[0] for v in range(training.views if seen else 0))
-    return FeatureSet(made, tuple(views), labels), training
+    return FeatureSet(made, tuple(views), labels, [row['caption'] for row in known]), training
 
 
 def _check_views(cache: Cache, wanted: Sequence[str], views: int) -> None:
@@ -342,14 +354,14 @@ def _check_views(cache: Cache, wanted: Sequence[str], views: int) -> None:
 
 
 def _read_groups(
-    cache: Cache, view: int, groups: Sequence[str], drawn: NDArray[np.int64], with_labels: bool = False
-) -> tuple[Groups, list[dict[str, list[str]]]]:
-    """Groups float32 [n, d] of the rows drawn, in their order, and their labels."""
+    cache: Cache, view: int, groups: Sequence[str], drawn: NDArray[np.int64], columns: Sequence[str] = ()
+) -> tuple[Groups, list[dict[str, Any]]]:
+    """Groups float32 [n, d] of the rows drawn, in their order, and what some other columns say of each."""
     order = np.argsort(drawn, kind='stable')
     ascending = drawn[order]
     made: dict[str, NDArray[np.float32]] = {}
-    labels: list[dict[str, list[str]]] = [{} for _ in drawn]
-    for start, batch in _batches(cache, view, [*groups, *(['labels'] if with_labels else [])], ascending):
+    known: list[dict[str, Any]] = [{} for _ in drawn]
+    for start, batch in _batches(cache, view, [*groups, *columns], ascending):
         first, last = np.searchsorted(ascending, [start, start + len(batch)])
         rows, places = ascending[first:last] - start, order[first:last]
         if not len(rows):
@@ -357,10 +369,10 @@ def _read_groups(
         for name in groups:
             vectors = batch[name].flatten().to_numpy().reshape(len(batch), -1)
             made.setdefault(name, np.empty((len(drawn), vectors.shape[1]), np.float32))[places] = vectors[rows]
-        if with_labels:
-            for place, value in zip(places.tolist(), batch['labels'].take(pa.array(rows)).to_pylist(), strict=True):
-                labels[place] = dict(value)
-    return made, labels
+        described = batch.select(list(columns)).take(pa.array(rows)).to_pylist()
+        for place, value in zip(places.tolist(), described, strict=False):  # without columns, nothing is described
+            known[place] = value
+    return made, known
 
 
 def _batches(

@@ -97,7 +97,17 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
     key = {**vars(args), **shown, 'sample': sample.digest}
     checkpoint = Checkpoint(Path(args.model, CHECKPOINT_FILE), key)
     with TrainingLog(_stderr(), args.tensorboard) as log:
-        return fit(sample.images, sample.labels, training, spec, resizing, _backbone(args), log.report, checkpoint)
+        return fit(
+            sample.images,
+            sample.labels,
+            training,
+            spec,
+            resizing,
+            _backbone(args),
+            log.report,
+            checkpoint,
+            sample.captions,
+        )
 
 
 def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:

@@ -1,8 +1,10 @@
 """The query job: queries -> codes -> plan -> partitions that can hold an answer -> exact answers in one file.
 
-    grainhash query --index DIR (--images PATTERN... | --ids FILE | --codes PATTERN...) --k 10 --output FILE
+    grainhash query --index DIR (--images PATTERN... | --text TEXT... | --texts FILE | --ids FILE | --codes PATTERN...)
+                    --k 10 --output FILE
 
-    units or ids -> EncodeQueries / FindIds -> Plan: codes, bounds and radii of all queries, a side input of the looks
+    units, texts or ids -> EncodeQueries / EncodeTexts / FindIds
+                                 -> Plan: codes, bounds and radii of all queries, a side input of the looks
     partition files -> Reshuffle -> FirstLook, where the queries' own keys are -> Tighten the bounds
                                  -> Search, all that the radii need, by blocks of queries
                                  -> ByPart -> GroupByKey -> Describe, images part by images part
@@ -45,10 +47,12 @@ from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import Amount, find_texts, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, add_matches, plan_search
-from pipelines.records import UNKNOWN_ID, Reject, Source
+from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
 from pipelines.run import InThreads, count, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
+TEXTS_PER_BLOCK = 4096
+NO_KNOWN_WORD = 'the model has learned none of its words'
 ALL_WITHIN_RADIUS = 64  # answers expected per query, where no k says
 ANSWER = np.dtype([('query', '<i4'), ('rank', '<i4'), ('distance', '<i4'), ('row', '<u4')])  # row: in the images part
 DESCRIBED = ('image_id', 'labels', 'caption', 'source')
@@ -62,8 +66,10 @@ class QueryConfig:
         index: absolute path or uri of the index.
         version: id of the version that answers.
         output: path of the answers, `.parquet` or `.jsonl`.
-        ids: a text file with one image id per line; None when work units of images or codes ask.
-        model: uri of the model that encodes query images; None when the units hold codes.
+        ids: a text file with one image id per line; None when something else asks.
+        texts: a text file with one query per line; None when something else asks.
+        text: queries in words; none when something else asks.
+        model: uri of the model that encodes images and texts; None when ids or codes ask.
         options: which column or key of query images holds what.
         k: answers per query; None for all within `radius`.
         radius: largest weighted distance of an answer.
@@ -76,6 +82,8 @@ class QueryConfig:
     version: str
     output: str
     ids: str | None = None
+    texts: str | None = None
+    text: tuple[str, ...] = ()
     model: str | None = None
     options: ReadOptions = ReadOptions()
     k: int | None = 10
@@ -137,7 +145,7 @@ class Planned:
 
 def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
     """Wire the whole query job; the result is one element, when the answers are written."""
-    blocks = _ids_blocks(root, config) if config.ids else _unit_blocks(root, config, units)
+    blocks = _asking_blocks(root, config, units)
     one = root | 'One' >> beam.Create([None])
     planned = one | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
     partitions = one | 'Partitions' >> beam.FlatMap(list_partitions, config) | 'Spread' >> beam.Reshuffle()
@@ -182,7 +190,12 @@ class Search(beam.PTransform):
         )
 
 
-def _unit_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
+def _asking_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
+    """What asks, as `QueryBlock`s."""
+    if config.ids:
+        return _ids_blocks(root, config)
+    if config.texts or config.text:
+        return root | 'Texts' >> beam.Create([None]) | 'EncodeTexts' >> beam.FlatMap(encode_texts, config)
     return (
         root
         | 'Units' >> beam.Create(units)
@@ -192,7 +205,7 @@ def _unit_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkU
 
 
 def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
-    ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_ids)
+    ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_lines)
     ordered = ids | 'OrderIds' >> beam.Map(sorted)
     return (
         root
@@ -225,8 +238,25 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
     return QueryBlock(layout.row_numbers(unit.number, len(ids)), ids, codes, rejects)
 
 
-def read_ids(path: str) -> list[str]:
-    """The ids of a text file, one per line; blank lines give empty ids, so that ids keep their line numbers.
+def encode_texts(_: None, config: QueryConfig) -> Iterator[QueryBlock]:
+    """The queries in words; blank lines ask nothing, and those of which the model knows no word are rejected."""
+    assert config.model is not None
+    model = load_model(config.model, config.threads, (config.manifest.model or {}).get('fingerprint'))
+    lines = read_lines(config.texts) if config.texts else config.text
+    asked = [(place, line.strip()) for place, line in enumerate(lines) if line.strip()]
+    for start in range(0, len(asked), TEXTS_PER_BLOCK):
+        places, texts = zip(*asked[start : start + TEXTS_PER_BLOCK], strict=True)
+        codes, known = model.encode_text(texts)
+        rejects = tuple(
+            Reject(Source(config.texts or '--text', str(places[i] + 1)), UNKNOWN_TEXT, NO_KNOWN_WORD, texts[i])
+            for i in np.flatnonzero(~known)
+        )
+        kept = np.flatnonzero(known)
+        yield QueryBlock(np.array(places, np.int64)[kept], [texts[i] for i in kept], codes[kept], rejects)
+
+
+def read_lines(path: str) -> list[str]:
+    """The ids or queries of a text file, one per line; blank lines are kept, so that the others keep their numbers.
 
     Raises:
         InputError: the file is not UTF-8.
@@ -263,7 +293,7 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
         found = set(places.tolist())
         rejects += [
             Reject(Source(config.ids, str(line + 1)), UNKNOWN_ID, 'not in the index', image_id)
-            for line, image_id in enumerate(read_ids(config.ids))
+            for line, image_id in enumerate(read_lines(config.ids))
             if image_id.strip() and line not in found
         ]
     none_yet = codes[:0]

@@ -18,6 +18,7 @@ BROKEN_SHARD = 'broken_shard'
 WRONG_CODE_LENGTH = 'wrong_code_length'
 SPARE_BITS_SET = 'spare_bits_set'
 UNKNOWN_ID = 'unknown_id'
+UNKNOWN_TEXT = 'unknown_text'
 BROKEN_METADATA = 'broken_metadata'
 UNREADABLE_FILE = 'unreadable_file'  # a single image file; an unreadable shard raises
 RECORD_TOO_LARGE = 'record_too_large'

@@ -92,13 +92,15 @@ def _pieces(unit: WorkUnit) -> list[WorkUnit]:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Training images: pixels uint8 [size, size, 3] each, their labels by level, and what could not be used.
+    """Training images: pixels uint8 [size, size, 3] each, labels by level, captions, and what could not be used.
 
-    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
+    `digest` is a SHA-256 over ids, files, labels and captions, in order: a training that goes on after a kill must have
+    the same.
     """
 
     images: Sequence[NDArray[np.uint8]]
     labels: Mapping[str, LabelLevel]
+    captions: Sequence[str | None]
     rejects: Sequence[Reject]
     digest: str
 
@@ -113,10 +115,9 @@ def sample_images(units: Sequence[WorkUnit], options: ReadOptions, size: int, se
     kept, rejects = sample_records(units, options, size, seed, keep)
     levels = dict.fromkeys(level for _, record in kept for level in record.labels)
     labels = {level: LabelLevel.from_values([r.labels.get(level, ()) for _, r in kept]) for level in levels}
-    known = [[r.image_id, r.data.hex(), sorted(r.labels.items())] for _, r in kept]
-    return Sample(
-        [pixels for pixels, _ in kept], labels, rejects, hashlib.sha256(json.dumps(known).encode()).hexdigest()
-    )
+    known = [[r.image_id, r.data.hex(), sorted(r.labels.items()), r.caption] for _, r in kept]
+    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return Sample([pixels for pixels, _ in kept], labels, [r.caption for _, r in kept], rejects, digest)
 
 
 class TrainingLog:
@@ -197,6 +198,8 @@ def describe_training(model: HashModel) -> list[str]:
         score = about.get('validation_map', {}).get(name)
         held_out = '' if score is None else f'mAP {score:.3f} on images held out; '
         lines.append(f'{name}: {held_out}made of {describe_shares(about["shares"][name])}')
+    if text := about.get('text'):
+        lines.append(f'text: {text["words"]:,} words of the captions and labels of {text["images"]:,} images')
     return lines
 
 

@@ -287,8 +287,9 @@ def tar_members(pictures):
 
 
 def hand_model(pictures, seed=0):
-    """A tiny model of hand-made features: no backbone to load."""
+    """A tiny model of hand-made features, which knows the captions' words: no backbone to load."""
     resizing = Resizing(64)
     pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
     spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
-    return fit(pixels, training=Training('itq', seed), spec=spec, resizing=resizing)[0]
+    captions = [fields.get('caption') for fields, _ in pictures]
+    return fit(pixels, training=Training('itq', seed), spec=spec, resizing=resizing, captions=captions)[0]

@@ -31,6 +31,8 @@ REFUSED = {
     'images': ('photos', 'gs://bucket', 'gs://bucket/a,', 'gs://bucket/a,b', ',gs://bucket/a'),
     'codes': ('codes.parquet', 'gs://bucket/a,/b'),
     'model': ('model', 'gs://bucket/a,gs://bucket/b', 'gs://bucket/model/'),
+    'text': ('red shoes,', ',a cat', ' '),
+    'texts': ('searches.txt', 'gs://bucket/*.txt'),
     'ids': ('ids.txt', 'gs://bucket/*.txt'),
     'output': ('answers.parquet', 'gs://bucket/answers', 'gs://bucket/answers.csv', 'gs://bucket/answers.parquet.gz'),
     'segments': ('coarse', 'coarse=', '=32', 'Coarse=32', 'coarse=32,', 'coarse=-1'),
@@ -101,7 +103,7 @@ def test_parameters_are_the_options_of_the_command_and_some_of_beam(template):
 
 @pytest.mark.parametrize('template', TEMPLATES)
 def test_examples_make_a_command_line(template):
-    others = ('codes', 'ids', 'no_gate')  # what does not go with the rest
+    others = ('codes', 'ids', 'text', 'texts', 'no_gate')  # what does not go with the rest
     given = {p['name']: example_of(p) for p in parameters_of(template) if p['name'] not in others}
     words = command_line([f'--{name}={value}' for name, value in given.items()])
     args, rest = make_parser().parse_known_args(words)

@@ -6,6 +6,7 @@ from test_train import SIZE, pictures
 
 from hashing_model.augment import LOOK, augment
 from hashing_model.feature_set import BATCH_SIZE, FeatureSet, extract
+from hashing_model.labels import LabelLevel
 from hashing_model.model import Extractor
 
 GROUPS = ('edges', 'color')
@@ -20,6 +21,15 @@ def images():
 @pytest.fixture(scope='module')
 def extractor():
     return Extractor('efficientnet_lite0', SIZE.size, GROUPS)
+
+
+def test_texts_are_captions_and_names_of_labels():
+    levels = {'kind': LabelLevel.from_values([['b', 'a'], [], ['c']]), 'item': LabelLevel.from_values([[], [], ['1']])}
+    groups = {'color': np.zeros((3, 2), np.float32)}
+    captions = ['an a', None, '']
+    assert FeatureSet(groups, (), levels, captions).texts() == [['an a', 'a', 'b'], [], ['c', '1']]
+    assert FeatureSet(groups, (), levels).texts() == [['a', 'b'], [], ['c', '1']]
+    assert FeatureSet(groups).texts() == [[], [], []]
 
 
 def assert_same(a, b):

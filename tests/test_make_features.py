@@ -117,6 +117,7 @@ def test_rows_are_the_features_of_the_pictures_and_of_views_that_their_bytes_dec
     assert not np.array_equal(vectors(rows_of(cache, 1), 'color'), vectors(rows_of(cache, 2), 'color'))
     assert clean['image_id'].to_pylist() == [fields['id'] for fields, _ in pictures]
     assert dict(clean['labels'][3].as_py()) == {level: [v] for level, v in pictures[3][0]['labels'].items()}
+    assert clean['caption'].to_pylist() == [fields['caption'] for fields, _ in pictures]
     assert clean['source'][11].as_py() == {'shard': str(shards / '1.tar'), 'member': '000001.webp'}
     assert counted == {'records_read': 30, 'pictures': 30, 'reused': 0}
     assert cache.key == KEY

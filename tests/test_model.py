@@ -14,14 +14,16 @@ import pytest
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
 from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits, unpack_bits
+from hashing_model.codes import hamming, pack_bits, unpack_bits
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images import ImageError, Resizing
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
+from hashing_model.text import Vocabulary
 from hashing_model.train import fit
+from hashing_model.training import Training
 
 
 @pytest.fixture(scope='module')
@@ -249,6 +251,74 @@ def test_a_model_calibrated_on_a_catalogue_has_balanced_bits_and_another_fingerp
     np.testing.assert_allclose(shares, 0.5, atol=0.03)
     assert np.abs(unpack_bits(made.encode(images), 32).mean(axis=0) - 0.5).max() > 0.1
     assert calibrated.fingerprint != made.fingerprint
+
+
+# Texts
+
+
+CAPTIONS = [f'{"red" if i % 2 else "green"} {["car", "house", "tree"][i % 3]}' for i in range(39)] + [None]
+
+
+@pytest.fixture(scope='module')
+def worded():
+    return fit(pictures(), None, Training('itq'), LOOK, SIZE, captions=CAPTIONS)[0]
+
+
+def test_a_text_has_the_same_code_alone_and_among_others(worded):
+    codes, known = worded.encode_text(['red car', 'nothing', '?', 'HOUSE, green', ''])
+    assert codes.dtype == np.uint8
+    assert codes.shape == (5, 4)
+    assert known.tolist() == [True, False, False, True, False]
+    np.testing.assert_array_equal(worded.encode_text(['green house'])[0][0], codes[3])
+    np.testing.assert_array_equal(codes[2], codes[4])
+    assert worded.encode_text([])[0].shape == (0, 4)
+    assert worded.training['text'] == {'images': 39, 'words': 5}
+
+
+def test_texts_are_near_to_the_images_they_describe(worded):
+    codes, images = worded.encode_text(CAPTIONS[:6])[0], worded.encode(pictures())
+    distances = np.array([[hamming(images[i : i + 1], code)[0] for i in range(39)] for code in codes])
+    described = np.array([[CAPTIONS[i] == caption for i in range(39)] for caption in CAPTIONS[:6]])
+    assert distances[described].mean() < distances[~described].mean() - 1
+
+
+def test_words_are_saved_and_are_in_the_fingerprint(worded, tmp_path):
+    worded.save(tmp_path / 'model')
+    loaded = HashModel.load(tmp_path / 'model')
+    assert loaded.fingerprint == worded.fingerprint
+    assert loaded.text.vocabulary.tokens == worded.text.vocabulary.tokens
+    for found, expected in zip(
+        loaded.encode_text(['red', 'a tree']), worded.encode_text(['red', 'a tree']), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    vocabulary, head = worded.text.vocabulary, worded.text.heads['look']
+    others = [
+        None,
+        dataclasses.replace(
+            worded.text, vocabulary=dataclasses.replace(vocabulary, weights=nudged(vocabulary.weights))
+        ),
+        dataclasses.replace(worded.text, vocabulary=Vocabulary(vocabulary.tokens[::-1], vocabulary.weights)),
+        dataclasses.replace(worded.text, heads={'look': dataclasses.replace(head, weights=nudged(head.weights))}),
+        dataclasses.replace(worded.text, heads={'look': dataclasses.replace(head, offset=nudged(head.offset))}),
+    ]
+    fingerprints = {dataclasses.replace(worded, text=text).fingerprint for text in others}
+    assert len(fingerprints) == 5
+    assert worded.fingerprint not in fingerprints
+    path = tmp_path / 'model' / MODEL_FILE
+    path.write_text(path.read_text().replace(' tree ', ' bush '))
+    with pytest.raises(InputError, match='is damaged'):
+        HashModel.load(tmp_path / 'model')
+
+
+def test_a_model_without_texts_says_so(model):
+    with pytest.raises(InputError, match='has learned no words'):
+        model.encode_text(['red'])
+
+
+def test_texts_keep_to_the_images_of_a_calibrated_model(worded):
+    moved = {'look': np.full(32, 100, np.float32)}
+    assert not worded.calibrated(moved).encode(pictures(1)).any()
+    assert not worded.calibrated(moved).encode_text(['red'])[0].any()
 
 
 # The fingerprint

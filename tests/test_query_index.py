@@ -452,16 +452,87 @@ def test_an_index_of_codes_refuses_images(cases, pictures, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
-def test_images_are_answered_the_same_on_other_runners(picture_index, pictures, tmp_path, options):
+def test_images_and_texts_are_answered_the_same_on_other_runners(picture_index, pictures, tmp_path, options):
     write_tar(tmp_path / 'asked.tar', [*tar_members(pictures[10:14]), ('bad.webp', b'nothing')])
-    ask = ('query', '--index', picture_index / 'index', '--images', tmp_path / 'asked.tar', '--output')
-    succeed(*ask, tmp_path / 'here.jsonl')
-    done = start(*ask, tmp_path / 'there.jsonl', *options)
-    assert done.returncode == 0, done.stderr
-    for name in ('{}.jsonl', '{}.rejects.jsonl'):
-        here, there = (tmp_path / name.format(place) for place in ('here', 'there'))
-        assert here.read_text() == there.read_text()
-        assert here.read_text()
+    for asking in (('--images', tmp_path / 'asked.tar'), ('--text', 'grinning face', 'a hand', '¿?')):
+        ask = ('query', '--index', picture_index / 'index', *asking, '--output')
+        succeed(*ask, tmp_path / 'here.jsonl')
+        done = start(*ask, tmp_path / 'there.jsonl', *options)
+        assert done.returncode == 0, done.stderr
+        for name in ('{}.jsonl', '{}.rejects.jsonl'):
+            here, there = (tmp_path / name.format(place) for place in ('here', 'there'))
+            assert here.read_text() == there.read_text()
+            assert here.read_text()
+
+
+# Queries in words
+
+
+def test_texts_are_answered_as_their_codes_are(picture_index, pictures, model, tmp_path, capsys):
+    asked = [pictures[3][0]['caption'], 'Face, grinning!', 'hand']
+    lines = ['\N{BYTE ORDER MARK}' + asked[0], '', '  ', f'{asked[1]}\r', '¿?', asked[2]]
+    (tmp_path / 'texts.txt').write_text('\n'.join(lines), encoding='utf-8', newline='')
+    codes = model.encode(np.stack([model.decode(data).pixels for _, data in pictures]))
+    queries, known = model.encode_text(asked)
+    assert known.all()
+    expected = nearest(distances_to(codes, queries, model.spec, None), 7)
+    for number, ask in enumerate((['--text', *asked, '¿?'], ['--texts', tmp_path / 'texts.txt'])):
+        output = tmp_path / f'{number}.jsonl'
+        succeed('query', '--index', picture_index / 'index', *ask, '--k', 7, '--output', output)
+        rows = read_answers(output)
+        assert [row['query_id'] for row in rows] == [text for text in asked for _ in range(7)]
+        found = [(row['distance'], row['image_id']) for row in rows]
+        assert found == [(d, pictures[i][0]['id']) for answers in expected for d, i in answers]
+        (reject,) = read_answers(tmp_path / f'{number}.rejects.jsonl')
+        assert (reject['reason'], reject['image_id']) == (records.UNKNOWN_TEXT, '¿?')
+        assert reject['source']['member'] == ('4', '5')[number]
+        assert reject['source']['shard'] == ('--text', str(tmp_path / 'texts.txt'))[number]
+        assert '1 queries could not be read' in capsys.readouterr().err
+
+
+def test_a_picture_is_found_by_its_caption(picture_index, pictures, tmp_path):
+    captions = [fields['caption'] for fields, _ in pictures]
+    (tmp_path / 'texts.txt').write_text('\n'.join(captions))
+    ask = ('query', '--index', picture_index / 'index', '--texts', tmp_path / 'texts.txt', '--k', 3)
+    succeed(*ask, '--output', tmp_path / 'answers.jsonl')
+    found = {}
+    for row in read_answers(tmp_path / 'answers.jsonl'):
+        found.setdefault(row['query_id'], []).append(row['caption'])
+    assert sum(caption in found[caption] for caption in captions) > 50  # of 60; by chance 3
+
+
+def test_texts_go_in_blocks(picture_index, pictures, tmp_path, monkeypatch):
+    captions = [fields['caption'] for fields, _ in pictures[:9]]
+    ask = ('query', '--index', picture_index / 'index', '--text', *captions, '--output')
+    succeed(*ask, tmp_path / 'whole.jsonl')
+    monkeypatch.setattr(query_index, 'TEXTS_PER_BLOCK', 4)
+    succeed(*ask, tmp_path / 'blocks.jsonl')
+    assert (tmp_path / 'whole.jsonl').read_text() == (tmp_path / 'blocks.jsonl').read_text()
+
+
+@pytest.mark.parametrize('text', ['¿?', ''])
+def test_where_no_word_is_known_the_command_fails(picture_index, text, tmp_path, capsys):
+    ask = ['query', '--index', str(picture_index / 'index'), '--text', text, '--output', str(tmp_path / 'a.jsonl')]
+    assert main(ask) == (2 if text else 0)
+    assert ('all 1 queries could not be read' if text else '0 answers to 0 queries') in capsys.readouterr().err
+
+
+def test_texts_need_a_model_that_knows_words(cases, pictures, tmp_path, capsys):
+    write_tar(tmp_path / 'a.tar', tar_members([({'id': str(i)}, data) for i, (_, data) in enumerate(pictures[:40])]))
+    hand_model([({}, data) for _, data in pictures]).save(tmp_path / 'model')
+    succeed('build', '--index', tmp_path / 'index', '--images', tmp_path / 'a.tar', '--model', tmp_path / 'model')
+    (tmp_path / 'texts.txt').write_text('a cat')
+    for index, why in (
+        (tmp_path / 'index', 'the model has learned no words: its training images had neither captions nor labels'),
+        (cases['uniform'].index, 'the index was built from codes and has no model'),
+    ):
+        for ask in (['--text', 'a cat'], ['--texts', str(tmp_path / 'texts.txt')]):
+            capsys.readouterr()
+            assert main(['query', '--index', str(index), *ask, '--output', str(tmp_path / 'a.jsonl')]) == 2
+            assert why in error_line(capsys)
+    assert not (tmp_path / 'a.jsonl').exists()
+    assert main(['query', '--index', str(index), '--texts', 'none.txt', '--output', str(tmp_path / 'a.jsonl')]) == 2
+    assert 'there is no file none.txt' in error_line(capsys)
 
 
 # The output

@@ -182,25 +182,27 @@ def test_images_come_with_the_labels_of_every_level(tmp_path):
         values = [fields['labels'].get(name) for fields, _ in pictures]
         found = [[level.names[c] for c in level.take(np.array([i])).classes] for i in range(24)]
         assert found == [[v] if v else [] for v in values]
+    assert sample.captions == [fields['caption'] for fields, _ in pictures]
     few = sampled(tmp_path, 7, seed=1)
-    assert len(few.images) == 7
+    assert len(few.images) == len(few.captions) == 7
     assert all(len(level) == 7 for level in few.labels.values())
     place = next(i for i, pixels in enumerate(sample.images) if np.array_equal(pixels, few.images[3]))
     assert few.labels['item'].names[few.labels['item'].classes[3]] == pictures[place][0]['labels']['item']
 
 
-def test_the_digest_follows_ids_pictures_and_labels(tmp_path):
-    made = [labelled(4), labelled(4), labelled(4), labelled(4), labelled(4), labelled(4)[::-1]]
+def test_the_digest_follows_ids_pictures_labels_and_captions(tmp_path):
+    made = [labelled(4), labelled(4), labelled(4), labelled(4), labelled(4), labelled(4)[::-1], labelled(4)]
     made[2][0][0]['id'] = 'other'
     made[3][1] = (made[3][1][0], made[3][2][1])
     made[4][2][0]['labels']['fine'] = 'other'
+    made[6][1][0]['caption'] = 'other'
     digests = []
     for number, pictures in enumerate(made):
         (tmp_path / str(number)).mkdir()
         write_tar(tmp_path / str(number) / 'a.tar', tar_members(pictures))
         digests.append(sampled(tmp_path / str(number)).digest)
     assert digests[0] == digests[1]
-    assert len(set(digests)) == 5
+    assert len(set(digests)) == 6
     assert len(digests[0]) == 64
 
 
@@ -281,12 +283,14 @@ def test_images_without_labels_and_validation_are_told():
             'labelled': {'coarse': 4000, 'fine': 2000},
             'validation_map': {'fine': 0.41256},
             'shares': {'fine': {'top': 0.604, 'low': 0.396}, 'coarse': {'top': 1.0}},
+            'text': {'images': 3999, 'words': 1200},
         }
 
     assert describe_training(Model) == [
         '2,000 of 4,000 images have no label fine: it did not learn from them',
         'coarse: made of 100 % top',
         'fine: mAP 0.413 on images held out; made of 60 % top, 40 % low',
+        'text: 1,200 words of the captions and labels of 3,999 images',
     ]
 
 
@@ -367,9 +371,10 @@ def test_methods_without_labels_still_train(shard, tmp_path):
     for method in ('itq', 'lda'):
         code, told = run_train(shard, '--model', tmp_path / 'model', '--method', method, '--segments', 'look=16')
         assert code == 0
-        assert len(told) == 2
+        assert len(told) == 3
+        assert re.fullmatch(r'text: \d+ words of the captions and labels of 48 images', told[1])
         assert told[0].startswith('look: made of ')
-        assert f'model: {method} on 48 images, look 16 bits' in told[1]
+        assert f'model: {method} on 48 images, look 16 bits' in told[2]
     names = sorted(p.name for p in (tmp_path / 'model').iterdir())
     assert names == ['arrays.npz', 'model.json', 'training.json']
 
