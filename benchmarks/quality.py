@@ -41,7 +41,7 @@ from hashing_model.features import FEATURES
 from hashing_model.images import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision, hit_at
-from hashing_model.model import Extractor
+from hashing_model.model import Extractor, HashModel
 from hashing_model.ranking import Ranking, rank
 from hashing_model.train import fit, fit_features, view_seeds
 from hashing_model.training import Checkpoint, Progress, Training
@@ -74,18 +74,19 @@ PUBLISHED = {
     'OrthoHash, AlexNet fine-tuned': {64: 0.824},
 }
 METHODS = ('random', 'pca-rr', 'itq', 'contrastive', 'greedy', 'csq', 'ortho', 'ridge')
-CATALOGUE_ITEMS = tuple(f'catalogue-{method}' for method in METHODS)
+CATALOGUE_ITEMS = (*(f'catalogue-{method}' for method in METHODS), 'catalogue-text')
 Figures = dict[str, Any]
 Rows = Mapping[str, NDArray[np.int64]]
 
 
 class Pictures(NamedTuple):
-    """Encoded pictures with their ids and labels; `part` says which of a data set's parts each is in."""
+    """Encoded pictures with their ids, labels and captions; `part` says which of a data set's parts each is in."""
 
     data: list[bytes]
     ids: list[str]
     labels: dict[str, list[list[str]]]
     part: NDArray[np.str_]
+    captions: list[str | None]
 
     def pixels(self, resizing: Resizing, rows: NDArray | None = None) -> NDArray[np.uint8]:
         """Some of the pictures as a model's decoder makes them."""
@@ -107,7 +108,7 @@ def cifar(folder: Path) -> Pictures:
         ids += table['image_id'].to_pylist()
         classes += [[str(value)] for value in table['fine'].to_pylist()]
         part += [path.name.partition('-')[0]] * len(table)
-    return Pictures(data, ids, {'fine': classes}, np.array(part))
+    return Pictures(data, ids, {'fine': classes}, np.array(part), [None] * len(data))
 
 
 @functools.cache
@@ -122,7 +123,8 @@ def catalogue() -> Pictures:
                     records.append(item)
                     part.append(name)
     labels = {level: [list(r.labels[level]) for r in records] for level in ('coarse', 'fine', 'item')}
-    return Pictures([r.data for r in records], [r.image_id for r in records], labels, np.array(part))
+    data, ids, captions = ([getattr(r, name) for r in records] for name in ('data', 'image_id', 'caption'))
+    return Pictures(data, ids, labels, np.array(part), captions)
 
 
 def split(pictures: Pictures, queries: int, training: int) -> dict[str, NDArray[np.int64]]:
@@ -172,12 +174,16 @@ def take(groups: Mapping[str, NDArray], rows: NDArray) -> dict[str, NDArray]:
     return {name: x[rows] for name, x in groups.items()}
 
 
+def fitted_model(training_set: FeatureSet, training: Training, spec: CodeSpec, size: int) -> HashModel:
+    """A model of heads alone."""
+    return fit_features(training_set, Extractor(BACKBONE, size, FEATURES), Resizing(size), spec, training)[0]
+
+
 def fitted(
     training_set: FeatureSet, training: Training, spec: CodeSpec, size: int
 ) -> Callable[[Mapping[str, NDArray]], NDArray[np.uint8]]:
     """Fit heads, and return what makes codes of feature groups."""
-    model, _ = fit_features(training_set, Extractor(BACKBONE, size, FEATURES), Resizing(size), spec, training)
-    return model.encode_features
+    return fitted_model(training_set, training, spec, size).encode_features
 
 
 def mean_average_precision(
@@ -259,8 +265,11 @@ def cifar_finetuned(
     }
 
 
-def catalogue_items(args: argparse.Namespace, method: str) -> Figures:
-    """Emoji of a third artist ask; a model never saw the emoji that asks. Five folds over emoji, three seeds."""
+def catalogue_items(args: argparse.Namespace, method: str, by_caption: bool = False) -> Figures:
+    """Emoji of a third artist ask, or their captions; a model never saw the emoji that asks, nor its caption.
+
+    Five folds over emoji, three seeds.
+    """
     pictures = catalogue()
     spec = CodeSpec((Segment('coarse', 32, KIND), Segment('fine', 64, KIND), Segment('look', 64, LOOK)))
     resizing = Resizing(CATALOGUE_SIZE)
@@ -282,8 +291,12 @@ def catalogue_items(args: argparse.Namespace, method: str) -> Figures:
                 take(everything, train),
                 tuple(take(view, np.searchsorted(database, train)) for view in views),
                 {name: levels[name].take(train) for name in ('coarse', 'fine')},
+                [pictures.captions[i] for i in train],
             )
-            codes = fitted(training_set, Training(method=method, seed=seed), spec, CATALOGUE_SIZE)(everything)
+            model = fitted_model(training_set, Training(method=method, seed=seed), spec, CATALOGUE_SIZE)
+            codes = model.encode_features(everything)
+            if by_caption:
+                codes[asking] = model.encode_text([pictures.captions[i] or '' for i in asking])[0]
             for name in ('coarse', 'fine'):
                 ranking = ranked(codes, levels[name], asking, database, spec, {name: 1})
                 scores[name].append(average_precision(ranking.totals, ranking.relevant))
@@ -486,6 +499,7 @@ def experiments(args: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     """Name -> what makes its figures."""
     made: dict[str, Callable[[], Figures]] = {
         **{f'catalogue-{method}': functools.partial(catalogue_items, args, method) for method in METHODS},
+        'catalogue-text': functools.partial(catalogue_items, args, 'ridge', by_caption=True),
         'catalogue-look': functools.partial(look, args, 'catalogue'),
     }
     if args.cifar:

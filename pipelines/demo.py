@@ -39,12 +39,15 @@ PROFILES: dict[str, dict[str, int] | None] = {
 }
 SHOWN_PER_CATEGORY = 2
 ANSWERS = 8
+# Chosen before anyone saw what they find.
+TEXTS = ('red heart', 'smiling cat', 'flag', 'fruit', 'winter sport', 'musical instrument', 'a house by night', 'sad')
 OWN_IMAGES = """\
 The same with your own images (folders, .tar, .tfrecord or .parquet shards, local or gs://):
 
   grainhash train --images 'photos/' --model my-model
   grainhash build --images 'photos/' --model my-model --index my-index
   grainhash query --index my-index --images 'questions/*.jpg' --k 10 --output answers.jsonl
+  grainhash query --index my-index --text 'red shoes' --k 10 --output answers.jsonl
   grainhash inspect my-index
 """
 
@@ -61,12 +64,14 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     _clear(out)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     index_shards, query_shards = str(catalogue / 'index-*.tar.gz'), str(catalogue / 'query-twitter-00000.tar.gz')
-    model, index, answers = str(out / 'model'), str(out / 'index'), str(out / 'answers.jsonl')
+    model, index = str(out / 'model'), str(out / 'index')
+    answers, of_texts = str(out / 'answers.jsonl'), str(out / 'answers-to-texts.jsonl')
     started = time.monotonic()
     for command in (
         ['train', '--images', index_shards, '--model', model, '--input-size', '96', '--views', '1'],
         ['build', '--images', index_shards, '--model', model, '--index', index, '--partition-rows', '1000'],
         ['query', '--index', index, '--images', query_shards, '--k', str(ANSWERS), '--output', answers],
+        ['query', '--index', index, '--text', *TEXTS, '--k', str(ANSWERS), '--output', of_texts],
     ):
         _run(console, command)
     records = read_all(query_shards)
@@ -76,8 +81,12 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     shares = shares_found(records, results, searcher)
     shown = first_of_each_category(records, SHOWN_PER_CATEGORY)
     pictures = {record.image_id: picture(record) for record in read_all(index_shards)}
-    galleries = [gallery(i, records, codes, results, searcher, pictures) for i in shown]
-    console.print(answers_table(galleries[::SHOWN_PER_CATEGORY]))
+    galleries = [gallery(picture(records[i]), i, codes, results, searcher, pictures) for i in shown]
+    texts, codes = known_texts(fitted)
+    found = {'all': searcher.search(codes, ANSWERS)}
+    asked_in_words = [gallery(text, i, codes, found, searcher, pictures) for i, text in enumerate(texts)]
+    for some in (galleries[::SHOWN_PER_CATEGORY], asked_in_words):
+        console.print(answers_table(some))
     facts = [
         Fact('images indexed', f'{len(searcher):,}'),
         Fact('pictures that asked', f'{len(records):,}'),
@@ -89,7 +98,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     report = out / 'report.html'
     made_of = {name: describe_shares(groups) for name, groups in fitted.training['shares'].items()}
     title = 'Emoji that look alike, to a hash'
-    write_report(report, title, INTRO, facts, segments, galleries, levels, made_of)
+    write_report(report, title, INTRO, facts, segments, [*asked_in_words, *galleries], levels, made_of)
     console.print(
         f'\n{len(records):,} pictures asked: ' + ', '.join(f'{n} {s:.0%}' for n, s in shares.items()), soft_wrap=True
     )
@@ -99,7 +108,8 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
 INTRO = (
     'Emoji drawn by two vendors were indexed; a third vendor, whose pictures are not in the index, asks. '
     'Each row of answers compares another part of the code. What codes say of kinds (coarse, fine) they learned '
-    'from the labels of the indexed drawings, their look from no label; no drawing that asks was seen before.'
+    'from the labels of the indexed drawings, their look from no label; no drawing that asks was seen before. '
+    'Words ask too: the model has learned them from the captions and labels of the indexed drawings.'
 )
 
 
@@ -111,7 +121,14 @@ def _run(console: Console, command: Sequence[str]) -> None:
 
 
 def _clear(out: Path) -> None:
-    ours = ('model', 'index', 'answers.jsonl', 'report.html')
+    ours = (
+        'model',
+        'index',
+        'answers.jsonl',
+        'answers-to-texts.jsonl',
+        'answers-to-texts.rejects.jsonl',
+        'report.html',
+    )
     names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     strange = [name for name in names if name not in ours]
     if strange:
@@ -133,6 +150,12 @@ def read_all(pattern: str) -> list[Record]:
 def encode(records: Sequence[Record], model: HashModel) -> NDArray[np.uint8]:
     """The codes of records that all decode: uint8 [N, B]."""
     return codes_from_arrow(encode_unit(records, model).images['code'])
+
+
+def known_texts(model: HashModel) -> tuple[list[str], NDArray[np.uint8]]:
+    """Those of TEXTS of which the model knows a word, and their codes uint8 [N, B]."""
+    codes, known = model.encode_text(TEXTS)
+    return [text for text, is_known in zip(TEXTS, known, strict=True) if is_known], codes[known]
 
 
 def first_of_each_category(records: Sequence[Record], count: int) -> list[int]:
@@ -166,24 +189,24 @@ def shares_found(records: Sequence[Record], results: Mapping[str, SearchResult],
 
 
 def gallery(
-    query: int,
-    records: Sequence[Record],
+    query: Picture | str,
+    number: int,
     codes: NDArray[np.uint8],
     results: Mapping[str, SearchResult],
     index: LocalIndex,
     pictures: Mapping[str, Picture],
 ) -> QueryGallery:
-    """One query with its answers under every profile."""
+    """The query of some number with its answers under every profile."""
     rows = []
     for name, result in results.items():
-        found = index.images(result.rows[query], ['image_id', 'code'])
-        by_segment = segment_distances(codes[query], codes_from_arrow(found['code']), index.spec)
+        found = index.images(result.rows[number], ['image_id', 'code'])
+        by_segment = segment_distances(codes[number], codes_from_arrow(found['code']), index.spec)
         answers = [
             Answer(pictures[image_id], int(d), dict(zip(index.spec.names, s.tolist(), strict=True)))
-            for image_id, d, s in zip(found['image_id'].to_pylist(), result.distances[query], by_segment, strict=True)
+            for image_id, d, s in zip(found['image_id'].to_pylist(), result.distances[number], by_segment, strict=True)
         ]
         rows.append(Row(name, answers))
-    return QueryGallery(picture(records[query]), rows)
+    return QueryGallery(query, rows)
 
 
 def answers_table(galleries: Sequence[QueryGallery]) -> Table:
@@ -193,5 +216,5 @@ def answers_table(galleries: Sequence[QueryGallery]) -> Table:
         table.add_column(heading, no_wrap=True, overflow='ellipsis', ratio=1)
     for g in galleries:
         cells = ['\n'.join(f'{a.distance:2d} {a.picture.caption}' for a in row.answers[:3]) for row in g.rows]
-        table.add_row(g.query.caption, *cells)
+        table.add_row(g.query if isinstance(g.query, str) else g.query.name, *cells)
     return table

@@ -73,9 +73,9 @@ class Row:
 
 @dataclass(frozen=True)
 class QueryGallery:
-    """A query and its rows of answers."""
+    """A query, a picture or words, and its rows of answers."""
 
-    query: Picture
+    query: Picture | str
     rows: Sequence[Row]
 
 
@@ -238,23 +238,29 @@ class _Page:
         if len(galleries) < 2:
             return ''
         links = ''.join(
-            f'<a href="#query-{number}">{self.album.show(gallery.query)}</a>'
-            for number, gallery in enumerate(galleries, 1)
+            f'<a href="#query-{number}">{self.link(gallery.query)}</a>' for number, gallery in enumerate(galleries, 1)
         )
         return f'<nav class="contents" aria-label="Queries">{links}</nav>'
 
+    def link(self, query: Picture | str) -> str:
+        return f'<span class="text">{_text(query)}</span>' if isinstance(query, str) else self.album.show(query)
+
     def card(self, number: int, gallery: QueryGallery) -> str:
-        query = gallery.query
-        identity = f'<p class="id">{_text(query.image_id)}</p>' if query.caption else ''
-        strips = '\n'.join(self.strip(query, row) for row in gallery.rows)
+        strips = '\n'.join(self.strip(gallery.query, row) for row in gallery.rows)
         return (
             f'<article class="query" id="query-{number}" aria-labelledby="name-{number}">\n'
-            f'<div class="asked">{self.album.show(query)}<div class="words">'
-            f'<h2 id="name-{number}" dir="auto">{_text(query.name)}</h2>{identity}{_labels(query)}'
-            f'</div></div>\n<div class="strips">\n{strips}\n{self.numbers(gallery)}</div>\n</article>'
+            f'<div class="asked">{self.asked(gallery.query, number)}</div>\n'
+            f'<div class="strips">\n{strips}\n{self.numbers(gallery)}</div>\n</article>'
         )
 
-    def strip(self, query: Picture, row: Row) -> str:
+    def asked(self, query: Picture | str, number: int) -> str:
+        if isinstance(query, str):
+            return f'<h2 class="text" id="name-{number}" dir="auto">{_text(query)}</h2>'
+        identity = f'<p class="id">{_text(query.image_id)}</p>' if query.caption else ''
+        heading = f'<h2 id="name-{number}" dir="auto">{_text(query.name)}</h2>'
+        return f'{self.album.show(query)}<div class="words">{heading}{identity}{_labels(query)}</div>'
+
+    def strip(self, query: Picture | str, row: Row) -> str:
         meaning = f' <span>{MEANINGS[row.profile]}</span>' if row.profile in MEANINGS else ''
         heading = f'<h3 dir="auto">{_text(row.profile)}{meaning}</h3>'
         if not row.answers:
@@ -267,10 +273,10 @@ class _Page:
         head = f'{heading}<span>{scale.describe()}</span>{_agreement(hits, level)}'
         return f'<section><div class="head">{head}</div>\n<ol class="answers">\n{items}\n</ol>\n</section>'
 
-    def hits(self, query: Picture, row: Row) -> tuple[str, list[bool]]:
+    def hits(self, query: Picture | str, row: Row) -> tuple[str, list[bool]]:
         """Return the row's label level ('' if none applies) and which answers share a label of it."""
         level = self.label_level_of.get(row.profile, '')
-        wanted = set(query.labels.get(level, ()))
+        wanted = set() if isinstance(query, str) else set(query.labels.get(level, ()))
         if not wanted:
             return '', [False] * len(row.answers)
         return level, [not wanted.isdisjoint(answer.picture.labels.get(level, ())) for answer in row.answers]

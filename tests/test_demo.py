@@ -11,10 +11,10 @@ import pytest
 from make_index import catalogue_pictures, read_served, start, tar_members, write_tar
 from PIL import Image
 
-from pipelines.demo import ANSWERS
+from pipelines.demo import ANSWERS, TEXTS
 
 pytestmark = pytest.mark.slow
-OURS = ['answers.jsonl', 'index', 'model', 'report.html']
+OURS = ['answers-to-texts.jsonl', 'answers.jsonl', 'index', 'model', 'report.html']
 QUERIES = 404  # pictures of query-twitter-00000
 
 
@@ -49,8 +49,9 @@ def test_the_demo_ends_well_and_says_what_to_do_next(first):
     assert sorted(p.name for p in out.iterdir()) == OURS
     assert f'The gallery: {out}/report.html' in done.stdout
     commands = [line.strip() for line in done.stdout.splitlines() if line.startswith('  grainhash ')]
-    assert [c.split()[1] for c in commands] == ['train', 'build', 'query', 'inspect']
-    assert commands[2].endswith('--output answers.jsonl'), 'a command to copy must not be broken'
+    assert [c.split()[1] for c in commands] == ['train', 'build', 'query', 'query', 'inspect']
+    for command in commands[2:4]:
+        assert command.endswith('--output answers.jsonl'), 'a command to copy must not be broken'
 
 
 def test_every_query_has_k_answers(first):
@@ -64,6 +65,19 @@ def test_every_query_has_k_answers(first):
         assert [row['distance'] for row in rows] == sorted(row['distance'] for row in rows)
     assert all(query.startswith('twitter/') for query in by_query)
     assert not any(row['image_id'].startswith('twitter/') for rows in by_query.values() for row in rows)
+
+
+def test_words_are_answered_and_shown(first):
+    out, done = first
+    rows = [json.loads(line) for line in (out / 'answers-to-texts.jsonl').read_text().splitlines()]
+    assert [row['query_id'] for row in rows] == [text for text in TEXTS for _ in range(ANSWERS)]
+    by_text = {text: [row['caption'] for row in rows if row['query_id'] == text] for text in TEXTS}
+    assert sum('cat' in caption for caption in by_text['smiling cat']) > ANSWERS / 2
+    assert sum('heart' in caption for caption in by_text['red heart']) > ANSWERS / 2
+    report = (out / 'report.html').read_text()
+    for text in TEXTS:
+        assert report.count(f'>{text}<') == 2
+        assert text in done.stdout
 
 
 def test_the_index_holds_the_whole_catalogue(first):

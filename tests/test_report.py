@@ -235,6 +235,18 @@ def test_several_queries_have_a_table_of_contents():
     assert {target[1:] for target in targets} <= {attrs.get('id') for _, attrs in page.tags}
 
 
+def test_words_ask_as_pictures_do():
+    found = [answer(picture(f'a-{number}', kind='x')) for number in range(2)]
+    galleries = [QueryGallery(HOSTILE, [Row('coarse', found)]), QueryGallery('red heart', [Row('all', found)])]
+    page = Page(render('Title', '', [], SEGMENTS, galleries, LEVELS))
+    assert page.text.count('red heart') == 2  # in the contents and above its answers
+    assert page.text.count(HOSTILE) == 2
+    assert [attrs['id'] for attrs in page.with_class('text') if 'id' in attrs] == ['name-1', 'name-2']
+    assert not page.with_class('missing')
+    assert not page.with_class('agreement')
+    assert len(page.with_class('answer')) == 4
+
+
 def test_the_page_is_written_whole(tmp_path):
     path = tmp_path / 'report.html'
     write_report(path, 'Title', '', [], SEGMENTS, [])
