@@ -39,9 +39,10 @@ class FeatureSet:
 
     def texts(self) -> list[list[str]]:
         """What is said of each image: its caption, and the names of its labels."""
-        said = [[caption] if caption else [] for caption in self.captions or [None] * len(self)]
+        captions = self.captions if len(self.captions) else [None] * len(self)
+        said = [[caption] if caption else [] for caption in captions]
         for level in self.labels.values():
-            for texts, start, end in zip(said, level.starts, level.starts[1:], strict=False):
+            for texts, start, end in zip(said, level.starts[:-1], level.starts[1:], strict=True):
                 texts += [level.names[c] for c in level.classes[start:end]]
         return said
 

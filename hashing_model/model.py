@@ -164,8 +164,10 @@ class HashModel:
             have one and the same code.
 
         Raises:
-            InputError: the model has learned no words.
+            InputError: the model has learned no words, or one text stands where a list should.
         """
+        if isinstance(texts, str):
+            raise InputError('encode_text takes a list of texts')
         if self.text is None:
             raise InputError('the model has learned no words: its training images had neither captions nor labels')
         x = self.text.vocabulary.vectors(texts)
@@ -282,9 +284,10 @@ class HashModel:
         arrays = {f'mean/{g}': self.fusion.mean[g] for g in self.extractor.groups}
         arrays |= {f'scale/{g}': self.fusion.scale[g] for g in self.extractor.groups}
         if self.text:
-            arrays['text_weights'] = self.text.vocabulary.weights
-        of_text = {f'text/{name}': head for name, head in self.text.heads.items()} if self.text else {}
-        for name, head in {**self.heads, **of_text}.items():
+            arrays['vocabulary'] = self.text.vocabulary.weights
+            for name, head in self.text.heads.items():
+                arrays |= {f'text_weights/{name}': head.weights, f'text_offset/{name}': head.offset}
+        for name, head in self.heads.items():
             arrays[f'weights/{name}'] = head.weights
             arrays[f'offset/{name}'] = head.offset
             for i, (weights, offset) in enumerate(head.hidden):
@@ -318,8 +321,8 @@ def _head_from_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str) -> H
 
 
 def _text_from_arrays(arrays: Mapping[str, NDArray], vocabulary: str, spec: CodeSpec) -> TextHead:
-    heads = {name: _head_from_arrays(arrays, f'text/{name}') for name in spec.names}
-    return TextHead(Vocabulary(tuple(vocabulary.split(' ')), arrays['text_weights']), heads)
+    heads = {name: HashHead(arrays[f'text_weights/{name}'], arrays[f'text_offset/{name}']) for name in spec.names}
+    return TextHead(Vocabulary(tuple(vocabulary.split(' ')), arrays['vocabulary']), heads)
 
 
 def check_model_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -24,8 +23,8 @@ from hashing_model.hash_head import Floats, HashHead
 # coarse level, with parts of 3 to 5 letters .66; 0.3 and 3 times the ridge make less than .02 of difference.
 PART = 4  # letters of a part of a word
 MOST_TOKENS = 4096
+MOST_LETTERS = 1000  # of a text; what follows is not read
 RIDGE = 1.0  # of the squared length of a text's vector, which is 1
-_WORD = re.compile(r'[^\W_]+')
 
 
 def tokenize(text: str) -> list[str]:
@@ -34,12 +33,16 @@ def tokenize(text: str) -> list[str]:
     >>> tokenize('Red apples')
     ['red', '~<red', '~red>', 'apples', '~<app', '~appl', '~pple', '~ples', '~les>']
 
-    A word is a run of letters and digits: where a language has no spaces, only parts of its runs are found again.
+    A word is a run of letters, with their marks, and digits. Where a language has no spaces, what texts share is found
+    if it is as long as a part.
     """
+    folded = unicodedata.normalize('NFKC', text[:MOST_LETTERS]).casefold()
+    words = ''.join(c if c.isalnum() or unicodedata.category(c)[0] == 'M' else ' ' for c in folded).split()
     found = []
-    for word in _WORD.findall(unicodedata.normalize('NFKC', text).casefold()):
+    for word in words:
         marked = f'<{word}>'
-        found += [word, *(f'~{marked[i : i + PART]}' for i in range(len(marked) - PART + 1))]
+        parts = [f'~{marked[i : i + PART]}' for i in range(len(marked) - PART + 1)]
+        found += [word, *(parts if len(marked) > PART else [])]
     return found
 
 
@@ -56,7 +59,7 @@ class Vocabulary:
     weights: Floats
 
     @property
-    def words(self) -> int:
+    def word_count(self) -> int:
         """How many of the tokens are whole words."""
         return sum(not token.startswith('~') for token in self.tokens)
 
@@ -77,8 +80,9 @@ class Vocabulary:
         place = {token: i for i, token in enumerate(self.tokens)}
         counted = [collections.Counter(place[t] for t in tokenize(text) if t in place) for text in texts]
         starts = np.cumsum([0, *map(len, counted)])
-        columns = np.array([c for counts in counted for c in counts], np.int64)
-        values = np.array([n for counts in counted for n in counts.values()], np.float32) ** 0.5 * self.weights[columns]
+        pairs = [pair for counts in counted for pair in sorted(counts.items())]  # sums do not depend on words' order
+        columns, counts = np.array(pairs, np.int64).reshape(-1, 2).T
+        values = np.sqrt(counts, dtype=np.float32) * self.weights[columns]
         rows = np.repeat(np.arange(len(texts)), np.diff(starts))
         lengths = np.sqrt(np.bincount(rows, values.astype(np.float64) ** 2, len(texts)))
         return sparse.csr_array(
@@ -100,7 +104,7 @@ class TextHead:
 
     def activations(self, x: sparse.csr_array) -> dict[str, Floats]:
         """What the bits are the signs of: segment name -> float32 [N, bits], of the vocabulary's vectors [N, V]."""
-        return {name: (x @ head.weights + head.offset).astype(np.float32) for name, head in self.heads.items()}
+        return {name: head.activations(x) for name, head in self.heads.items()}
 
     def shifted(self, means: Mapping[str, NDArray]) -> TextHead:
         """The head for images whose activations are `means` less, segment name -> [bits]; see `HashHead.shifted`."""
@@ -124,7 +128,8 @@ def fit_text(texts: Sequence[Iterable[str]], activations: Mapping[str, Floats]) 
     if not vocabulary.tokens:
         return None
     x = vocabulary.vectors(flat).astype(np.float64)
-    products = (x.T @ x).toarray() + RIDGE * np.eye(len(vocabulary.tokens))
+    products = (x.T @ x).toarray()
+    products[np.diag_indices_from(products)] += RIDGE
     targets = np.concatenate([a[rows] for a in activations.values()], axis=1, dtype=np.float64)
     mean = targets.mean(axis=0)
     weights = np.linalg.solve(products, x.T @ (targets - mean)).astype(np.float32)

@@ -76,7 +76,7 @@ def fit(
     training = choose_method(training or Training(), spec, labels)
     if not len(images):
         raise InputError('no training image could be read')
-    _check_labels(labels, len(images))
+    _check_labels(labels, captions, len(images))
     if training.finetune_blocks and training.method not in BY_GRADIENTS:
         raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
     for segment in spec.segments:
@@ -145,7 +145,7 @@ def fit_features(
         InputError: see `fit`.
     """
     training = choose_method(training, spec, features.labels)
-    _check_labels(features.labels, len(features))
+    _check_labels(features.labels, features.captions, len(features))
     methods = {s.name: method_of(s.name, training, features.labels) for s in spec.segments}
     about: dict[str, Any] = {
         'method': '+'.join(dict.fromkeys(methods.values())),
@@ -181,7 +181,7 @@ def fit_features(
     texts = features.texts()
     text = fit_text(texts, activations)
     if text:
-        about['text'] = {'images': sum(map(bool, texts)), 'words': text.vocabulary.words}
+        about['text'] = {'images': sum(map(bool, texts)), 'words': text.vocabulary.word_count}
     return HashModel(spec, resizing, extractor, extractor.weights_digest, fusion, heads, about, text), history
 
 
@@ -228,10 +228,12 @@ def _unsupervised_head(
     return fit_contrastive(x, views, segment, own, report)
 
 
-def _check_labels(labels: Mapping[str, LabelLevel], images: int) -> None:
+def _check_labels(labels: Mapping[str, LabelLevel], captions: Sequence[str | None], images: int) -> None:
     for name, level in labels.items():
         if len(level) != images:
             raise InputError(f'{name} has labels of {len(level):,} images; there are {images:,}')
+    if len(captions) not in (0, images):
+        raise InputError(f'there are captions of {len(captions):,} images; there are {images:,}')
 
 
 def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float32]]:

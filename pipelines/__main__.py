@@ -365,6 +365,7 @@ def _query(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         '--text',
         nargs='+',
+        action='extend',
         metavar='TEXT',
         help='queries in words of the captions and labels that the model has learned',
     )

@@ -61,6 +61,9 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     check_limits(manifest.spec, args.k, args.radius, profile)
     check_output(args.output)
     encodes = args.images or args.text or args.texts
+    for text in args.text or ():
+        if any('\ud800' <= c <= '\udfff' for c in text):  # bytes of the command line that no decoder knows
+            raise InputError(f'--text {text!a} is not UTF-8')
     if args.model and not encodes:
         raise InputError('--model goes with --images and texts; codes and ids need none')
     if args.model:
@@ -101,7 +104,7 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
     tell(read_line(totals, manifest))
     if totals.get('rejected'):
-        problem = f'{totals["rejected"]:,} queries could not be read: see {rejects_path(args.output)}'
+        problem = f'{totals["rejected"]:,} queries could not be asked: see {rejects_path(args.output)}'
         if not totals.get('queries'):
             raise InputError(f'all {problem}')
         tell(problem)
@@ -113,7 +116,8 @@ def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkU
     from pipelines.query_index import check_has_model
     from pipelines.shards import list_units
 
-    if (listed := args.ids or args.texts) and not files.exists(listed):
+    listed = args.ids if args.texts is None else args.texts
+    if listed is not None and not (listed and files.exists(listed)):
         raise InputError(f'there is no file {listed}')
     if args.text or args.texts:
         check_has_model(manifest)

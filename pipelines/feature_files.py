@@ -224,7 +224,9 @@ def read_manifest(folder: str) -> Cache:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f'{path} describes no features: {e!r}') from e
     if version != FORMAT_VERSION or key.fingerprint != fingerprint:
-        raise InputError(f'{folder} was made by another version of grainhash, whose features differ: make it again')
+        raise InputError(
+            f'{folder} was made by another version of grainhash, whose features differ: make them in a new folder'
+        )
     return Cache(folder, key, parts)
 
 
@@ -369,9 +371,10 @@ def _read_groups(
         for name in groups:
             vectors = batch[name].flatten().to_numpy().reshape(len(batch), -1)
             made.setdefault(name, np.empty((len(drawn), vectors.shape[1]), np.float32))[places] = vectors[rows]
-        described = batch.select(list(columns)).take(pa.array(rows)).to_pylist()
-        for place, value in zip(places.tolist(), described, strict=False):  # without columns, nothing is described
-            known[place] = value
+        if columns:
+            described = batch.select(list(columns)).take(pa.array(rows)).to_pylist()
+            for place, value in zip(places.tolist(), described, strict=True):
+                known[place] = value
     return made, known
 
 

@@ -136,7 +136,7 @@ def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) 
 
 def _tell_of_unused(labels: Collection[str], args: argparse.Namespace, spec: CodeSpec) -> None:
     if labels and not args.method and not set(labels) & set(spec.names):
-        tell(f'no segment is named after a level of the labels ({", ".join(labels)}): they are not learned from')
+        tell(f'no segment is named after a level of the labels ({", ".join(labels)}): no bits are learned from them')
 
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:

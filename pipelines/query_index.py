@@ -288,7 +288,7 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
     order = np.argsort(places, kind='stable')
     ids = [i for b in blocks for i in b.ids]
     codes = np.concatenate([b.codes for b in blocks] or [np.zeros((0, manifest.spec.num_bytes), np.uint8)])[order]
-    rejects = sorted((r for b in blocks for r in b.rejects), key=lambda r: (r.source.shard, r.source.member))
+    rejects = sorted((r for b in blocks for r in b.rejects), key=_place)
     if config.ids:
         found = set(places.tolist())
         rejects += [
@@ -306,6 +306,12 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
             count_radii(plan)
     count(queries=len(codes), rejected=len(rejects))
     return Planned(pa.array(ids, pa.string()).take(pa.array(order)), plan, tuple(rejects))
+
+
+def _place(reject: Reject) -> tuple[str, str]:
+    """What orders rejects: by shard, and by member, numbers of rows and lines by size."""
+    shard, member = reject.source.shard, reject.source.member
+    return shard, member.rjust(20) if member.isdigit() else member
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,7 @@ def _pieces(unit: WorkUnit) -> list[WorkUnit]:
 class Sample:
     """Training images: pixels uint8 [size, size, 3] each, labels by level, captions, and what could not be used.
 
-    `digest` is a SHA-256 over ids, files, labels and captions, in order: a training that goes on after a kill must have
-    the same.
+    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
     """
 
     images: Sequence[NDArray[np.uint8]]
@@ -115,7 +114,7 @@ def sample_images(units: Sequence[WorkUnit], options: ReadOptions, size: int, se
     kept, rejects = sample_records(units, options, size, seed, keep)
     levels = dict.fromkeys(level for _, record in kept for level in record.labels)
     labels = {level: LabelLevel.from_values([r.labels.get(level, ()) for _, r in kept]) for level in levels}
-    known = [[r.image_id, r.data.hex(), sorted(r.labels.items()), r.caption] for _, r in kept]
+    known = [[r.image_id, r.data.hex(), sorted(r.labels.items())] for _, r in kept]
     digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     return Sample([pixels for pixels, _ in kept], labels, [r.caption for _, r in kept], rejects, digest)
 

@@ -117,9 +117,17 @@ def test_examples_make_a_command_line(template):
     assert options['dataflow_service_options'] == [given['dataflow_service_options']]
 
 
+def test_texts_of_a_template_stay_texts():
+    given = {p['name']: example_of(p) for p in parameters_of('query') if p['name'] in ('index', 'text', 'output')}
+    for value, texts in ((given['text'], ['red shoes', 'a cat']), ('red, --radius=3,-h', ['red', '--radius=3', '-h'])):
+        words = command_line([f'--{name}={value}' for name, value in {**given, 'text': value}.items()])
+        args, rest = make_parser().parse_known_args(words)
+        assert (args.text, args.radius, rest) == (texts, None, [])
+
+
 def test_the_examples_of_the_launcher():
     found = doctest.testmod(launch)
-    assert found.attempted == 3
+    assert found.attempted == 4
     assert found.failed == 0
 
 

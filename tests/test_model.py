@@ -20,6 +20,7 @@ from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images import ImageError, Resizing
+from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.text import Vocabulary
 from hashing_model.train import fit
@@ -310,9 +311,47 @@ def test_words_are_saved_and_are_in_the_fingerprint(worded, tmp_path):
         HashModel.load(tmp_path / 'model')
 
 
-def test_a_model_without_texts_says_so(model):
+def test_a_model_without_texts_says_so(model, worded):
     with pytest.raises(InputError, match='has learned no words'):
         model.encode_text(['red'])
+    with pytest.raises(InputError, match='takes a list of texts'):
+        worded.encode_text('red')
+
+
+def test_captions_must_be_those_of_the_pictures():
+    with pytest.raises(InputError, match='there are captions of 3 images; there are 40'):
+        fit(pictures(), None, Training('itq'), LOOK, SIZE, captions=['a', 'b', 'c'])
+
+
+@pytest.mark.parametrize('method', ['ridge', 'lda', 'csq'])
+def test_texts_have_the_codes_that_heads_of_any_method_give(method):
+    kinds = [['red', 'green', 'blue', 'gray'][i % 4] for i in range(40)]
+    images = np.stack(
+        [
+            np.full((64, 64, 3), {'red': (200, 9, 9), 'green': (9, 200, 9), 'blue': (9, 9, 200)}.get(k, 99))
+            for k in kinds
+        ]
+    )
+    images = np.clip(images + np.random.default_rng(4).normal(0, 20, images.shape), 0, 255).astype(np.uint8)
+    spec = CodeSpec(
+        (Segment('kind', 16, ('color',)), Segment('text', 8, ('color', 'edges')), Segment('hidden', 8, ('color',)))
+    )
+    labels = {'kind': LabelLevel.from_values([[k] for k in kinds])}
+    model, _ = fit(images, labels, Training(method, epochs=5, views=1), spec, SIZE)
+    codes, found = model.encode_text(kinds[:4])[0], model.encode(images)
+    for kind, code in zip(kinds[:4], codes, strict=True):
+        distances = hamming(found, code)
+        own = np.array([k == kind for k in kinds])
+        assert distances[own].mean() < distances[~own].mean() - 4
+
+
+def test_segments_of_any_name_keep_their_words(tmp_path):
+    spec = CodeSpec((Segment('text', 8, ('color',)), Segment('hidden0', 8, ('color',))))
+    model, _ = fit(pictures(), None, Training('itq'), spec, SIZE, captions=CAPTIONS)
+    model.save(tmp_path / 'model')
+    loaded = HashModel.load(tmp_path / 'model')
+    np.testing.assert_array_equal(loaded.encode(pictures(3)), model.encode(pictures(3)))
+    np.testing.assert_array_equal(loaded.encode_text(['red'])[0], model.encode_text(['red'])[0])
 
 
 def test_texts_keep_to_the_images_of_a_calibrated_model(worded):

@@ -350,7 +350,7 @@ def test_ids_are_answered_in_the_order_asked(cases, tmp_path, capsys):
     assert reject['source'] == {'shard': str(tmp_path / 'ids.txt'), 'member': '3'}
     messages = capsys.readouterr().err
     assert '15 answers to 5 queries' in messages
-    assert '1 queries could not be read' in messages
+    assert '1 queries could not be asked' in messages
 
 
 def test_a_file_of_ids_that_is_missing_is_refused(cases, tmp_path, capsys):
@@ -426,7 +426,7 @@ def test_query_images_that_cannot_be_read_are_listed(picture_index, pictures, tm
     rejects = {r['source']['member']: r['reason'] for r in read_answers(tmp_path / 'answers.rejects.parquet')}
     assert rejects == {'bad.webp': images.NOT_AN_IMAGE, 'none.webp': images.EMPTY}
     assert '3 answers to 3 queries' in (messages := capsys.readouterr().err)
-    assert '2 queries could not be read' in messages
+    assert '2 queries could not be asked' in messages
 
 
 def test_another_model_is_refused_with_both_fingerprints(picture_index, pictures, model, tmp_path, capsys):
@@ -487,7 +487,7 @@ def test_texts_are_answered_as_their_codes_are(picture_index, pictures, model, t
         assert (reject['reason'], reject['image_id']) == (records.UNKNOWN_TEXT, '¿?')
         assert reject['source']['member'] == ('4', '5')[number]
         assert reject['source']['shard'] == ('--text', str(tmp_path / 'texts.txt'))[number]
-        assert '1 queries could not be read' in capsys.readouterr().err
+        assert '1 queries could not be asked' in capsys.readouterr().err
 
 
 def test_a_picture_is_found_by_its_caption(picture_index, pictures, tmp_path):
@@ -510,11 +510,32 @@ def test_texts_go_in_blocks(picture_index, pictures, tmp_path, monkeypatch):
     assert (tmp_path / 'whole.jsonl').read_text() == (tmp_path / 'blocks.jsonl').read_text()
 
 
+def test_rejected_texts_are_listed_by_line(picture_index, tmp_path):
+    (tmp_path / 'texts.txt').write_text('\n'.join(['¿?'] * 11 + ['face']))
+    ask = ('query', '--index', picture_index / 'index', '--texts', tmp_path / 'texts.txt')
+    succeed(*ask, '--output', tmp_path / 'answers.jsonl')
+    lines = [reject['source']['member'] for reject in read_answers(tmp_path / 'answers.rejects.jsonl')]
+    assert lines == [str(number) for number in range(1, 12)]
+
+
+def test_texts_that_are_none_are_refused(picture_index, tmp_path, capsys):
+    ask = ['query', '--index', str(picture_index / 'index'), '--output', str(tmp_path / 'a.jsonl')]
+    assert main([*ask, '--text', 'face', 'a \udce9']) == 2
+    assert 'is not UTF-8' in error_line(capsys)
+    assert main([*ask, '--texts', '']) == 2
+    assert 'there is no file' in error_line(capsys)
+    (tmp_path / 'a.jsonl').write_text('face')
+    assert main([*ask, '--texts', str(tmp_path / 'a.jsonl')]) == 2
+    assert 'give another file for the answers' in error_line(capsys)
+    assert main([*ask, '--text', 'face', '--text', 'hand']) == 0
+    assert '20 answers to 2 queries' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('text', ['¿?', ''])
 def test_where_no_word_is_known_the_command_fails(picture_index, text, tmp_path, capsys):
     ask = ['query', '--index', str(picture_index / 'index'), '--text', text, '--output', str(tmp_path / 'a.jsonl')]
     assert main(ask) == (2 if text else 0)
-    assert ('all 1 queries could not be read' if text else '0 answers to 0 queries') in capsys.readouterr().err
+    assert ('all 1 queries could not be asked' if text else '0 answers to 0 queries') in capsys.readouterr().err
 
 
 def test_texts_need_a_model_that_knows_words(cases, pictures, tmp_path, capsys):
@@ -714,7 +735,7 @@ def test_where_nobody_could_ask_the_command_fails(cases, tmp_path, capsys):
     (tmp_path / 'ids.txt').write_text('nobody\n')
     command = ['query', '--index', str(cases['uniform'].index), '--ids', f'{tmp_path}/ids.txt']
     assert main([*command, '--output', f'{tmp_path}/a.jsonl']) == 2
-    assert 'all 1 queries could not be read: see ' in error_line(capsys)
+    assert 'all 1 queries could not be asked: see ' in error_line(capsys)
     (reject,) = read_answers(tmp_path / 'a.rejects.jsonl')
     assert reject['image_id'] == 'nobody'
     (tmp_path / 'ids.txt').write_bytes(b'\xef\xbb\xbfcodes-1\n')  # as editors on Windows write

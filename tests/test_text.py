@@ -24,12 +24,15 @@ def test_words_are_found_without_case_signs_and_forms():
     assert [t for t in tokenize('Café_BAR—ﬁne №7') if t[0] != '~'] == ['café', 'bar', 'fine', 'no7']
     assert tokenize('x') == ['x']
     assert tokenize('?! _') == []
+    assert [t for t in tokenize('हिन्दी की') if t[0] != '~'] == ['हिन्दी', 'की']  # vowel signs are no letters
+    assert tokenize('ab') == ['ab']  # its only part would be itself
+    assert len(tokenize('a ' * 10_000)) == text.MOST_LETTERS / 2
     assert tokenize('Cafe\N{COMBINING ACUTE ACCENT}') == tokenize('CAFÉ')
 
 
 def test_a_word_is_no_part_of_another():
     known = Vocabulary.fit(['pineapple'])
-    assert known.words == 1
+    assert known.word_count == 1
     assert [known.tokens[i] for i in known.vectors(['pine']).indices] == ['~<pin', '~pine']
 
 
@@ -45,7 +48,9 @@ def test_vectors_are_those_of_the_formula_whatever_stands_beside(texts):
         wanted = np.array([counts[t] ** 0.5 * np.log(1 + 6 / n) for t, n in zip(known.tokens, having, strict=True)])
         wanted /= np.linalg.norm(wanted) or 1
         np.testing.assert_allclose(row, wanted, atol=1e-6)
-        np.testing.assert_array_equal(known.vectors([said]).toarray()[0], row)
+        alone = known.vectors([said, ' '.join(reversed(said.split()))])
+        np.testing.assert_array_equal(alone.toarray(), [row, row])
+        np.testing.assert_array_equal(*np.split(alone.indices, 2))
 
 
 def test_the_tokens_of_most_texts_are_kept(monkeypatch):

@@ -17,13 +17,15 @@ from pipelines.__main__ import main, make_parser
 def command_line(parameters: Sequence[str]) -> list[str]:
     """The grainhash command of `--name=value` parameters; what is not grainhash's goes to Beam as it is.
 
-    Several patterns are separated by commas. An empty value is an option left out, as web forms send it. `labels` are
-    grainhash's, those of images, but as JSON they are Beam's: the launcher tells so the labels of the job.
+    Several patterns or texts are separated by commas. An empty value is an option left out, as web forms send it.
+    `labels` are grainhash's, those of images, but as JSON they are Beam's: the launcher tells so the labels of the job.
 
     >>> command_line(['--index=gs://b/i', '--images=gs://b/1.tar,gs://b/2.tar', '--id_field=key', '--region=us-east1'])
     ['build', '--index=gs://b/i', '--images', 'gs://b/1.tar', 'gs://b/2.tar', '--id-field=key', '--region=us-east1']
     >>> command_line(['--index=gs://b/i', '--ids=gs://b/a', '--output=gs://b/o.jsonl', '--explain=true', '--radius='])
     ['query', '--index=gs://b/i', '--ids=gs://b/a', '--output=gs://b/o.jsonl', '--explain']
+    >>> command_line(['--index=gs://b/i', '--text=red shoes, -x', '--output=gs://b/o.jsonl'])
+    ['query', '--index=gs://b/i', '--text=red shoes', '--text=-x', '--output=gs://b/o.jsonl']
     >>> command_line(['--index=gs://b/i', '--labels=coarse,fine', '--labels={"team": "search"}'])
     ['build', '--index=gs://b/i', '--labels=coarse,fine', '--label={"team": "search"}']
     """
@@ -46,6 +48,8 @@ def _words(parameter: str, known: dict[str, argparse.Action]) -> Iterator[str]:
         yield f'--label={value}'
     elif name not in known:
         yield parameter
+    elif isinstance(known[name], argparse._ExtendAction):
+        yield from (f'{known[name].option_strings[-1]}={one.strip()}' for one in value.split(','))
     elif known[name].nargs == '+':
         yield from (known[name].option_strings[-1], *value.split(','))
     elif known[name].nargs != 0:

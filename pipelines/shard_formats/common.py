@@ -153,7 +153,7 @@ def text(value: str | bytes) -> str:
 
 
 def caption_text(value: object) -> str | None:
-    """A caption as text; what is not UTF-8 in it is replaced, since a caption is only shown."""
+    """A caption as text; what is not UTF-8 in it is replaced: a caption is no reason to lose an image."""
     if isinstance(value, str):
         value = value.encode('utf-8', 'replace')
     return value.decode('utf-8', 'replace').strip() or None if isinstance(value, bytes) else None
