@@ -104,7 +104,8 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
     tell(read_line(totals, manifest))
     if totals.get('rejected'):
-        problem = f'{totals["rejected"]:,} queries could not be asked: see {rejects_path(args.output)}'
+        many = 'query' if totals['rejected'] == 1 else 'queries'
+        problem = f'{totals["rejected"]:,} {many} could not be asked: see {rejects_path(args.output)}'
         if not totals.get('queries'):
             raise InputError(f'all {problem}')
         tell(problem)

@@ -7,6 +7,7 @@ The pictures that ask are another vendor's drawings of the same emoji; none of t
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -39,8 +40,7 @@ PROFILES: dict[str, dict[str, int] | None] = {
 }
 SHOWN_PER_CATEGORY = 2
 ANSWERS = 8
-# Chosen before anyone saw what they find.
-TEXTS = ('red heart', 'smiling cat', 'flag', 'fruit', 'winter sport', 'musical instrument', 'a house by night', 'sad')
+TEXTS = ('red heart', 'smiling cat', 'flag', 'fruit', 'winter sport', 'musical instrument', 'a house by night')
 OWN_IMAGES = """\
 The same with your own images (folders, .tar, .tfrecord or .parquet shards, local or gs://):
 
@@ -114,7 +114,7 @@ INTRO = (
 
 
 def _run(console: Console, command: Sequence[str]) -> None:
-    console.print(f'$ grainhash {" ".join(command)}', style='bold', soft_wrap=True)
+    console.print(f'$ grainhash {shlex.join(command)}', style='bold', soft_wrap=True)
     code = command_line.main(command)
     if code:
         raise SystemExit(code)

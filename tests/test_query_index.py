@@ -350,7 +350,7 @@ def test_ids_are_answered_in_the_order_asked(cases, tmp_path, capsys):
     assert reject['source'] == {'shard': str(tmp_path / 'ids.txt'), 'member': '3'}
     messages = capsys.readouterr().err
     assert '15 answers to 5 queries' in messages
-    assert '1 queries could not be asked' in messages
+    assert '1 query could not be asked' in messages
 
 
 def test_a_file_of_ids_that_is_missing_is_refused(cases, tmp_path, capsys):
@@ -487,7 +487,7 @@ def test_texts_are_answered_as_their_codes_are(picture_index, pictures, model, t
         assert (reject['reason'], reject['image_id']) == (records.UNKNOWN_TEXT, '¿?')
         assert reject['source']['member'] == ('4', '5')[number]
         assert reject['source']['shard'] == ('--text', str(tmp_path / 'texts.txt'))[number]
-        assert '1 queries could not be asked' in capsys.readouterr().err
+        assert '1 query could not be asked' in capsys.readouterr().err
 
 
 def test_a_picture_is_found_by_its_caption(picture_index, pictures, tmp_path):
@@ -535,7 +535,7 @@ def test_texts_that_are_none_are_refused(picture_index, tmp_path, capsys):
 def test_where_no_word_is_known_the_command_fails(picture_index, text, tmp_path, capsys):
     ask = ['query', '--index', str(picture_index / 'index'), '--text', text, '--output', str(tmp_path / 'a.jsonl')]
     assert main(ask) == (2 if text else 0)
-    assert ('all 1 queries could not be asked' if text else '0 answers to 0 queries') in capsys.readouterr().err
+    assert ('all 1 query could not be asked' if text else '0 answers to 0 queries') in capsys.readouterr().err
 
 
 def test_texts_need_a_model_that_knows_words(cases, pictures, tmp_path, capsys):
@@ -735,7 +735,7 @@ def test_where_nobody_could_ask_the_command_fails(cases, tmp_path, capsys):
     (tmp_path / 'ids.txt').write_text('nobody\n')
     command = ['query', '--index', str(cases['uniform'].index), '--ids', f'{tmp_path}/ids.txt']
     assert main([*command, '--output', f'{tmp_path}/a.jsonl']) == 2
-    assert 'all 1 queries could not be asked: see ' in error_line(capsys)
+    assert 'all 1 query could not be asked: see ' in error_line(capsys)
     (reject,) = read_answers(tmp_path / 'a.rejects.jsonl')
     assert reject['image_id'] == 'nobody'
     (tmp_path / 'ids.txt').write_bytes(b'\xef\xbb\xbfcodes-1\n')  # as editors on Windows write
