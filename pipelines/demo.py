@@ -40,7 +40,7 @@ PROFILES: dict[str, dict[str, int] | None] = {
 }
 SHOWN_PER_CATEGORY = 2
 ANSWERS = 8
-TEXTS = ('red heart', 'smiling cat', 'flag', 'fruit', 'winter sport', 'musical instrument', 'a house by night')
+TEXTS = ('red heart', 'smiling cat', 'flag', 'fruit', 'sport', 'musical instrument', 'a house by night')
 OWN_IMAGES = """\
 The same with your own images (folders, .tar, .tfrecord or .parquet shards, local or gs://):
 
