@@ -104,11 +104,10 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     )
     tell(read_line(totals, manifest))
     if totals.get('rejected'):
-        many = 'query' if totals['rejected'] == 1 else 'queries'
-        problem = f'{totals["rejected"]:,} {many} could not be asked: see {rejects_path(args.output)}'
         if not totals.get('queries'):
-            raise InputError(f'all {problem}')
-        tell(problem)
+            raise InputError(f'no query could be asked: see {rejects_path(args.output)}')
+        many = 'query' if totals['rejected'] == 1 else 'queries'
+        tell(f'{totals["rejected"]:,} {many} could not be asked: see {rejects_path(args.output)}')
 
 
 def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:

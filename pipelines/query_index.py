@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances
 from hashing_model.errors import InputError
+from hashing_model.model import HashModel
 from pipelines.answers import (
     ANSWERS_PER_BLOCK,
     answers_schema,
@@ -224,6 +225,16 @@ def list_partitions(_: None, config: QueryConfig) -> Iterator[tuple[int, str, Da
                 yield number, partition.prefix, file
 
 
+def own_model(config: QueryConfig) -> HashModel:
+    """The index's own model, loaded once per process.
+
+    Raises:
+        InputError: the version's folder holds another.
+    """
+    assert config.model is not None  # images or texts ask
+    return load_model(config.model, config.threads, (config.manifest.model or {}).get('fingerprint'))
+
+
 def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
     """The queries of one unit of images or codes."""
     spec = config.manifest.spec
@@ -231,8 +242,7 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
         ids, codes = read_query_codes(unit, spec)
         rejects: tuple[Reject, ...] = ()
     else:
-        fingerprint = (config.manifest.model or {}).get('fingerprint')
-        encoded = encode_unit(read_unit(unit, config.options), load_model(config.model, config.threads, fingerprint))
+        encoded = encode_unit(read_unit(unit, config.options), own_model(config))
         ids = encoded.images['image_id'].to_pylist()
         codes, rejects = code_tables.codes_from_arrow(encoded.images['code']), encoded.rejects
     return QueryBlock(layout.row_numbers(unit.number, len(ids)), ids, codes, rejects)
@@ -240,8 +250,7 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
 
 def encode_texts(_: None, config: QueryConfig) -> Iterator[QueryBlock]:
     """The queries in words; blank lines ask nothing, and those of which the model knows no word are rejected."""
-    assert config.model is not None
-    model = load_model(config.model, config.threads, (config.manifest.model or {}).get('fingerprint'))
+    model = own_model(config)
     lines = read_lines(config.texts) if config.texts else config.text
     asked = [(place, line.strip()) for place, line in enumerate(lines) if line.strip()]
     for start in range(0, len(asked), TEXTS_PER_BLOCK):
