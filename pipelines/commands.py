@@ -48,11 +48,11 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.model import HashModel
     from pipelines.answers import check_output, rejects_path
     from pipelines.encode import local_model
-    from pipelines.explain import bounds_line, read_line, table_lines
     from pipelines.index.layout import table_weights
     from pipelines.index.plan import check_limits
     from pipelines.query_index import QueryConfig, check_model, define_pipeline
-    from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.query_stats import bounds_line, read_line, read_totals, table_lines
+    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
@@ -86,14 +86,12 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         radius=args.radius,
         profile=profile,
         threads=threads_per_worker(options),
-        explain=args.explain,
     )
     started = time.monotonic()
-    result = run_pipeline(lambda root: define_pipeline(root, config, units), options)
-    if result is None:
+    if run_pipeline(lambda root: define_pipeline(root, config, units), options) is None:
         tell(f'{args.output}: {STAGED}')
         return
-    totals = counters(result)
+    totals = read_totals(output)
     if args.explain:
         weights = table_weights([t.substring for t in manifest.tables], manifest.spec.weights(profile))
         for line in (*table_lines(totals, manifest, weights), bounds_line(totals)):
@@ -138,10 +136,10 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     import dataclasses
 
     from pipelines.answers import check_output
-    from pipelines.explain import read_line
     from pipelines.index.plan import Metric, check_limits
     from pipelines.near_duplicates import DuplicatesConfig, define_pipeline, plan_radii
-    from pipelines.run import counters, pipeline_options, run_pipeline
+    from pipelines.query_stats import read_line, read_totals
+    from pipelines.run import pipeline_options, run_pipeline
 
     options = pipeline_options(beam_args)
     index = files.absolute(args.index)
@@ -150,16 +148,16 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     weights = check_limits(manifest.spec, None, args.radius, profile)
     check_output(args.output)
     radius = min(args.radius, Metric.of(manifest.spec, weights).max_distance)
-    config = DuplicatesConfig(index, manifest.version, files.absolute(args.output), radius, profile)
+    output = files.absolute(args.output)
+    config = DuplicatesConfig(index, manifest.version, output, radius, profile)
     config = dataclasses.replace(config, table_radii=plan_radii(config))
     if any(r == t.substring.bits for r, t in zip(config.table_radii, manifest.tables, strict=True)):
         tell(f'radius {args.radius} is too large for the tables to help: all codes are compared with all')
     started = time.monotonic()
-    result = run_pipeline(lambda root: define_pipeline(root, config), options)
-    if result is None:
+    if run_pipeline(lambda root: define_pipeline(root, config), options) is None:
         tell(f'{args.output}: {STAGED}')
         return
-    totals = counters(result)
+    totals = read_totals(output)
     groups, images, largest = (totals.get(name, 0) for name in ('groups', 'images', 'largest'))
     many = 'group' if groups == 1 else 'groups'
     tell(

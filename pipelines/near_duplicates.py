@@ -15,17 +15,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.pvalue import TaggedOutput
 from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances, to_words
 from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
-from pipelines.explain import count_read
 from pipelines.index import code_tables, files, kernels, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
@@ -42,8 +42,9 @@ from pipelines.index.multi_index import number_rows
 from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
 from pipelines.index.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
 from pipelines.index.plan import Metric
-from pipelines.query_index import cached_manifest, count_described
-from pipelines.run import InThreads, count, list_values
+from pipelines.query_index import cached_manifest
+from pipelines.query_stats import counted, read_counts, with_counts, write_stats
+from pipelines.run import InThreads, list_values
 
 LINKS_AT_ONCE = 1 << 22  # that wait to be joined
 PLANNED = 256  # codes of the sample that are compared with all of it
@@ -132,25 +133,31 @@ def plan_radii(config: DuplicatesConfig) -> tuple[int, ...]:
 def define_pipeline(root: beam.Pipeline, config: DuplicatesConfig) -> beam.PCollection:
     """Wire the whole job; the result is one element, when the groups are written."""
     one = root | 'One' >> beam.Create([None])
-    members = (
+    links, of_link = (
         one
         | 'Partitions' >> beam.FlatMap(list_near_partitions, config)
         | 'Spread' >> beam.Reshuffle()
-        | 'Link' >> beam.ParDo(InThreads(link_partition), config)
-        | 'CountRead' >> beam.Map(count_linked)
-        | 'Join' >> beam.CombineGlobally(Join(config))
-        | 'Number' >> beam.FlatMap(number_groups, config).with_output_types(tuple[int, bytes])
+        | 'Link' >> with_counts(beam.ParDo(InThreads(link_partition), config))
     )
-    rendered = (
+    members, of_number = (
+        links
+        | 'Join' >> beam.CombineGlobally(Join(config))
+        | 'Number' >> with_counts(beam.FlatMap(number_groups, config).with_output_types(tuple[int, bytes]))
+    )
+    described, of_describe = (
         members
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'Describe' >> beam.ParDo(InThreads(describe_members), config)
-        | 'CountImages' >> beam.FlatMap(count_described).with_output_types(tuple[int, bytes])
+        | 'Describe'
+        >> with_counts(beam.ParDo(InThreads(describe_members), config).with_output_types(tuple[int, bytes]))
+    )
+    rendered = (
+        described
         | 'GroupBlocks' >> beam.GroupByKey()
         | 'ListMembers' >> beam.Map(list_values)
         | 'Render' >> beam.Map(render_groups, config).with_output_types(tuple[int, bytes])
     )
-    return one | 'WriteGroups' >> beam.Map(write_groups, config, beam.pvalue.AsIter(rendered))
+    counts = map(beam.pvalue.AsIter, (of_link, of_number, of_describe))
+    return one | 'WriteGroups' >> beam.Map(write_groups, config, beam.pvalue.AsIter(rendered), *counts)
 
 
 NearPartitions = tuple[int, int, list[int]]  # table, place of a partition, places of those near to it that follow
@@ -167,7 +174,7 @@ def list_near_partitions(_: None, config: DuplicatesConfig) -> Iterator[NearPart
                 yield number, place, [other for other in others if table.partitions[other].rows]
 
 
-def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterator[tuple[NDArray[np.int64], Amount]]:
+def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterator[NDArray[np.int64] | TaggedOutput]:
     """Links between images' numbers, int64 [L, 2], that join all near pairs with a partition; and what was read."""
     number, place, near = element
     table, radii, join = config.manifest.tables[number], config.table_radii, Join(config)
@@ -194,7 +201,8 @@ def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterato
             config.radius,
         )
         kept = join.add_input(kept, np.stack([codes.rows[pairs[:, 0]], others.rows[pairs[:, 1]]], axis=1))
-    yield join.extract_output(kept), read
+    yield join.extract_output(kept)
+    yield counted(**read_counts(read))
 
 
 def _read_distinct(
@@ -225,12 +233,6 @@ def _distinct(rows: CodeRows, mask: NDArray[np.uint64]) -> tuple[CodeRows, NDArr
     """A row of each code that is distinct in the bits of a mask; links to the rows left out."""
     firsts, pairs = distinct_codes(rows.words & mask)
     return rows.take(firsts), rows.rows[pairs]
-
-
-def count_linked(element: tuple[NDArray[np.int64], Amount]) -> NDArray[np.int64]:
-    """Count what was read for some links; the links."""
-    count_read(element[1])
-    return element[0]
 
 
 class Join(beam.CombineFn):
@@ -265,12 +267,13 @@ class Join(beam.CombineFn):
         return spanning(np.concatenate([np.zeros((0, 2), np.int64), *kept]), self.config.manifest.rows)
 
 
-def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterator[tuple[int, bytes]]:
+def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterator[tuple[int, bytes] | TaggedOutput]:
     """Who is in which group, by the images part that knows the images: (part, records of `MEMBER`)."""
     numbers, groups = groups_linked(links, config.manifest.rows)
     parts = np.searchsorted(config.part_starts, numbers, side='right') - 1
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    count(groups=len(starts), images=len(numbers), largest=int(np.diff(np.append(starts, len(numbers))).max(initial=0)))
+    largest = int(np.diff(np.append(starts, len(numbers))).max(initial=0))
+    yield counted(groups=len(starts), images=len(numbers), largest=largest)
     members = np.empty(len(numbers), MEMBER)
     members['block'], members['group'] = starts[groups] // ANSWERS_PER_BLOCK, groups
     members['row'] = numbers - config.part_starts[parts]
@@ -280,17 +283,16 @@ def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterato
 
 def describe_members(
     element: tuple[int, bytes], config: DuplicatesConfig
-) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+) -> Iterator[tuple[int, bytes] | TaggedOutput]:
     """What one images part knows of its members of groups, by block, as Arrow streams; and the bytes read for it."""
     part, members = element[0], np.frombuffer(element[1], MEMBER)
     rows = members['row'].astype(np.int64)
     images, read = read_rows(config.folder, config.manifest.images[part], rows, DESCRIBED)
     images = images.append_column('group', pa.array(np.ascontiguousarray(members['group'])))
     images = images.append_column('row', pa.array((np.int64(part) << 32) + rows))
-    yield (
-        read.bytes,
-        [(block, to_stream(images.take(places))) for block, places in groups_of(members['block'].astype(np.int64))],
-    )
+    yield counted(bytes_read=read.bytes)
+    for block, places in groups_of(members['block'].astype(np.int64)):
+        yield block, to_stream(images.take(places))
 
 
 def render_groups(element: tuple[int, list[bytes]], config: DuplicatesConfig) -> tuple[int, bytes]:
@@ -321,6 +323,10 @@ def choose_kept(images: pa.Table, config: DuplicatesConfig) -> pa.Table:
     return pa.table({name: columns[name] for name in GROUPS.names}).cast(GROUPS)
 
 
-def write_groups(_: None, config: DuplicatesConfig, rendered: Iterable[tuple[int, bytes]]) -> None:
-    """Write the output file."""
+def write_groups(
+    _: None, config: DuplicatesConfig, rendered: Iterable[tuple[int, bytes]], *counts: Iterable[Mapping[str, int]]
+) -> None:
+    """Write the output file, and what the job counted."""
     write_blocks(config.output, (block for _, block in sorted(rendered)), GROUPS)
+    asked = {'index': config.index, 'version': config.version, 'radius': config.radius, 'profile': config.profile}
+    write_stats(config.output, asked, counts)

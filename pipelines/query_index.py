@@ -10,6 +10,7 @@
                                  -> ByPart -> GroupByKey -> Describe, images part by images part
                                  -> GroupByKey -> Render, block by block -> WriteAnswers, one file
 
+What every step counts travels to WriteAnswers, too, and is written beside the answers (`query_stats.py`).
 Files are read by row groups, and only those that can hold an answer. The answers equal an exhaustive search's, ranked
 by (distance, row); see `pipelines/index/layout.py` for why. What holds for all queries at once are ids, codes, bounds
 and radii; matches and answers go in blocks of queries.
@@ -25,6 +26,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.pvalue import TaggedOutput
 from numpy.typing import NDArray
 
 from hashing_model.codes import segment_distances
@@ -42,14 +44,21 @@ from pipelines.answers import (
 )
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
-from pipelines.explain import count_bounds, count_radii, count_read, count_table_read
 from pipelines.index import code_tables, files, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
-from pipelines.index.partition_reader import Amount, find_texts, read_near, read_rows
+from pipelines.index.partition_reader import find_texts, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, add_matches, plan_search
+from pipelines.query_stats import (
+    bound_counts,
+    counted,
+    look_counts,
+    radius_counts,
+    with_counts,
+    write_stats,
+)
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
-from pipelines.run import InThreads, count, list_values
+from pipelines.run import InThreads, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 TEXTS_PER_BLOCK = 4096
@@ -76,7 +85,6 @@ class QueryConfig:
         radius: largest weighted distance of an answer.
         profile: weight per segment.
         threads: per worker process; None for one per core.
-        explain: keep the counters that `explain.py` shows.
     """
 
     index: str
@@ -91,7 +99,6 @@ class QueryConfig:
     radius: int | None = None
     profile: dict[str, int] | None = None
     threads: int | None = None
-    explain: bool = False
 
     @property
     def folder(self) -> str:
@@ -146,66 +153,73 @@ class Planned:
 
 def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
     """Wire the whole query job; the result is one element, when the answers are written."""
-    blocks = _asking_blocks(root, config, units)
+    blocks, counts = _asking_blocks(root, config, units)
     one = root | 'One' >> beam.Create([None])
-    planned = one | 'Plan' >> beam.Map(make_plan, config, beam.pvalue.AsList(blocks))
+    planned, of_plan = one | 'Plan' >> with_counts(beam.FlatMap(make_plan, config, beam.pvalue.AsList(blocks)))
+    counts.append(of_plan)
     partitions = one | 'Partitions' >> beam.FlatMap(list_partitions, config) | 'Spread' >> beam.Reshuffle()
     if config.k is None:
         plans = planned | 'PlanOnly' >> beam.Map(lambda p: p.plan)
     else:
         home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
-        seen = partitions | 'FirstLook' >> Search(config, home) | 'Bound' >> beam.Map(kth_distances, config.k)
-        plans = planned | 'Tighten' >> beam.Map(tighten, config, beam.pvalue.AsList(seen))
-    described = (
-        partitions
-        | 'Search' >> Search(config, plans)
+        near, of_first_look = partitions | 'FirstLook' >> Search(config, home)
+        seen = near | 'Bound' >> beam.Map(kth_distances, config.k)
+        plans, of_tighten = planned | 'Tighten' >> with_counts(beam.FlatMap(tighten, config, beam.pvalue.AsList(seen)))
+        counts += of_first_look, of_tighten
+    found, of_search = partitions | 'Search' >> Search(config, plans)
+    described, of_describe = (
+        found
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])
         | 'GroupParts' >> beam.GroupByKey()
         | 'ListAnswers' >> beam.Map(list_values)
-        | 'Describe' >> beam.ParDo(InThreads(describe_answers), config)
-        | 'CountImages' >> beam.FlatMap(count_described).with_output_types(tuple[int, bytes])
+        | 'Describe'
+        >> with_counts(beam.ParDo(InThreads(describe_answers), config).with_output_types(tuple[int, bytes]))
     )
     asked = planned | 'Asked' >> beam.FlatMap(asked_blocks, config).with_output_types(tuple[int, bytes])
-    rendered = (
+    rendered, of_render = (
         (described, asked)
         | 'Together' >> beam.CoGroupByKey()
-        | 'Render' >> beam.FlatMap(render_answers, config).with_output_types(tuple[int, bytes])
+        | 'Render' >> with_counts(beam.FlatMap(render_answers, config).with_output_types(tuple[int, bytes]))
     )
-    return planned | 'WriteAnswers' >> beam.Map(write_answers, config, beam.pvalue.AsIter(rendered))
+    counts += of_search, of_describe, of_render  # each a side input: flattened to one, Beam's local runner gets stuck
+    return planned | 'WriteAnswers' >> beam.Map(
+        write_answers, config, beam.pvalue.AsIter(rendered), *map(beam.pvalue.AsIter, counts)
+    )
 
 
 class Search(beam.PTransform):
-    """Partition files to the k nearest matches of each block of queries, under a plan (one element)."""
+    """Partition files to the k nearest matches of each block of queries, under a plan (one element), and counts."""
 
     def __init__(self, config: QueryConfig, plans: beam.PCollection):
         self.config = config
         self.plan = beam.pvalue.AsSingleton(plans)
 
-    def expand(self, partitions: beam.PCollection) -> beam.PCollection:
+    def expand(self, partitions: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
         """(table, prefix, file) to (block of queries, matches)."""
-        return (
-            partitions
-            | 'Open' >> beam.ParDo(InThreads(search_partition), self.config, self.plan)
-            | 'CountRead' >> beam.FlatMap(count_looked, self.config).with_output_types(tuple[int, Matches])
-            | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k))
-        )
+        search = beam.ParDo(InThreads(search_partition), self.config, self.plan)
+        found, counts = partitions | 'Open' >> with_counts(search.with_output_types(tuple[int, Matches]))
+        return found | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k)), counts
 
 
-def _asking_blocks(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]) -> beam.PCollection:
-    """What asks, as `QueryBlock`s."""
+def _asking_blocks(
+    root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]
+) -> tuple[beam.PCollection, list[beam.PCollection]]:
+    """What asks, as `QueryBlock`s, and what was counted for it."""
     if config.ids:
-        return _ids_blocks(root, config)
+        blocks, counts = _ids_blocks(root, config)
+        return blocks, [counts]
     if config.texts or config.text:
-        return root | 'Texts' >> beam.Create([None]) | 'EncodeTexts' >> beam.FlatMap(encode_texts, config)
-    return (
+        return root | 'Texts' >> beam.Create([None]) | 'EncodeTexts' >> beam.FlatMap(encode_texts, config), []
+    blocks = (
         root
         | 'Units' >> beam.Create(units)
         | 'SpreadUnits' >> beam.Reshuffle()
         | 'EncodeQueries' >> beam.Map(encode_queries, config)
     )
+    return blocks, []
 
 
-def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
+def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> tuple[beam.PCollection, beam.PCollection]:
     ids = root | 'IdsFile' >> beam.Create([config.ids]) | 'ReadIds' >> beam.Map(read_lines)
     ordered = ids | 'OrderIds' >> beam.Map(sorted)
     return (
@@ -213,7 +227,8 @@ def _ids_blocks(root: beam.Pipeline, config: QueryConfig) -> beam.PCollection:
         | 'OneList' >> beam.Create([None])
         | 'ImageParts' >> beam.FlatMap(lambda _: config.manifest.images)
         | 'SpreadParts' >> beam.Reshuffle()
-        | 'FindIds' >> beam.Map(find_ids, config, beam.pvalue.AsSingleton(ids), beam.pvalue.AsSingleton(ordered))
+        | 'FindIds'
+        >> with_counts(beam.FlatMap(find_ids, config, beam.pvalue.AsSingleton(ids), beam.pvalue.AsSingleton(ordered)))
     )
 
 
@@ -278,19 +293,20 @@ def read_lines(path: str) -> list[str]:
     return [line.rstrip('\r') for line in lines]
 
 
-def find_ids(part: DataFile, config: QueryConfig, ids: Sequence[str], ordered: Sequence[str]) -> QueryBlock:
-    """The queried ids, also given in ascending order, that are in one images part, with their codes."""
+def find_ids(
+    part: DataFile, config: QueryConfig, ids: Sequence[str], ordered: Sequence[str]
+) -> Iterator[QueryBlock | TaggedOutput]:
+    """The queried ids, also given in ascending order, that are in one images part, with their codes; bytes read."""
     rows, read = find_texts(config.folder, part, 'image_id', pa.array(ids, pa.string()), ordered)
     places = np.flatnonzero(rows >= 0)
-    count(bytes_read=read.bytes)
-    if not len(places):
-        return QueryBlock(places, [], np.zeros((0, config.manifest.spec.num_bytes), np.uint8))
-    found, read = read_rows(config.folder, part, rows[places], ['code'])
-    count(bytes_read=read.bytes)
-    return QueryBlock(places, [ids[i] for i in places.tolist()], code_tables.codes_from_arrow(found['code']))
+    if len(places):
+        found, more = read_rows(config.folder, part, rows[places], ['code'])
+        read += more
+        yield QueryBlock(places, [ids[i] for i in places.tolist()], code_tables.codes_from_arrow(found['code']))
+    yield counted(bytes_read=read.bytes)
 
 
-def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Planned:
+def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Iterator[Planned | TaggedOutput]:
     """All queries in order, with bounds and radii."""
     manifest = config.manifest
     places = np.concatenate([b.places for b in blocks] or [np.zeros(0, np.int64)])
@@ -309,12 +325,10 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Pla
     plan = plan_search(
         manifest.spec, manifest.tables, manifest.rows, none_yet, codes, config.k, config.radius, config.profile
     )
-    if config.explain:
-        count_bounds('before', plan)
-        if config.k is None:
-            count_radii(plan)
-    count(queries=len(codes), rejected=len(rejects))
-    return Planned(pa.array(ids, pa.string()).take(pa.array(order)), plan, tuple(rejects))
+    yield Planned(pa.array(ids, pa.string()).take(pa.array(order)), plan, tuple(rejects))
+    yield counted(queries=len(codes), rejected=len(rejects), **bound_counts('before', plan))
+    if config.k is None:
+        yield counted(**radius_counts(plan))
 
 
 def _place(reject: Reject) -> tuple[str, str]:
@@ -323,17 +337,9 @@ def _place(reject: Reject) -> tuple[str, str]:
     return shard, member.rjust(20) if member.isdigit() else member
 
 
-@dataclasses.dataclass(frozen=True)
-class Looked:
-    """What a look, 1 or 2, read of a partition file of a table, and the matches by block of queries."""
-
-    look: int
-    table: int
-    read: Amount
-    found: list[tuple[int, Matches]]
-
-
-def search_partition(partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan) -> Iterator[Looked]:
+def search_partition(
+    partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
+) -> Iterator[tuple[int, Matches] | TaggedOutput]:
     """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
     table, prefix, file = partition
     which = plan.queries_for(table, prefix)
@@ -342,18 +348,11 @@ def search_partition(partition: tuple[int, str, DataFile], config: QueryConfig, 
     rows, read = read_near(
         config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
     )
+    yield counted(**look_counts(1 if plan.reach else 2, table, read))
     starts = np.arange(0, len(plan.codes) + config.block_queries, config.block_queries)
-    blocks = enumerate(np.split(which, np.searchsorted(which, starts[1:-1])))
-    found = [(block, plan.search(table, prefix, rows, asking)) for block, asking in blocks if len(asking)]
-    yield Looked(1 if plan.reach else 2, table, read, [(block, m) for block, m in found if len(m.rows)])
-
-
-def count_looked(looked: Looked, config: QueryConfig) -> list[tuple[int, Matches]]:
-    """Count what was read of a partition file; its matches by block of queries."""
-    count_read(looked.read)
-    if config.explain:
-        count_table_read(looked.look, looked.table, looked.read)
-    return looked.found
+    for block, asking in enumerate(np.split(which, np.searchsorted(which, starts[1:-1]))):
+        if len(asking) and len((matches := plan.search(table, prefix, rows, asking)).rows):
+            yield block, matches
 
 
 def kth_distances(element: tuple[int, Matches], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -364,18 +363,15 @@ def kth_distances(element: tuple[int, Matches], k: int) -> tuple[NDArray[np.int6
 
 def tighten(
     planned: Planned, config: QueryConfig, seen: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> SearchPlan:
+) -> Iterator[SearchPlan | TaggedOutput]:
     """The plan, with bounds from the answers of a first look, and from the sample where that pays."""
     plan = planned.plan
     if seen:
         queries, distances = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
         plan = plan.nearer(queries, distances)
     plan, read = bounded(config.folder, config.manifest, plan)
-    count(bytes_read=read.bytes)
-    if config.explain:
-        count_bounds('after', plan)
-        count_radii(plan)
-    return plan
+    yield plan
+    yield counted(bytes_read=read.bytes, **bound_counts('after', plan), **radius_counts(plan))
 
 
 class KeepNearest(beam.CombineFn):
@@ -418,25 +414,18 @@ def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
 
 def describe_answers(
     element: tuple[int, Iterable[bytes]], config: QueryConfig
-) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+) -> Iterator[tuple[int, bytes] | TaggedOutput]:
     """What one images part knows of its answers, by block of queries, as Arrow streams; and the bytes read for it."""
     part, blocks = element
     several = [np.frombuffer(block, ANSWER) for block in blocks]
     rows = np.unique(np.concatenate([answers['row'] for answers in several])).astype(np.int64)
     images, read = read_rows(config.folder, config.manifest.images[part], rows, [*DESCRIBED, 'code'])
-    described = []
+    yield counted(bytes_read=read.bytes)
     for answers in several:
         of_block = images.take(np.searchsorted(rows, answers['row']))
         for name in ('query', 'rank', 'distance'):
             of_block = of_block.append_column(name, pa.array(np.ascontiguousarray(answers[name])))
-        described.append((int(answers['query'][0]) // config.block_queries, to_stream(of_block)))
-    yield read.bytes, described
-
-
-def count_described(element: tuple[int, list[tuple[int, bytes]]]) -> list[tuple[int, bytes]]:
-    """Count the bytes read for some answers; the answers."""
-    count(bytes_read=element[0])
-    return element[1]
+        yield int(answers['query'][0]) // config.block_queries, to_stream(of_block)
 
 
 def asked_blocks(planned: Planned, config: QueryConfig) -> Iterator[tuple[int, bytes]]:
@@ -449,7 +438,7 @@ def asked_blocks(planned: Planned, config: QueryConfig) -> Iterator[tuple[int, b
 
 def render_answers(
     element: tuple[int, tuple[Iterable[bytes], Iterable[bytes]]], config: QueryConfig
-) -> Iterator[tuple[int, bytes]]:
+) -> Iterator[tuple[int, bytes] | TaggedOutput]:
     """The answers to a block of queries, in order, as they will stand in the output; nothing if there are none."""
     block, (described, (asked,)) = element
     tables = [from_stream(stream) for stream in described]
@@ -466,12 +455,17 @@ def render_answers(
         **{f'distance_{name}': pa.array(by_segment[:, i]) for i, name in enumerate(spec.names)},
     }
     schema = answers_schema(spec)
-    count(answers=len(answers))
+    yield counted(answers=len(answers))
     yield block, render_block(config.output, pa.table(columns).select(schema.names).cast(schema))
 
 
-def write_answers(planned: Planned, config: QueryConfig, rendered: Iterable[tuple[int, bytes]]) -> None:
-    """Write the output file, and the rejects beside it if there are any."""
+def write_answers(
+    planned: Planned,
+    config: QueryConfig,
+    rendered: Iterable[tuple[int, bytes]],
+    *counts: Iterable[Mapping[str, int]],
+) -> None:
+    """Write the output file, the rejects beside it if there are any, and what the job counted."""
     blocks = (block for _, block in sorted(rendered))
     write_blocks(config.output, blocks, answers_schema(config.manifest.spec))
     if planned.rejects:
@@ -479,6 +473,8 @@ def write_answers(planned: Planned, config: QueryConfig, rendered: Iterable[tupl
         write_rows(rejects_path(config.output), rejects)
     else:
         files.delete_file(rejects_path(config.output))  # an earlier run's
+    asked = {'index': config.index, 'version': config.version, 'k': config.k, 'radius': config.radius}
+    write_stats(config.output, {**asked, 'profile': config.profile}, counts)
 
 
 def check_model(manifest: Manifest, fingerprint: str) -> None:

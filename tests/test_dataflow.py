@@ -123,10 +123,16 @@ def test_a_build_and_a_query_on_dataflow_give_the_local_results(bucket, dataflow
     assert job.code.startswith(str(job.folder))
     here = succeed('query', '--index', local, *asked, '--output', tmp_path / 'answers.jsonl', *LOCALLY)
     assert '200 answers to 40 queries' in said
-    assert said.splitlines()[-1] == here.splitlines()[-1]  # read so many bytes and rows, by the job's counters
+    assert said.splitlines()[-1] == here.splitlines()[-1]  # read so many bytes and rows
     answers = bucket.blob('out/answers.jsonl').download_as_text()
     assert len(answers.splitlines()) == 200
     assert answers == (tmp_path / 'answers.jsonl').read_text()
+    stats = json.loads(bucket.blob('out/answers.stats.json').download_as_text())
+    assert stats == {
+        **json.loads((tmp_path / 'answers.stats.json').read_text()),
+        'index': f'{BUCKET}/index',
+        'version': versions.current_version(f'{BUCKET}/index'),
+    }
     groups = ('duplicates', '--radius', '20', '--output')
     said, _ = submit(dataflow, sdist, *groups, f'{BUCKET}/out/groups.jsonl', '--index', f'{BUCKET}/index')
     succeed(*groups, tmp_path / 'groups.jsonl', '--index', f'{BUCKET}/index', *LOCALLY)

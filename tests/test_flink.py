@@ -203,7 +203,7 @@ def given(request):
 
 
 def ask(index, asking, answers, *options):
-    """Ask an index: the output, and of it what the job's counters tell."""
+    """Ask an index: the output, and of it what the job counted."""
     output = grainhash('query', '--index', index, *asking, '--k', 10, '--output', answers, '--explain', *options)
     told = re.findall(r'^(?: +\d.*|bounds .*|read .*)$', output, re.MULTILINE)
     return output, told

@@ -185,6 +185,9 @@ def test_other_runners_find_the_same(cases, tmp_path, options):
     done = start(*command, '--output', tmp_path / 'groups.parquet', *options)
     assert done.returncode == 0, done.stderr
     assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
+    stats, expected = (json.loads((tmp_path / f'{name}.stats.json').read_text()) for name in ('groups', 'expected'))
+    assert stats == expected
+    assert stats['counters']['images'] == pq.read_metadata(tmp_path / 'groups.parquet').num_rows > 0
 
 
 def test_blocks_of_groups_are_written_in_order(cases, tmp_path, monkeypatch):
@@ -246,7 +249,7 @@ def test_links_of_a_partition_are_no_more_than_its_images(cases):
     config = dataclasses.replace(config, table_radii=near_duplicates.plan_radii(config))
     elements = list(near_duplicates.list_near_partitions(None, config))
     for element in elements:
-        ((links, _),) = near_duplicates.link_partition(element, config)
+        links, _ = near_duplicates.link_partition(element, config)
         assert len(links) < len(codes)
     assert any(len(others) > 5 for _, _, others in elements)
 
