@@ -71,21 +71,23 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
         ['train', '--images', index_shards, '--model', model, '--input-size', '96', '--views', '1'],
         ['build', '--images', index_shards, '--model', model, '--index', index, '--partition-rows', '1000'],
         ['query', '--index', index, '--images', query_shards, '--k', str(ANSWERS), '--output', answers],
-        ['query', '--index', index, '--text', *TEXTS, '--k', str(ANSWERS), '--output', of_texts],
     ):
         _run(console, command)
+    fitted = HashModel.load(model)
+    texts, codes_of_texts = known_texts(fitted)
+    if texts:  # a catalogue of one's own may have none of the words
+        _run(console, ['query', '--index', index, '--text', *TEXTS, '--k', str(ANSWERS), '--output', of_texts])
     records = read_all(query_shards)
-    searcher, fitted = LocalIndex.open(index), HashModel.load(model)
+    searcher = LocalIndex.open(index)
     codes = encode(records, fitted)
     results = {name: searcher.search(codes, ANSWERS, profile=profile) for name, profile in PROFILES.items()}
     shares = shares_found(records, results, searcher)
     shown = first_of_each_category(records, SHOWN_PER_CATEGORY)
     pictures = {record.image_id: picture(record) for record in read_all(index_shards)}
     galleries = [gallery(picture(records[i]), i, codes, results, searcher, pictures) for i in shown]
-    texts, codes = known_texts(fitted)
-    found = {'all': searcher.search(codes, ANSWERS)}
-    asked_in_words = [gallery(text, i, codes, found, searcher, pictures) for i, text in enumerate(texts)]
-    for some in (galleries[::SHOWN_PER_CATEGORY], asked_in_words):
+    found = {'all': searcher.search(codes_of_texts, ANSWERS)}
+    asked_in_words = [gallery(text, i, codes_of_texts, found, searcher, pictures) for i, text in enumerate(texts)]
+    for some in filter(None, (galleries[::SHOWN_PER_CATEGORY], asked_in_words)):
         console.print(answers_table(some))
     facts = [
         Fact('images indexed', f'{len(searcher):,}'),
@@ -124,9 +126,11 @@ def _clear(out: Path) -> None:
     ours = (
         'model',
         'index',
-        'answers.jsonl',
-        'answers-to-texts.jsonl',
-        'answers-to-texts.rejects.jsonl',
+        *(
+            f'{answers}.{suffix}'
+            for answers in ('answers', 'answers-to-texts')
+            for suffix in ('jsonl', 'rejects.jsonl', 'stats.json')
+        ),
         'report.html',
     )
     names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []

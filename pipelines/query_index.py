@@ -49,14 +49,7 @@ from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import find_texts, read_near, read_rows
 from pipelines.index.plan import Matches, SearchPlan, add_matches, plan_search
-from pipelines.query_stats import (
-    bound_counts,
-    counted,
-    look_counts,
-    radius_counts,
-    with_counts,
-    write_stats,
-)
+from pipelines.query_stats import bound_counts, counted, look_counts, radius_counts, with_counts, write_stats
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
 from pipelines.run import InThreads, list_values
 from pipelines.shards import ReadOptions, WorkUnit, read_unit

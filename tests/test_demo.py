@@ -14,7 +14,15 @@ from PIL import Image
 from pipelines.demo import ANSWERS, TEXTS
 
 pytestmark = pytest.mark.slow
-OURS = ['answers-to-texts.jsonl', 'answers.jsonl', 'index', 'model', 'report.html']
+OURS = [
+    'answers-to-texts.jsonl',
+    'answers-to-texts.stats.json',
+    'answers.jsonl',
+    'answers.stats.json',
+    'index',
+    'model',
+    'report.html',
+]
 QUERIES = 404  # pictures of query-twitter-00000
 
 
@@ -106,6 +114,20 @@ def test_a_second_demo_replaces_the_first(first, small_catalogue):
     assert len(list((out / 'index' / 'versions').iterdir())) == 1
     assert read_served(out / 'index').rows == 150
     assert len(read_answers(out)) == 40 * ANSWERS
+
+
+def test_a_catalogue_in_other_words_is_asked_by_pictures_alone(tmp_path):
+    for name, count in (('index-fluent-00000.tar.gz', 150), ('query-twitter-00000.tar.gz', 12)):
+        pictures = catalogue_pictures(count, name)
+        for number, (fields, _) in enumerate(pictures):
+            labels = {**fields['labels'], **dict.fromkeys(('coarse', 'fine'), f'q{number % 2}')}
+            fields |= {'caption': 'xyzzy', 'labels': labels}
+        tar = write_tar(tmp_path / 'plain.tar', tar_members(pictures))
+        (tmp_path / name).write_bytes(gzip.compress(Path(tar).read_bytes()))
+    done = demo(tmp_path / 'out', '--catalogue', tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = {p.name for p in (tmp_path / 'out').iterdir()}
+    assert names == {name for name in OURS if not name.startswith('answers-to-texts')}
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
