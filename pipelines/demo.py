@@ -129,7 +129,7 @@ def _clear(out: Path) -> None:
         *(
             f'{answers}.{suffix}'
             for answers in ('answers', 'answers-to-texts')
-            for suffix in ('jsonl', 'rejects.jsonl', 'stats.json')
+            for suffix in ('jsonl', 'rejects.jsonl', 'jsonl.stats.json')
         ),
         'report.html',
     )

@@ -86,8 +86,8 @@ def _count_values(name: str, values: NDArray) -> dict[str, int]:
 
 
 def stats_path(output: str) -> str:
-    """Where the totals are: `answers.jsonl` -> `answers.stats.json`."""
-    return f'{output.rpartition(".")[0]}.stats.json'
+    """Where the totals are: `answers.jsonl` -> `answers.jsonl.stats.json`."""
+    return f'{output}.stats.json'
 
 
 def write_stats(output: str, asked: Mapping[str, Any], counts: Iterable[Iterable[Mapping[str, int]]]) -> None:

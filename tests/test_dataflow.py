@@ -127,9 +127,9 @@ def test_a_build_and_a_query_on_dataflow_give_the_local_results(bucket, dataflow
     answers = bucket.blob('out/answers.jsonl').download_as_text()
     assert len(answers.splitlines()) == 200
     assert answers == (tmp_path / 'answers.jsonl').read_text()
-    stats = json.loads(bucket.blob('out/answers.stats.json').download_as_text())
+    stats = json.loads(bucket.blob('out/answers.jsonl.stats.json').download_as_text())
     assert stats == {
-        **json.loads((tmp_path / 'answers.stats.json').read_text()),
+        **json.loads((tmp_path / 'answers.jsonl.stats.json').read_text()),
         'index': f'{BUCKET}/index',
         'version': versions.current_version(f'{BUCKET}/index'),
     }

@@ -16,9 +16,9 @@ from pipelines.demo import ANSWERS, TEXTS
 pytestmark = pytest.mark.slow
 OURS = [
     'answers-to-texts.jsonl',
-    'answers-to-texts.stats.json',
+    'answers-to-texts.jsonl.stats.json',
     'answers.jsonl',
-    'answers.stats.json',
+    'answers.jsonl.stats.json',
     'index',
     'model',
     'report.html',

@@ -185,7 +185,9 @@ def test_other_runners_find_the_same(cases, tmp_path, options):
     done = start(*command, '--output', tmp_path / 'groups.parquet', *options)
     assert done.returncode == 0, done.stderr
     assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
-    stats, expected = (json.loads((tmp_path / f'{name}.stats.json').read_text()) for name in ('groups', 'expected'))
+    stats, expected = (
+        json.loads((tmp_path / f'{name}.parquet.stats.json').read_text()) for name in ('groups', 'expected')
+    )
     assert stats == expected
     assert stats['counters']['images'] == pq.read_metadata(tmp_path / 'groups.parquet').num_rows > 0
 

@@ -267,7 +267,7 @@ def test_blocks_of_queries_come_together_in_one_file(cases, tmp_path, monkeypatc
     expected = case.expected(*limits)
     assert len(expected) > 9
     assert list(ranked(read_answers(output)).items()) == list(expected.items())
-    assert {p.name for p in tmp_path.iterdir()} == {output.name, 'answers.stats.json'}
+    assert {p.name for p in tmp_path.iterdir()} == {output.name, f'{output.name}.stats.json'}
 
 
 @pytest.mark.parametrize('limits', [(10, None, None), (None, 12, PROFILES[2])], ids=str)
@@ -301,8 +301,8 @@ def test_explain_tells_the_plan_and_what_was_read(cases, tmp_path, capsys, limit
         probed = int(((radii >= 0) & (radii < table.substring.bits)).sum())
         assert line.split()[0] == str(number)
         assert line.split()[3:5] == [str(probed), str(int((radii == table.substring.bits).sum()))]
-    stats = json.loads((tmp_path / 'explained.stats.json').read_text())
-    assert stats == {**json.loads((tmp_path / 'plain.stats.json').read_text()), 'counters': stats['counters']}
+    stats = json.loads((tmp_path / 'explained.jsonl.stats.json').read_text())
+    assert stats == {**json.loads((tmp_path / 'plain.jsonl.stats.json').read_text()), 'counters': stats['counters']}
     counters = stats.pop('counters')
     given = dict(zip(('k', 'radius', 'profile'), limits, strict=True))
     assert stats == {'index': str(case.index), 'version': manifest.version, **given}
@@ -328,7 +328,7 @@ def test_what_runs_twice_or_elsewhere_counts_once(cases, tmp_path, asking, optio
     for name, given in (('here', ()), ('there', options)):
         done = start('query', '--index', case.index, *ask, '--output', tmp_path / f'{name}.jsonl', *given)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads((tmp_path / f'{name}.stats.json').read_text()))
+        found.append(json.loads((tmp_path / f'{name}.jsonl.stats.json').read_text()))
     assert found[0] == found[1]
     assert found[0]['counters']['rejected'] == (asking == 'ids')
     assert min(found[0]['counters'][name] for name in ('queries', 'answers', 'bytes_read', 'rows_read')) > 0
@@ -633,8 +633,8 @@ def test_a_rerun_replaces_the_output(cases, tmp_path):
     for k in (5, 2):
         succeed('query', '--index', case.index, *case.ask, '--k', k, '--output', output)
         assert len(read_answers(output)) == k * len(case.queries)
-    assert {p.name for p in tmp_path.iterdir()} == {'answers.jsonl', 'answers.stats.json'}
-    stats = json.loads((tmp_path / 'answers.stats.json').read_text())
+    assert {p.name for p in tmp_path.iterdir()} == {'answers.jsonl', 'answers.jsonl.stats.json'}
+    stats = json.loads((tmp_path / 'answers.jsonl.stats.json').read_text())
     assert (stats['k'], stats['counters']['answers']) == (2, 2 * len(case.queries))
 
 
