@@ -34,8 +34,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import hamming
+from hashing_model.codes.bits import hamming
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES
 from hashing_model.images import Resizing, decode

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import faiss
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import to_words
+from hashing_model.codes.bits import to_words
+from hashing_model.codes.spec import CodeSpec, Segment
 from pipelines.index import multi_index
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.index.layout import cut_substrings

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.codes import bit_mask, pack_bits, to_words
+from hashing_model.codes.bits import bit_mask, pack_bits, to_words
 from hashing_model.errors import InputError
 from hashing_model.linear_codes import encode, linear_code
 

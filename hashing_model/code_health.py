@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask, check_codes, to_words, unpack_bits
+from hashing_model.codes.bits import bit_mask, check_codes, to_words, unpack_bits
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 
 Counts = NDArray[np.int64]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hashing_model import losses
 from hashing_model.baselines import principal_components
-from hashing_model.code_spec import Segment
+from hashing_model.codes.spec import Segment
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead

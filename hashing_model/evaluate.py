@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model import code_health, metrics
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import check_codes
+from hashing_model.codes.bits import check_codes
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
 from hashing_model.quality import (

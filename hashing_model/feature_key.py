@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.augment import LOOK, augment
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED
 from hashing_model.fusion import Groups

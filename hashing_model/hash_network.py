@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import Segment
+from hashing_model.codes.spec import Segment
 from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
 

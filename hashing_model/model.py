@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask, check_codes, to_words
+from hashing_model.codes.bits import bit_mask, check_codes, to_words
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.compiled import compiled, in_threads, popcount
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hashing_model import losses
 from hashing_model.centers import check_centers, hierarchical_centers, hierarchy_order
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead

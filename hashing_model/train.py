@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.baselines import check_count
-from hashing_model.bit_order import order_bits
-from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes.bit_order import order_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract

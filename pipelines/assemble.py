@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.base_version import Origin
 from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encode import KnownImage
 from pipelines.index import code_tables, files, versions

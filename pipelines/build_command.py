@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError, exit_code
 from pipelines.commands import READING_OPTIONS, STAGED, absolute, read_options, refuse, tell
 from pipelines.index import files, versions

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
 from pipelines.duplicates import id_hashes

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema

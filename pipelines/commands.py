@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hashing_model.code_spec import CodeSpec, Segment, parse_pairs
+from hashing_model.codes.spec import CodeSpec, Segment, parse_pairs
 from hashing_model.errors import InputError
 from pipelines.index import files, versions
 from pipelines.index.manifest import Manifest

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from hashing_model.codes import segment_distances
+from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import __main__ as command_line

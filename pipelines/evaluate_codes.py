@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.evaluate import CodedImages, evaluate, label_levels
 from hashing_model.quality import Quality

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hashing_model import code_health, metrics
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import GateError, InputError
 from hashing_model.evaluate import label_levels
 from hashing_model.labels import LabelLevel

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashing_model.code_spec import CodeSpec, parse_pairs
+from hashing_model.codes.spec import CodeSpec, parse_pairs
 from hashing_model.errors import InputError
 from pipelines.commands import READING_OPTIONS, STAGED, absolute, code_spec, read_options, refuse, tell
 from pipelines.index import files, versions

@@ -29,7 +29,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import TaggedOutput
 from numpy.typing import NDArray
 
-from hashing_model.codes import segment_distances
+from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines.answers import (

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
 from pipelines.blocks import INLINE_BYTES

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.images import Decoded, Resizing, decode
 from hashing_model.train import fit
 from hashing_model.training import Training

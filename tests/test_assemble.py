@@ -20,7 +20,7 @@ from make_index import (
     write_part,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import assemble, blocks, build_index, runs
 from pipelines.assemble import (

@@ -30,7 +30,7 @@ from make_index import (
 )
 from PIL import Image
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import base_version, blocks, runs

@@ -45,7 +45,7 @@ from make_index import (
 from PIL import Image
 
 from hashing_model import images
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines import assemble, blocks, build_index, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units

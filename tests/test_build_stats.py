@@ -19,7 +19,7 @@ from make_index import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines import assemble
 from pipelines.build_index import define_pipeline
 from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats

@@ -20,8 +20,8 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import unpack_bits
+from hashing_model.codes.bits import unpack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.images import Resizing, decode
 from hashing_model.model import HashModel

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import code_files
 from pipelines.code_files import code_bytes, list_code_units, read_codes, read_query_codes

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model.code_spec import DEFAULT_FEATURES, MAX_BITS, CodeSpec, Segment, parse_pairs
+from hashing_model.codes.spec import DEFAULT_FEATURES, MAX_BITS, CodeSpec, Segment, parse_pairs
 from hashing_model.errors import InputError
 
 NAMES = st.from_regex(r'[a-z][a-z0-9_]{0,5}', fullmatch=True)

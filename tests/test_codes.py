@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import bit_mask, check_codes, hamming, pack_bits, segment_distances, to_words, unpack_bits
+from hashing_model.codes.bits import bit_mask, check_codes, hamming, pack_bits, segment_distances, to_words, unpack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 
 BITS = hnp.arrays(bool, st.tuples(st.integers(0, 6), st.integers(1, 150)))

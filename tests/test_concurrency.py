@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_index import ROOT, make_codes, make_version, start, write_codes
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import LocalIndex, versions
 from pipelines.index.code_tables import REMOVED
 from pipelines.prune_index import prune

@@ -5,8 +5,8 @@ import pytest
 
 from hashing_model import contrastive
 from hashing_model.baselines import random_projection
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel

@@ -26,7 +26,7 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import versions
 
 pytest.importorskip('gcp_storage_emulator')

@@ -15,7 +15,7 @@ from make_index import ROOT, build_by_hand, make_codes
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import make_parser
 from pipelines.run import pipeline_options
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
-from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import load_backbone
 from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode

@@ -7,8 +7,8 @@ import pytest
 from make_index import distances_to, make_codes
 
 from hashing_model.code_health import health
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.evaluate import CodedImages, evaluate, label_levels
 

@@ -21,7 +21,7 @@ from make_index import (
 )
 from test_build_index import error_line, read_rejects
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines import build_command, records, shards
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, files, versions

@@ -14,7 +14,7 @@ import pytest
 from test_train import pictures
 
 from hashing_model import finetune as module
-from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED, load_backbone
 from hashing_model.features.runtime import import_keras

@@ -31,7 +31,7 @@ from make_index import (
     write_codes,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.flink]

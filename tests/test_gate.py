@@ -32,7 +32,7 @@ from test_manifest import small_manifest
 from test_promotion import error_line
 
 from hashing_model import code_health
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
 from hashing_model.model import HashModel
 from pipelines import gate

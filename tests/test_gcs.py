@@ -20,7 +20,7 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines import records, shards
 from pipelines.__main__ import main
 from pipelines.index import files, versions

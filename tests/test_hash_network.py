@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashing_model.code_spec import Segment
+from hashing_model.codes.spec import Segment
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_network import head_outputs, standardised, trained_head

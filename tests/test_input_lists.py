@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.assemble import BuildConfig
 from pipelines.build_index import define_pipeline
 from pipelines.index import files

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from make_index import build_by_hand, skewed_codes
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import main
 from pipelines.index import versions
 from pipelines.inspect_index import describe_size, summarize

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.codes import bit_mask, hamming, to_words
+from hashing_model.codes.bits import bit_mask, hamming, to_words
 from pipelines.index import kernels
 from pipelines.index.layout import Substring, substring_keys
 

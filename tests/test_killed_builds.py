@@ -24,7 +24,7 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, versions
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits, unpack_bits
+from hashing_model.codes.bits import pack_bits, unpack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from pipelines.index import layout
 from pipelines.index.layout import (
     HISTOGRAM_BITS,

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 
 from hashing_model.baselines import itq
-from hashing_model.codes import hamming, pack_bits
+from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.errors import InputError
 from hashing_model.lda import SHRINKAGE, fit_lda
 

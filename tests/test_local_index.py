@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_index import KINDS, distances_to, flip_bits, make_codes, make_version, nearest, read_served, served_folder
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index import LocalIndex, SearchResult
 

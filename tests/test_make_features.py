@@ -30,7 +30,7 @@ from make_index import (
 )
 
 from hashing_model.augment import LOOK, augment
-from hashing_model.code_spec import CodeSpec, Segment
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import BuildError, InputError
 from hashing_model.feature_key import FeatureKey, views_for
 from hashing_model.features import hand_features

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index.layout import Substring
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table

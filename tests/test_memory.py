@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_index import KINDS, distances_to, flip_bits, make_codes, make_version, nearest
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits
+from hashing_model.codes.bits import pack_bits
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index import LocalIndex
 from pipelines.index.layout import Substring, order_rings, substring_keys

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits, segment_distances
+from hashing_model.codes.bits import pack_bits, segment_distances
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import (

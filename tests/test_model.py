@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import hamming, pack_bits, unpack_bits
+from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
@@ -105,7 +105,7 @@ def test_codes_are_the_same_on_one_core_and_on_many():
     """In processes of their own: OpenBLAS chooses its threads when it loads. As above, bits hang on the rounding."""
     code = (
         'import numpy as np\n'
-        'from hashing_model.code_spec import CodeSpec, Segment\n'
+        'from hashing_model.codes.spec import CodeSpec, Segment\n'
         'from hashing_model.fusion import Fusion\n'
         'from hashing_model.hash_head import HashHead\n'
         'from hashing_model.images import Resizing\n'

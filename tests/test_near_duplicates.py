@@ -31,8 +31,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import to_words
+from hashing_model.codes.bits import to_words
+from hashing_model.codes.spec import CodeSpec
 from pipelines import near_duplicates
 from pipelines.__main__ import main
 from pipelines.index import versions

@@ -16,7 +16,7 @@ from make_index import (
     served_folder,
 )
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import LocalIndex, code_tables, files, on_demand
 from pipelines.index.on_demand import look, search_on_demand
 from pipelines.index.plan import Matches, plan_search

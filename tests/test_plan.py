@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_index import skewed_codes
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits, to_words
+from hashing_model.codes.bits import pack_bits, to_words
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import plan
 from pipelines.index.layout import Substring, substring_keys
 from pipelines.index.plan import Matches, Metric, add_matches, selectivity

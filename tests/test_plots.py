@@ -8,7 +8,7 @@ from make_index import make_codes
 from PIL import Image
 from test_evaluate import SPEC, images_of, some_labels, two_sides
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.evaluate import evaluate, label_levels
 from pipelines.plots import COLORS, PLOTS
 

@@ -12,7 +12,7 @@ import pytest
 from make_index import build_by_hand, make_codes, served_folder, skewed_codes, start, succeed, write_codes
 from test_versions import write_version
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines import build_command
 from pipelines.__main__ import main

@@ -10,7 +10,7 @@ from make_index import build_by_hand, config_for, make_codes, served_folder, ske
 from test_promotion import error_line, three_versions
 from test_versions import write_version
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines import prune_index
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, versions

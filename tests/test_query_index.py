@@ -35,8 +35,8 @@ from make_index import (
 )
 
 from hashing_model import images
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import hamming
+from hashing_model.codes.bits import hamming
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import Resizing
 from pipelines import query_index, records
 from pipelines.__main__ import main

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from make_index import config_for, cut_all, make_codes, make_version, write_codes, write_codes_part
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import hamming, pack_bits
+from hashing_model.codes.bits import hamming, pack_bits
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import blocks, runs, scale
 from pipelines.__main__ import main

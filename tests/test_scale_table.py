@@ -6,7 +6,7 @@ import shlex
 import pytest
 from make_index import ROOT
 
-from hashing_model.code_spec import CodeSpec
+from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import main
 from pipelines.scale import Scale, ScalePlan
 from pipelines.scale_table import describe_count, limits

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_index import SPEC, build_by_hand, skewed_codes
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import pack_bits, segment_distances
+from hashing_model.codes.bits import pack_bits, segment_distances
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index import LocalIndex, code_tables
 from pipelines.index.code_tables import CodeRows

@@ -9,8 +9,8 @@ import pytest
 
 from hashing_model import contrastive
 from hashing_model.baselines import METHODS as PROJECTIONS
-from hashing_model.code_spec import CodeSpec, Segment
-from hashing_model.codes import pack_bits, unpack_bits
+from hashing_model.codes.bits import pack_bits, unpack_bits
+from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashing_model.codes import to_words
+from hashing_model.codes.bits import to_words
 from pipelines.index import files, versions
 from pipelines.index.manifest import DataFile
 

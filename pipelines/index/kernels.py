@@ -1,6 +1,6 @@
 """The inner loops of exact search, compiled by numba: popcount, key probes, scans and bounded top-k.
 
-All codes are uint64 words (`hashing_model.codes.to_words`); masks say which bits count and how much. The loops
+All codes are uint64 words (`hashing_model.codes.bits.to_words`); masks say which bits count and how much. The loops
 release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `plan.py`
 prepares their arguments.
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask
+from hashing_model.codes.bits import bit_mask
+from hashing_model.codes.spec import CodeSpec
 
 MAX_SUBSTRING_BITS = 32
 MIN_SUBSTRING_BITS = 16  # below 2^16 rows a scan is cheap, and more tables would only cost space
@@ -38,7 +38,7 @@ class Substring:
     bits: int
 
     def mask(self, num_bytes: int) -> NDArray[np.uint64]:
-        """Words with the substring's bits set; see `hashing_model.codes.bit_mask`."""
+        """Words with the substring's bits set; see `hashing_model.codes.bits.bit_mask`."""
         return bit_mask(self.start, self.bits, num_bytes)
 
 

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask, check_codes, to_words
+from hashing_model.codes.bits import bit_mask, check_codes, to_words
+from hashing_model.codes.spec import CodeSpec
 from pipelines.index import kernels, multi_index
 from pipelines.index.layout import Substring, cut_substrings, order_rings
 from pipelines.index.plan import Metric, check_limits

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.code_spec import CodeSpec
-from hashing_model.codes import bit_mask, check_codes, to_words
+from hashing_model.codes.bits import bit_mask, check_codes, to_words
+from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index import files, kernels
 from pipelines.index.code_tables import CodeRows

@@ -1,0 +1,1 @@
+"""Binary codes: their segments, packed bits, Hamming distances."""
