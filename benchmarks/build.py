@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import show_rounds
-from hashing_model.images import ImageError
+from hashing_model.images.decode import ImageError
 from hashing_model.model import HashModel
 from pipelines.__main__ import main as grainhash
 from pipelines.encode import BATCH_SIZE, load_model

@@ -38,7 +38,7 @@ from hashing_model.codes.bits import hamming
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES
-from hashing_model.images import Resizing, decode
+from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision, hit_at
 from hashing_model.model import Extractor, HashModel
@@ -357,7 +357,7 @@ def encoded(image: Image.Image, form: str = 'PNG', **options: Any) -> bytes:
 
 
 def opened(data: bytes) -> Image.Image:
-    """A picture, transparency over white, as `hashing_model.images.decode` sees it."""
+    """A picture, transparency over white, as `hashing_model.images.decode.decode` sees it."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
 

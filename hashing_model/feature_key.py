@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.augment import LOOK, augment
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED
 from hashing_model.fusion import Groups
-from hashing_model.images import Resizing
+from hashing_model.images.augment import LOOK, augment
+from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import FEATURES_VERSION, Extractor
 from hashing_model.train import choose_method, view_groups, view_seeds

@@ -29,7 +29,7 @@ from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_featur
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone
 from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import Anchors, HashHead
-from hashing_model.images import Decoded, Resizing, decode
+from hashing_model.images.decode import Decoded, Resizing, decode
 from hashing_model.text import TextHead, Vocabulary
 
 FORMAT_VERSION = 1
@@ -117,7 +117,7 @@ class HashModel:
     text: TextHead | None = None
 
     def decode(self, data: bytes) -> Decoded:
-        """Encoded image bytes to the model's input; raises `hashing_model.images.ImageError`."""
+        """Encoded image bytes to the model's input; raises `hashing_model.images.decode.ImageError`."""
         return decode(data, self.resizing)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

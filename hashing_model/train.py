@@ -26,7 +26,7 @@ from hashing_model.features.runtime import import_keras
 from hashing_model.finetune import finetune
 from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import HashHead
-from hashing_model.images import Resizing
+from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel

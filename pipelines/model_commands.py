@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from hashing_model.images import Resizing
+    from hashing_model.images.decode import Resizing
     from hashing_model.model import HashModel
     from hashing_model.train import History
     from hashing_model.training import Training
@@ -304,7 +304,7 @@ def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
 
 
 def _resizing(args: argparse.Namespace) -> Resizing:
-    from hashing_model.images import Resizing
+    from hashing_model.images.decode import Resizing
 
     return Resizing(INPUT_SIZE if args.input_size is None else args.input_size, args.resize or RESIZE)
 

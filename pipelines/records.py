@@ -46,7 +46,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """A record that could not be indexed; `reason` is a constant of this module or of `hashing_model.images`."""
+    """A record that could not be indexed; `reason` is a constant of this module or of `hashing_model.images.decode`."""
 
     source: Source
     reason: str

@@ -18,7 +18,7 @@ import rich.progress
 from numpy.typing import NDArray
 from rich.console import Console
 
-from hashing_model.images import ImageError, Resizing, decode
+from hashing_model.images.decode import ImageError, Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.training import Progress

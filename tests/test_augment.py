@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hashing_model.augment import LOOK, TRAIN, Recipe, augment
 from hashing_model.errors import InputError
+from hashing_model.images.augment import LOOK, TRAIN, Recipe, augment
 
 RECIPES = {'look': LOOK, 'train': TRAIN}
 

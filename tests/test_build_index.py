@@ -44,8 +44,8 @@ from make_index import (
 )
 from PIL import Image
 
-from hashing_model import images
 from hashing_model.codes.spec import CodeSpec
+from hashing_model.images import decode
 from pipelines import assemble, blocks, build_index, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
@@ -404,10 +404,10 @@ def of_mixed(folder, index):
 def test_records_read_are_indexed_rejected_or_duplicates(mixed):
     manifest = read_served(mixed / 'index')
     reasons = {
-        images.EMPTY: 1,
-        images.NOT_AN_IMAGE: 1,
-        images.TOO_MANY_PIXELS: 1,
-        images.TRUNCATED: 1,
+        decode.EMPTY: 1,
+        decode.NOT_AN_IMAGE: 1,
+        decode.TOO_MANY_PIXELS: 1,
+        decode.TRUNCATED: 1,
         records.BROKEN_SHARD: 1,
         records.MISSING_ID: 2,
     }
@@ -432,10 +432,10 @@ def test_every_reject_tells_its_reason_and_source(mixed, pictures):
         (f'{shards}/b.tfrecord', '16'): (records.DUPLICATE_ID, pictures[3][0]['id']),
         (f'{shards}/c.parquet', '15'): (records.MISSING_ID, None),
         (f'{shards}/c.parquet', '16'): (records.DUPLICATE_ID, pictures[3][0]['id']),
-        (f'{shards}', 'plain/cut.jpg'): (images.TRUNCATED, 'plain/cut.jpg'),
-        (f'{shards}', 'plain/empty.png'): (images.EMPTY, 'plain/empty.png'),
-        (f'{shards}', 'plain/huge.png'): (images.TOO_MANY_PIXELS, 'plain/huge.png'),
-        (f'{shards}', 'plain/text.png'): (images.NOT_AN_IMAGE, 'plain/text.png'),
+        (f'{shards}', 'plain/cut.jpg'): (decode.TRUNCATED, 'plain/cut.jpg'),
+        (f'{shards}', 'plain/empty.png'): (decode.EMPTY, 'plain/empty.png'),
+        (f'{shards}', 'plain/huge.png'): (decode.TOO_MANY_PIXELS, 'plain/huge.png'),
+        (f'{shards}', 'plain/text.png'): (decode.NOT_AN_IMAGE, 'plain/text.png'),
         (f'{shards}/z.tar', ''): (records.BROKEN_SHARD, None),
     }
     assert all(r['detail'] for t in tables for r in t)

@@ -23,7 +23,7 @@ from make_index import (
 from hashing_model.codes.bits import unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.images import Resizing, decode
+from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.train import fit
 from hashing_model.training import Training

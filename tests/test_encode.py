@@ -11,7 +11,7 @@ from test_train import LOOK, SIZE, encoded_pictures, fit_look, pictures
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import load_backbone
-from hashing_model.images import NOT_AN_IMAGE, TRUNCATED, decode
+from hashing_model.images.decode import NOT_AN_IMAGE, TRUNCATED, decode
 from hashing_model.train import fit
 from hashing_model.training import Training
 from pipelines import encode

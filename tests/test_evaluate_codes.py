@@ -27,7 +27,7 @@ from test_train import fit_look
 from test_train import pictures as fitting
 
 from hashing_model.evaluate import CodedImages, evaluate, label_levels
-from hashing_model.images import decode
+from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
 from pipelines.__main__ import main
 from pipelines.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_train import SIZE, pictures
 
-from hashing_model.augment import LOOK, augment
 from hashing_model.feature_set import BATCH_SIZE, FeatureSet, extract
+from hashing_model.images.augment import LOOK, augment
 from hashing_model.labels import LabelLevel
 from hashing_model.model import Extractor
 

@@ -22,7 +22,7 @@ from hashing_model.finetune import choose_trainable, finetune
 from hashing_model.fusion import Fusion
 from hashing_model.hash_head import HashHead
 from hashing_model.hash_network import START_VARIANCE, start_from
-from hashing_model.images import Resizing
+from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.ridge import fit_linear_ridge

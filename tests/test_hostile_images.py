@@ -16,7 +16,7 @@ from make_hostile import hostile_pictures
 from make_index import ROOT, TWO_PROCESSES, catalogue_pictures, hand_model, read_served, served_folder
 from PIL import Image
 
-from hashing_model import images
+from hashing_model.images import decode
 from pipelines.index import files
 
 pytestmark = pytest.mark.slow
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 MOST_MEMORY = 2 << 30  # bytes per worker
 MOST_SECONDS = 10  # per picture
 TIMEOUT = 300  # for all
-REASONS = {images.EMPTY, images.NOT_AN_IMAGE, images.TRUNCATED, images.TOO_MANY_PIXELS, images.TOO_COSTLY}
-REASONS |= {images.UNSUPPORTED_MODE}
+REASONS = {decode.EMPTY, decode.NOT_AN_IMAGE, decode.TRUNCATED, decode.TOO_MANY_PIXELS, decode.TOO_COSTLY}
+REASONS |= {decode.UNSUPPORTED_MODE}
 
 # Decodes every file of a folder, two at a time as a worker does; prints a line of JSON for each, with the seconds of a
 # processor: large pictures wait for each other, and other programs may be at work.
@@ -33,7 +33,7 @@ DECODE = """
 import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from hashing_model.images import ImageError, Resizing, decode
+from hashing_model.images.decode import ImageError, Resizing, decode
 
 def attempt(path):
     data, started = path.read_bytes(), time.thread_time()

@@ -17,7 +17,7 @@ from make_hostile import MUTATIONS
 from make_index import catalogue_pictures, hand_model, start, tar_members, write_tar
 from test_hostile_images import MOST_MEMORY, MOST_SECONDS, check_counts, listing, run_measured
 
-from hashing_model.images import Resizing
+from hashing_model.images.decode import Resizing
 from pipelines import encode, records
 from pipelines.encode import decoded_batches
 from pipelines.records import Record, Reject, Source

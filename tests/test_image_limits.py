@@ -20,8 +20,10 @@ from make_hostile import (
 )
 from PIL import Image
 
-from hashing_model import image_limits, images
-from hashing_model.image_limits import (
+from hashing_model.images import decode as images
+from hashing_model.images import limits
+from hashing_model.images.decode import ImageError, Resizing, decode
+from hashing_model.images.limits import (
     MAX_COMMENT_BYTES,
     MAX_SCANS,
     cost_problem,
@@ -29,7 +31,6 @@ from hashing_model.image_limits import (
     jpeg_scans,
     tag_bytes,
 )
-from hashing_model.images import ImageError, Resizing, decode
 
 SMALL = encode(Image.new('RGB', (32, 32), 'red'), 'JPEG')
 JUMPS = b'\0\2\xff\xff' * 9
@@ -59,14 +60,14 @@ def test_too_many_pixels_for_the_decoder_that_a_picture_needs(data, detail):
     assert e.value.detail.startswith(detail)
 
 
-@pytest.mark.parametrize(('format_', 'limit'), image_limits.MAX_PIXELS_OF.items())
+@pytest.mark.parametrize(('format_', 'limit'), limits.MAX_PIXELS_OF.items())
 def test_formats_that_need_much_memory_have_limits_of_their_own(format_, limit, monkeypatch):
     data = encode(Image.new('RGB', (100, 90)), format_)
-    monkeypatch.setitem(image_limits.MAX_PIXELS_OF, format_, 8_999)
+    monkeypatch.setitem(limits.MAX_PIXELS_OF, format_, 8_999)
     assert outcome(data) == images.TOO_MANY_PIXELS
-    monkeypatch.setitem(image_limits.MAX_PIXELS_OF, format_, 9_000)
+    monkeypatch.setitem(limits.MAX_PIXELS_OF, format_, 9_000)
     assert outcome(data) == (8, 8, 3)
-    assert limit < image_limits.MAX_PIXELS
+    assert limit < limits.MAX_PIXELS
 
 
 def test_limits_are_those_of_the_pixels_that_are_decoded_without_c():
@@ -128,8 +129,8 @@ def test_icons_are_measured_by_the_pictures_in_them():
         assert cost_problem(ico([(16, 16, data)])) == f'an icon of {pixels} pixels; the limit is 1048576'
         assert outcome(ico([(9, 9, blank_png(9, 9)), (16, 16, data)])) == images.TOO_COSTLY
     real = encode(Image.new('RGB', (256, 256), 'red'), 'ICO', bitmap_format='bmp')
-    assert max(image_limits.icon_sizes(real)) == 256 * 256
-    assert [list(image_limits.icon_sizes(real[:n])) for n in (4, 6, 20)] == [[]] * 3
+    assert max(limits.icon_sizes(real)) == 256 * 256
+    assert [list(limits.icon_sizes(real[:n])) for n in (4, 6, 20)] == [[]] * 3
     assert outcome(real) == (8, 8, 3)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, features
 
-from hashing_model import images
 from hashing_model.errors import InputError
-from hashing_model.images import ImageError, Resizing, decode
+from hashing_model.images import decode as images
+from hashing_model.images.decode import ImageError, Resizing, decode
 
 SAME = Resizing(32)
 

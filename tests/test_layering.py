@@ -113,7 +113,7 @@ def test_the_modules_named_here_are_there():
         ('hashing_model.codes.bits', 'import numpy, re, numba.types', []),
         ('hashing_model.codes.bits', 'from hashing_model.errors import InputError', []),
         ('hashing_model.codes.bits', 'import pyarrow', ['pyarrow']),
-        ('hashing_model.codes.bits', 'from hashing_model import images', ['hashing_model.images']),
+        ('hashing_model.codes.bits', 'from hashing_model import images', ['hashing_model.images.decode']),
         ('hashing_model.codes.bits', 'import numpyx', ['numpyx']),
         ('pipelines.index.layout', 'from pipelines.index import files', ['pipelines.index.files']),
         ('pipelines.index.layout', 'from . import files', ['pipelines.index.files']),

@@ -29,12 +29,12 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model.augment import LOOK, augment
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import BuildError, InputError
 from hashing_model.feature_key import FeatureKey, views_for
 from hashing_model.features import hand_features
-from hashing_model.images import Resizing, decode
+from hashing_model.images.augment import LOOK, augment
+from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.train import view_seeds
 from hashing_model.training import Training

@@ -19,7 +19,7 @@ from hashing_model.errors import InputError
 from hashing_model.features.runtime import import_keras
 from hashing_model.fusion import Fusion
 from hashing_model.hash_head import Anchors, HashHead
-from hashing_model.images import ImageError, Resizing
+from hashing_model.images.decode import ImageError, Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.text import Vocabulary
@@ -108,7 +108,7 @@ def test_codes_are_the_same_on_one_core_and_on_many():
         'from hashing_model.codes.spec import CodeSpec, Segment\n'
         'from hashing_model.fusion import Fusion\n'
         'from hashing_model.hash_head import HashHead\n'
-        'from hashing_model.images import Resizing\n'
+        'from hashing_model.images.decode import Resizing\n'
         'from hashing_model.model import HashModel\n'
         'rng = np.random.default_rng(0)\n'
         'x, weights = (rng.normal(size=size).astype(np.float32) for size in ((32, 3000), (3000, 128)))\n'

@@ -34,10 +34,10 @@ from make_index import (
     write_tar,
 )
 
-from hashing_model import images
 from hashing_model.codes.bits import hamming
 from hashing_model.codes.spec import CodeSpec
-from hashing_model.images import Resizing
+from hashing_model.images import decode
+from hashing_model.images.decode import Resizing
 from pipelines import query_index, records
 from pipelines.__main__ import main
 from pipelines.answers import answers_schema
@@ -452,7 +452,7 @@ def test_query_images_that_cannot_be_read_are_listed(picture_index, pictures, tm
     assert [row['query_id'] for row in rows] == [pictures[0][0]['id'], pictures[1][0]['id'], 'last']
     assert rows[2]['image_id'] == pictures[5][0]['id']
     rejects = {r['source']['member']: r['reason'] for r in read_answers(tmp_path / 'answers.rejects.parquet')}
-    assert rejects == {'bad.webp': images.NOT_AN_IMAGE, 'none.webp': images.EMPTY}
+    assert rejects == {'bad.webp': decode.NOT_AN_IMAGE, 'none.webp': decode.EMPTY}
     assert '3 answers to 3 queries' in (messages := capsys.readouterr().err)
     assert '2 queries could not be asked' in messages
 

@@ -6,7 +6,7 @@ from make_index import catalogue_pictures, tar_members, write_tar
 from test_train import fit_look
 from test_train import pictures as fitting
 
-from hashing_model.images import decode
+from hashing_model.images.decode import decode
 from pipelines import sample_images
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.sample_images import ENOUGH, ShardImages

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from hashing_model.errors import InputError
-from hashing_model.images import Resizing, decode
+from hashing_model.images.decode import Resizing, decode
 from pipelines import records, shards
 from pipelines.records import Record, Reject, Source
 from pipelines.shard_formats import common

@@ -15,7 +15,7 @@ from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features
 from hashing_model.hash_head import HashHead
-from hashing_model.images import Resizing, decode
+from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.train import (
     choose_method,

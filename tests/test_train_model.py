@@ -19,7 +19,7 @@ from test_train import SIZE, encoded_pictures, fit_look
 from test_train import pictures as decoded_pictures
 
 from hashing_model.codes.spec import CodeSpec
-from hashing_model.images import NOT_AN_IMAGE, decode
+from hashing_model.images.decode import NOT_AN_IMAGE, decode
 from hashing_model.model import HashModel
 from hashing_model.training import Progress
 from pipelines import shards

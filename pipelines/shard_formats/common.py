@@ -22,7 +22,7 @@ from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.records import Labels, Record, Reject, Source
 
-# Of the formats that `hashing_model.images` decodes.
+# Of the formats that `hashing_model.images.decode` decodes.
 IMAGE_SUFFIXES = frozenset(
     [
         *('jpg', 'jpeg', 'jpe', 'jfif', 'png', 'apng', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif'),

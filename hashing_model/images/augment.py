@@ -111,7 +111,7 @@ def augment(
     of threads.
 
     Args:
-        images: uint8 [N, S, S, 3], RGB, as `hashing_model.images.decode` makes them; left as they are.
+        images: uint8 [N, S, S, 3], RGB, as `hashing_model.images.decode.decode` makes them; left as they are.
         rng: source of all chances; moves on by the same number of draws whatever the recipe.
         recipe: what may happen.
         threads: threads that share the images, at least 1.

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hashing_model.errors import InputError
-from hashing_model.image_limits import MAX_PIXELS, cost_problem, pixel_problem
+from hashing_model.images.limits import MAX_PIXELS, cost_problem, pixel_problem
 
 # Why bytes could not be decoded. Short constants: they are counted, stored in Parquet and grouped by.
 EMPTY = 'empty'

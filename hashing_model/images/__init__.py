@@ -1,0 +1,1 @@
+"""Image bytes to pixels: decoding, what a picture may cost, augmented views."""
