@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED
-from hashing_model.fusion import Groups
+from hashing_model.features.fusion import Groups
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel

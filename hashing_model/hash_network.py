@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.codes.spec import Segment
-from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
+from hashing_model.keras_runtime import import_keras
 
 BN_MOMENTUM = 0.9  # statistics of about the last ten batches: the layers before them move
 # Of activations before normalisation: weights as large as Keras's first ones, which Adam's steps suit.
@@ -105,5 +105,5 @@ def _gates() -> Any:
 
 
 def standardised(x: Any, mean: NDArray[np.float32], scale: NDArray[np.float32]) -> Any:
-    """A symbolic feature group [N, d] brought to the scale of `hashing_model.fusion.Fusion`."""
+    """A symbolic feature group [N, d] brought to the scale of `hashing_model.features.fusion.Fusion`."""
     return (x - mean) / scale

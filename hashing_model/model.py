@@ -27,7 +27,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone
-from hashing_model.fusion import Fusion, Groups
+from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.hash_head import Anchors, HashHead
 from hashing_model.images.decode import Decoded, Resizing, decode
 from hashing_model.text import TextHead, Vocabulary

@@ -21,9 +21,9 @@ from hashing_model.centers import check_centers, hierarchical_centers, hierarchy
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.features.runtime import import_keras
 from hashing_model.hash_head import HashHead
 from hashing_model.hash_network import head_outputs, trained_head
+from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.training import Batch, Report, Training, train_network
 

@@ -22,11 +22,11 @@ from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES, check_names
-from hashing_model.features.runtime import import_keras
+from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.finetune import finetune
-from hashing_model.fusion import Fusion, Groups
 from hashing_model.hash_head import HashHead
 from hashing_model.images.decode import Resizing
+from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel

@@ -32,7 +32,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.feature_key import FeatureKey
 from hashing_model.feature_set import FeatureSet
-from hashing_model.fusion import Groups
+from hashing_model.features.fusion import Groups
 from hashing_model.labels import LabelLevel
 from hashing_model.train import choose_method, view_groups
 from hashing_model.training import Training

@@ -13,8 +13,8 @@ from hashing_model.features import BACKBONE_FEATURES
 from hashing_model.features.backbone import SAVED, load_backbone
 from hashing_model.features.efficientnet_lite import efficientnet_lite, load_tensors
 from hashing_model.features.keras_model import choose_taps
-from hashing_model.features.runtime import import_keras
 from hashing_model.features.torch_file import tensors_digest
+from hashing_model.keras_runtime import import_keras
 
 LITE0 = 'efficientnet_lite0'
 SIDE = 64

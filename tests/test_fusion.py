@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hashing_model.errors import InputError
-from hashing_model.fusion import LEAST_SPREAD, Fusion
+from hashing_model.features.fusion import LEAST_SPREAD, Fusion
 
 
 def groups(count=50, seed=0):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hashing_model.codes.spec import Segment
-from hashing_model.features.runtime import import_keras
-from hashing_model.fusion import Fusion
+from hashing_model.features.fusion import Fusion
 from hashing_model.hash_network import head_outputs, standardised, trained_head
+from hashing_model.keras_runtime import import_keras
 
 DIMS = {'low': 5, 'top': 9, 'color': 3}
 WIDE = Segment('fine', 12, ('top', 'low', 'color'))  # not in the order of the inputs

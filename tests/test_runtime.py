@@ -34,7 +34,7 @@ config = types.SimpleNamespace(threading=threading, list_physical_devices=lambda
 THREADS = """
 import os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
-from hashing_model.features.runtime import import_keras, set_threads
+from hashing_model.keras_runtime import import_keras, set_threads
 start = threading.Barrier(7)
 
 def call(i):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hashing_model.errors import InputError
-from hashing_model.features.runtime import import_keras
+from hashing_model.keras_runtime import import_keras
 from hashing_model.training import Checkpoint, Progress, Training, _made_ahead, train_network
 
 STEPS = 3

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, MIN_SIDE, check_images, efficientnet_lite
 from hashing_model.features.keras_model import choose_taps, download, fix_size, load_file, preprocessing
-from hashing_model.features.runtime import import_keras, set_threads
 from hashing_model.features.torch_file import tensors_digest
+from hashing_model.keras_runtime import import_keras, set_threads
 
 SAVED = 'backbone.keras'
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
-from hashing_model.features.runtime import import_keras
 from hashing_model.features.torch_file import Tensors, read_torch_file
+from hashing_model.keras_runtime import import_keras
 
 STEM, HEAD, CLASSES = 32, 1280, 1000
 

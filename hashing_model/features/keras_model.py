@@ -11,7 +11,7 @@ from typing import Any
 
 from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, efficientnet_lite
-from hashing_model.features.runtime import import_keras
+from hashing_model.keras_runtime import import_keras
 
 
 def choose_taps(model: Any, name: str) -> dict[str, Any]:
