@@ -16,9 +16,9 @@ from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_featur
 from hashing_model.features.backbone import Backbone
 from hashing_model.features.fusion import Fusion
 from hashing_model.hash_network import standardised, start_from
+from hashing_model.heads.ridge import fit_linear_ridge
 from hashing_model.images.augment import TRAIN, augment
 from hashing_model.keras_runtime import import_keras
-from hashing_model.ridge import fit_linear_ridge
 from hashing_model.supervised import (
     Arrays,
     Supervision,

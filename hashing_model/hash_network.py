@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.codes.spec import Segment
-from hashing_model.hash_head import HashHead
+from hashing_model.heads.head import HashHead
 from hashing_model.keras_runtime import import_keras
 
 BN_MOMENTUM = 0.9  # statistics of about the last ten batches: the layers before them move

@@ -28,9 +28,9 @@ from hashing_model.errors import InputError
 from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
 from hashing_model.features.backbone import SAVED, Backbone, load_backbone
 from hashing_model.features.fusion import Fusion, Groups
-from hashing_model.hash_head import Anchors, HashHead
+from hashing_model.heads.head import Anchors, HashHead
+from hashing_model.heads.text import TextHead, Vocabulary
 from hashing_model.images.decode import Decoded, Resizing, decode
-from hashing_model.text import TextHead, Vocabulary
 
 FORMAT_VERSION = 1
 # Of a matrix product that makes codes. With 12 or more, OpenBLAS's kernel for Haswell and Zen rounds a row by its

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.baselines import METHODS as PROJECTIONS
-from hashing_model.baselines import check_count
 from hashing_model.codes.bit_order import order_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.contrastive import fit_contrastive
@@ -24,15 +22,17 @@ from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES, check_names
 from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.finetune import finetune
-from hashing_model.hash_head import HashHead
+from hashing_model.heads.head import HashHead
+from hashing_model.heads.lda import fit_lda
+from hashing_model.heads.projections import METHODS as PROJECTIONS
+from hashing_model.heads.projections import check_count
+from hashing_model.heads.ridge import fit_ridge
+from hashing_model.heads.text import fit_text
 from hashing_model.images.decode import Resizing
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
-from hashing_model.lda import fit_lda
 from hashing_model.model import Extractor, HashModel
-from hashing_model.ridge import fit_ridge
 from hashing_model.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
-from hashing_model.text import fit_text
 from hashing_model.training import Checkpoint, Report, Training
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from hashing_model.baselines import METHODS, itq, pca_random_rotation, random_projection
 from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.errors import InputError
-from hashing_model.hash_head import HashHead
+from hashing_model.heads.head import HashHead
+from hashing_model.heads.projections import METHODS, itq, pca_random_rotation, random_projection
 
 
 def rng(seed=0):

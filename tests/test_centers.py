@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.centers import (
+from hashing_model.errors import InputError
+from hashing_model.heads.target_codes import (
     check_centers,
     hierarchical_centers,
     hierarchy_order,
     make_centers,
     minimum_distance,
 )
-from hashing_model.errors import InputError
 
 MANY = 40_000
 COARSE_OF_FINE = np.repeat(np.arange(20), 5).astype(np.int32)

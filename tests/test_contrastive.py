@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from hashing_model import contrastive
-from hashing_model.baselines import random_projection
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
+from hashing_model.heads.projections import random_projection
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision
 from hashing_model.ranking import rank

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model import hash_head
-from hashing_model.hash_head import Anchors, HashHead
+from hashing_model.heads import head as hash_head
+from hashing_model.heads.head import Anchors, HashHead
 
 
 def head_of(dims, seed=0):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from hashing_model.baselines import itq
 from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.errors import InputError
-from hashing_model.lda import SHRINKAGE, fit_lda
+from hashing_model.heads.lda import SHRINKAGE, fit_lda
+from hashing_model.heads.projections import itq
 
 
 def pictures_and_copies(images=400, dims=24, views=2, seed=0):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model.linear_codes import _least_weight, bch, walsh_code, walsh_transform
+from hashing_model.heads.linear_codes import _least_weight, bch, walsh_code, walsh_transform
 
 
 def all_words(points, dims):

@@ -17,12 +17,12 @@ from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.fusion import Fusion
-from hashing_model.hash_head import Anchors, HashHead
+from hashing_model.heads.head import Anchors, HashHead
+from hashing_model.heads.text import Vocabulary
 from hashing_model.images.decode import ImageError, Resizing
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
-from hashing_model.text import Vocabulary
 from hashing_model.train import fit
 from hashing_model.training import Training
 
@@ -107,7 +107,7 @@ def test_codes_are_the_same_on_one_core_and_on_many():
         'import numpy as np\n'
         'from hashing_model.codes.spec import CodeSpec, Segment\n'
         'from hashing_model.features.fusion import Fusion\n'
-        'from hashing_model.hash_head import HashHead\n'
+        'from hashing_model.heads.head import HashHead\n'
         'from hashing_model.images.decode import Resizing\n'
         'from hashing_model.model import HashModel\n'
         'rng = np.random.default_rng(0)\n'

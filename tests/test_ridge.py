@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from test_supervised import SPEC, dataset, mean_average_precision, vectors
 
-from hashing_model import ridge
-from hashing_model.baselines import itq
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
+from hashing_model.heads import ridge
+from hashing_model.heads.projections import itq
+from hashing_model.heads.ridge import RIDGE, choose_anchors, fit_ridge, regress, target_codes
 from hashing_model.labels import LabelLevel
-from hashing_model.ridge import RIDGE, choose_anchors, fit_ridge, regress, target_codes
 from hashing_model.supervised import supervise
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashing_model import supervised
-from hashing_model.baselines import itq, random_projection
 from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
+from hashing_model.heads.projections import itq, random_projection
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision
 from hashing_model.ranking import rank

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hashing_model import text
-from hashing_model.text import RIDGE, Vocabulary, fit_text, tokenize
+from hashing_model.heads import text
+from hashing_model.heads.text import RIDGE, Vocabulary, fit_text, tokenize
 
 TEXTS = ['a red apple', 'green apples', 'Red car, red bus', 'car', '赤い車', 'naïve Café_bar 42']
 WORDS = st.lists(st.sampled_from(['red', 'apple', 'apples', 'bus', 'x', '42', '赤い車', 'unheard', '!']), max_size=6)

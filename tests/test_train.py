@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from hashing_model import contrastive
-from hashing_model.baselines import METHODS as PROJECTIONS
 from hashing_model.codes.bits import pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features
-from hashing_model.hash_head import HashHead
+from hashing_model.heads.head import HashHead
+from hashing_model.heads.projections import METHODS as PROJECTIONS
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.train import (

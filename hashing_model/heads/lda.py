@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.baselines import check_size
 from hashing_model.errors import InputError
-from hashing_model.hash_head import HashHead
+from hashing_model.heads.head import HashHead
+from hashing_model.heads.projections import check_size
 
 SHRINKAGE = 0.01  # of the mean variance within images: directions that never vary are not blown up
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model.baselines import principal_components
 from hashing_model.codes.spec import Segment
 from hashing_model.errors import InputError
-from hashing_model.hash_head import Anchors, Floats, HashHead, gaussian
+from hashing_model.heads.head import Anchors, Floats, HashHead, gaussian
+from hashing_model.heads.projections import principal_components
 from hashing_model.labels import LabelLevel
 from hashing_model.supervised import Arrays, Supervision
 

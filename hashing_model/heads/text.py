@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from hashing_model.hash_head import Floats, HashHead
+from hashing_model.heads.head import Floats, HashHead
 
 # Chosen on emoji of the catalogue whose captions were held out: without parts of words .63 instead of .69 mAP of the
 # coarse level, with parts that weigh as much as words .67; 0.3 and 3 times the ridge make less than .02 of difference.

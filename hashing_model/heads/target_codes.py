@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.bits import bit_mask, pack_bits, to_words
 from hashing_model.errors import InputError
-from hashing_model.linear_codes import encode, linear_code
+from hashing_model.heads.linear_codes import encode, linear_code
 
 Signs = NDArray[np.int8]
 Ints = NDArray[np.int64]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
-from hashing_model.hash_head import Floats, HashHead
+from hashing_model.heads.head import Floats, HashHead
 
 
 def random_projection(x: Floats, bits: int, rng: np.random.Generator) -> HashHead:

@@ -1,0 +1,1 @@
+"""Hash heads: how features become the bits of a segment, in closed form."""
