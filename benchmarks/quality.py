@@ -42,9 +42,9 @@ from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.metrics import average_precision, hit_at
 from hashing_model.model import Extractor, HashModel
+from hashing_model.networks.loop import Checkpoint, Progress, Training
 from hashing_model.ranking import Ranking, rank
 from hashing_model.train import fit, fit_features, view_seeds
-from hashing_model.training import Checkpoint, Progress, Training
 from pipelines.records import Record
 from pipelines.shards import ReadOptions, list_units, read_unit
 

@@ -24,8 +24,8 @@ from hashing_model.images.augment import LOOK, augment
 from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import FEATURES_VERSION, Extractor
+from hashing_model.networks.loop import Training
 from hashing_model.train import choose_method, view_groups, view_seeds
-from hashing_model.training import Training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hashing_model.features.fusion import Groups
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.labels import LabelLevel
 from hashing_model.model import Extractor
-from hashing_model.training import Progress, Report
+from hashing_model.networks.loop import Progress, Report
 
 BATCH_SIZE = 64
 

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.bit_order import order_bits
 from hashing_model.codes.spec import CodeSpec, Segment
-from hashing_model.contrastive import fit_contrastive
 from hashing_model.errors import InputError
 from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES, check_names
 from hashing_model.features.fusion import Fusion, Groups
-from hashing_model.finetune import finetune
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.lda import fit_lda
 from hashing_model.heads.projections import METHODS as PROJECTIONS
@@ -32,8 +30,10 @@ from hashing_model.images.decode import Resizing
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.model import Extractor, HashModel
-from hashing_model.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
-from hashing_model.training import Checkpoint, Report, Training
+from hashing_model.networks.contrastive import fit_contrastive
+from hashing_model.networks.finetune import finetune
+from hashing_model.networks.loop import Checkpoint, Report, Training
+from hashing_model.networks.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)
 _SOME = 4096  # images are enough to see how much each feature group tells

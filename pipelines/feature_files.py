@@ -34,8 +34,8 @@ from hashing_model.feature_key import FeatureKey
 from hashing_model.feature_set import FeatureSet
 from hashing_model.features.fusion import Groups
 from hashing_model.labels import LabelLevel
+from hashing_model.networks.loop import Training
 from hashing_model.train import choose_method, view_groups
-from hashing_model.training import Training
 from pipelines.index import files
 from pipelines.index.code_tables import LABELS, SOURCE
 from pipelines.records import TRANSIENT, Record

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from hashing_model.images.decode import Resizing
     from hashing_model.model import HashModel
+    from hashing_model.networks.loop import Training
     from hashing_model.train import History
-    from hashing_model.training import Training
     from pipelines.evaluate_codes import Images
     from pipelines.records import Reject
 
@@ -36,7 +36,7 @@ INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neit
 def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Fit a hash model on a sample of the images, or on features that were made before, and save it."""
     from hashing_model.model import CHECKPOINT_FILE, check_model_folder
-    from hashing_model.training import Checkpoint, Training
+    from hashing_model.networks.loop import Checkpoint, Training
     from pipelines.train_model import describe_training, write_training
 
     _check_train(args)
@@ -73,7 +73,7 @@ def _check_train(args: argparse.Namespace) -> None:
 
 
 def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None:
-    from hashing_model.supervised import BY_GRADIENTS
+    from hashing_model.networks.supervised import BY_GRADIENTS
 
     for option, stages in (('epochs', {'heads'}), ('balance', GRADIENT_STAGES), ('decorrelation', GRADIENT_STAGES)):
         if getattr(args, option, None) is not None and not stages & set(history):
@@ -82,8 +82,8 @@ def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None
 
 def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
     from hashing_model.model import CHECKPOINT_FILE
+    from hashing_model.networks.loop import Checkpoint
     from hashing_model.train import fit
-    from hashing_model.training import Checkpoint
     from pipelines.shards import list_units
     from pipelines.train_model import TrainingLog, describe_rejects, sample_images
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from hashing_model.images.decode import ImageError, Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
-from hashing_model.training import Progress
+from hashing_model.networks.loop import Progress
 from pipelines import plots
 from pipelines.index import files
 from pipelines.records import Record, Reject

@@ -25,8 +25,8 @@ from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
+from hashing_model.networks.loop import Training
 from hashing_model.train import fit
-from hashing_model.training import Training
 from pipelines import calibrate_model
 from pipelines.__main__ import main
 from pipelines.calibrate_model import AddTotals, Totals, imbalance, sum_unit

@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from test_train import pictures
 
-from hashing_model import finetune as module
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED, load_backbone
 from hashing_model.features.fusion import Fusion
-from hashing_model.finetune import choose_trainable, finetune
-from hashing_model.hash_network import START_VARIANCE, start_from
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.ridge import fit_linear_ridge
 from hashing_model.images.decode import Resizing
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
-from hashing_model.supervised import BY_GRADIENTS, hash_network, segment_losses, supervise
+from hashing_model.networks import finetune as module
+from hashing_model.networks.finetune import choose_trainable, finetune
+from hashing_model.networks.head_network import START_VARIANCE, start_from
+from hashing_model.networks.loop import Checkpoint, Training
+from hashing_model.networks.supervised import BY_GRADIENTS, hash_network, segment_losses, supervise
 from hashing_model.train import fit
-from hashing_model.training import Checkpoint, Training
 
 SIDE = 32
 SPEC = CodeSpec((Segment('kind', 8, ('top', 'color')), Segment('look', 8, ('color',))))

@@ -5,8 +5,8 @@ import pytest
 
 from hashing_model.codes.spec import Segment
 from hashing_model.features.fusion import Fusion
-from hashing_model.hash_network import head_outputs, standardised, trained_head
 from hashing_model.keras_runtime import import_keras
+from hashing_model.networks.head_network import head_outputs, standardised, trained_head
 
 DIMS = {'low': 5, 'top': 9, 'color': 3}
 WIDE = Segment('fine', 12, ('top', 'low', 'color'))  # not in the order of the inputs

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hashing_model.losses import (
+from hashing_model.networks.losses import (
     balance_loss,
     contrastive_loss,
     csq_loss,
@@ -359,5 +359,5 @@ def test_losses_run_in_a_graph_whose_batch_is_not_known(name):
 
 
 def test_importing_the_losses_loads_no_keras():
-    code = 'import sys, hashing_model.losses; assert not {"keras", "tensorflow"} & set(sys.modules)'
+    code = 'import sys, hashing_model.networks.losses; assert not {"keras", "tensorflow"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -36,8 +36,8 @@ from hashing_model.features import hand_features
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
+from hashing_model.networks.loop import Training
 from hashing_model.train import view_seeds
-from hashing_model.training import Training
 from pipelines import feature_files, make_features
 from pipelines.__main__ import main
 from pipelines.feature_files import draw_rows, load_features, part_name, read_manifest, view_path

@@ -12,7 +12,7 @@ from hashing_model.heads import ridge
 from hashing_model.heads.projections import itq
 from hashing_model.heads.ridge import RIDGE, choose_anchors, fit_ridge, regress, target_codes
 from hashing_model.labels import LabelLevel
-from hashing_model.supervised import supervise
+from hashing_model.networks.supervised import supervise
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hashing_model import contrastive
 from hashing_model.codes.bits import pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
@@ -17,6 +16,8 @@ from hashing_model.heads.head import HashHead
 from hashing_model.heads.projections import METHODS as PROJECTIONS
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
+from hashing_model.networks import contrastive
+from hashing_model.networks.loop import Training
 from hashing_model.train import (
     choose_method,
     fit,
@@ -26,7 +27,6 @@ from hashing_model.train import (
     view_groups,
     view_seeds,
 )
-from hashing_model.training import Training
 
 SHARD = Path(__file__).parents[1] / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
 LOOK = CodeSpec((Segment('look', 32, ('edges', 'color')),))

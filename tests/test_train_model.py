@@ -21,7 +21,7 @@ from test_train import pictures as decoded_pictures
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images.decode import NOT_AN_IMAGE, decode
 from hashing_model.model import HashModel
-from hashing_model.training import Progress
+from hashing_model.networks.loop import Progress
 from pipelines import shards
 from pipelines.__main__ import main
 from pipelines.records import Record, Reject, Source

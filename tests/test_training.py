@@ -16,7 +16,7 @@ import pytest
 
 from hashing_model.errors import InputError
 from hashing_model.keras_runtime import import_keras
-from hashing_model.training import Checkpoint, Progress, Training, _made_ahead, train_network
+from hashing_model.networks.loop import Checkpoint, Progress, Training, _made_ahead, train_network
 
 STEPS = 3
 EPOCHS = 6

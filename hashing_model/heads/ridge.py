@@ -16,7 +16,7 @@ from hashing_model.errors import InputError
 from hashing_model.heads.head import Anchors, Floats, HashHead, gaussian
 from hashing_model.heads.projections import principal_components
 from hashing_model.labels import LabelLevel
-from hashing_model.supervised import Arrays, Supervision
+from hashing_model.networks.supervised import Arrays, Supervision
 
 # Chosen on pictures held out of the training images of CIFAR-10 and of the catalogue. Fewer anchors find less, 256
 # dimensions about as much.
@@ -35,7 +35,7 @@ def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
 
     Args:
         fused: standardised feature groups, name -> float32 [N, d].
-        supervision: see `hashing_model.supervised.supervise`.
+        supervision: see `hashing_model.networks.supervised.supervise`.
 
     Raises:
         InputError: with some images held out, those left to train on have labels of fewer than two classes.

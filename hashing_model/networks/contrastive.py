@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model import losses
 from hashing_model.codes.spec import Segment
 from hashing_model.errors import InputError
-from hashing_model.hash_network import BN_MOMENTUM
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.projections import principal_components
 from hashing_model.keras_runtime import import_keras
-from hashing_model.supervised import shuffled
-from hashing_model.training import Batch, Report, Training, train_network
+from hashing_model.networks import losses
+from hashing_model.networks.head_network import BN_MOMENTUM
+from hashing_model.networks.loop import Batch, Report, Training, train_network
+from hashing_model.networks.supervised import shuffled
 
 BATCH_SIZE = 512
 STEPS = 300

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model import losses
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.hash_network import head_outputs, trained_head
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.target_codes import check_centers, hierarchical_centers, hierarchy_order
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
-from hashing_model.training import Batch, Report, Training, train_network
+from hashing_model.networks import losses
+from hashing_model.networks.head_network import head_outputs, trained_head
+from hashing_model.networks.loop import Batch, Report, Training, train_network
 
 BY_GRADIENTS = ('ortho', 'csq', 'greedy')
 SUPERVISED = ('ridge', *BY_GRADIENTS)

@@ -1,0 +1,1 @@
+"""Heads and backbones that gradients train. TensorFlow is imported when they run."""
