@@ -36,7 +36,6 @@ from rich.table import Table
 
 from hashing_model.codes.bits import hamming
 from hashing_model.codes.spec import CodeSpec, Segment
-from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
@@ -44,7 +43,8 @@ from hashing_model.metrics import average_precision, hit_at
 from hashing_model.model import Extractor, HashModel
 from hashing_model.networks.loop import Checkpoint, Progress, Training
 from hashing_model.ranking import Ranking, rank
-from hashing_model.train import fit, fit_features, view_seeds
+from hashing_model.training.feature_set import FeatureSet, extract
+from hashing_model.training.fit import fit, fit_features, view_seeds
 from pipelines.records import Record
 from pipelines.shards import ReadOptions, list_units, read_unit
 

@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.feature_key import FeatureKey
-from hashing_model.feature_set import FeatureSet
 from hashing_model.features.fusion import Groups
 from hashing_model.labels import LabelLevel
 from hashing_model.networks.loop import Training
-from hashing_model.train import choose_method, view_groups
+from hashing_model.training.feature_key import FeatureKey
+from hashing_model.training.feature_set import FeatureSet
+from hashing_model.training.fit import choose_method, view_groups
 from pipelines.index import files
 from pipelines.index.code_tables import LABELS, SOURCE
 from pipelines.records import TRANSIENT, Record

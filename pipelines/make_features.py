@@ -21,8 +21,8 @@ import apache_beam as beam
 import numpy as np
 
 from hashing_model.errors import BuildError
-from hashing_model.feature_key import FeatureKey, check_weights, extract_views
 from hashing_model.model import Extractor
+from hashing_model.training.feature_key import FeatureKey, check_weights, extract_views
 from pipelines.base_version import library_versions
 from pipelines.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.feature_files import (

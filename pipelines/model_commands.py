@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hashing_model.images.decode import Resizing
     from hashing_model.model import HashModel
     from hashing_model.networks.loop import Training
-    from hashing_model.train import History
+    from hashing_model.training.fit import History
     from pipelines.evaluate_codes import Images
     from pipelines.records import Reject
 
@@ -83,7 +83,7 @@ def _tell_of_unused_settings(args: argparse.Namespace, history: History) -> None
 def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
     from hashing_model.model import CHECKPOINT_FILE
     from hashing_model.networks.loop import Checkpoint
-    from hashing_model.train import fit
+    from hashing_model.training.fit import fit
     from pipelines.shards import list_units
     from pipelines.train_model import TrainingLog, describe_rejects, sample_images
 
@@ -111,8 +111,8 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
 
 
 def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
-    from hashing_model.feature_key import check_weights
-    from hashing_model.train import fit_features, make_extractor
+    from hashing_model.training.feature_key import check_weights
+    from hashing_model.training.fit import fit_features, make_extractor
     from pipelines.feature_files import check_readable, load_features, read_manifest
     from pipelines.train_model import TrainingLog
 
@@ -141,8 +141,8 @@ def _tell_of_unused(labels: Collection[str], args: argparse.Namespace, spec: Cod
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Make the features of images and keep them in files."""
-    from hashing_model.feature_key import FeatureKey, views_for
-    from hashing_model.train import make_extractor
+    from hashing_model.training.feature_key import FeatureKey, views_for
+    from hashing_model.training.fit import make_extractor
     from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
     from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
     from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker

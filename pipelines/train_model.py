@@ -1,4 +1,4 @@
-"""Training images out of shards: a uniform sample of records, for `hashing_model.train.fit`; and what to tell of a fit.
+"""Training images out of shards: a uniform sample of records, for `hashing_model.training.fit.fit`; and what to tell of a fit.
 
 grainhash train --images PATTERN... --model DIR
 """

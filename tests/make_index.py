@@ -18,7 +18,7 @@ from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.images.decode import Decoded, Resizing, decode
 from hashing_model.networks.loop import Training
-from hashing_model.train import fit
+from hashing_model.training.fit import fit
 from pipelines.__main__ import main
 from pipelines.assemble import (
     BuildConfig,

@@ -26,7 +26,7 @@ from hashing_model.errors import InputError
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
-from hashing_model.train import fit
+from hashing_model.training.fit import fit
 from pipelines import calibrate_model
 from pipelines.__main__ import main
 from pipelines.calibrate_model import AddTotals, Totals, imbalance, sum_unit

@@ -13,7 +13,7 @@ from hashing_model.errors import InputError
 from hashing_model.features.backbone import load_backbone
 from hashing_model.images.decode import NOT_AN_IMAGE, TRUNCATED, decode
 from hashing_model.networks.loop import Training
-from hashing_model.train import fit
+from hashing_model.training.fit import fit
 from pipelines import encode
 from pipelines.encode import (
     BATCH_SIZE,

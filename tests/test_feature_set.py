@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from test_train import SIZE, pictures
 
-from hashing_model.feature_set import BATCH_SIZE, FeatureSet, extract
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.labels import LabelLevel
 from hashing_model.model import Extractor
+from hashing_model.training.feature_set import BATCH_SIZE, FeatureSet, extract
 
 GROUPS = ('edges', 'color')
 

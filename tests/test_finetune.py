@@ -28,7 +28,7 @@ from hashing_model.networks.finetune import choose_trainable, finetune
 from hashing_model.networks.head_network import START_VARIANCE, start_from
 from hashing_model.networks.loop import Checkpoint, Training
 from hashing_model.networks.supervised import BY_GRADIENTS, hash_network, segment_losses, supervise
-from hashing_model.train import fit
+from hashing_model.training.fit import fit
 
 SIDE = 32
 SPEC = CodeSpec((Segment('kind', 8, ('top', 'color')), Segment('look', 8, ('color',))))

@@ -31,13 +31,13 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import BuildError, InputError
-from hashing_model.feature_key import FeatureKey, views_for
 from hashing_model.features import hand_features
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
-from hashing_model.train import view_seeds
+from hashing_model.training.feature_key import FeatureKey, views_for
+from hashing_model.training.fit import view_seeds
 from pipelines import feature_files, make_features
 from pipelines.__main__ import main
 from pipelines.feature_files import draw_rows, load_features, part_name, read_manifest, view_path

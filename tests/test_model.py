@@ -24,7 +24,7 @@ from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.networks.loop import Training
-from hashing_model.train import fit
+from hashing_model.training.fit import fit
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,6 @@ import pytest
 from hashing_model.codes.bits import pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import hand_features
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.projections import METHODS as PROJECTIONS
@@ -18,7 +17,8 @@ from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.networks import contrastive
 from hashing_model.networks.loop import Training
-from hashing_model.train import (
+from hashing_model.training.feature_set import FeatureSet, extract
+from hashing_model.training.fit import (
     choose_method,
     fit,
     fit_features,

@@ -27,7 +27,7 @@ class Training:
     """How to fit a model.
 
     Args:
-        method: see `hashing_model.train.METHODS`; None takes the best for the labels there are.
+        method: see `hashing_model.training.fit.METHODS`; None takes the best for the labels there are.
         seed: of every random choice.
         epochs: most epochs of heads trained by gradients: `ortho`, `csq`, `greedy`.
         learning_rate: of these and of `contrastive`, at the start; fine-tuning takes a part of it.

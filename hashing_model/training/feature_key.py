@@ -25,7 +25,7 @@ from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
 from hashing_model.model import FEATURES_VERSION, Extractor
 from hashing_model.networks.loop import Training
-from hashing_model.train import choose_method, view_groups, view_seeds
+from hashing_model.training.fit import choose_method, view_groups, view_seeds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from hashing_model.codes.bit_order import order_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.feature_set import FeatureSet, extract
 from hashing_model.features import FEATURES, check_names
 from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.heads.head import HashHead
@@ -34,6 +33,7 @@ from hashing_model.networks.contrastive import fit_contrastive
 from hashing_model.networks.finetune import finetune
 from hashing_model.networks.loop import Checkpoint, Report, Training
 from hashing_model.networks.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
+from hashing_model.training.feature_set import FeatureSet, extract
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)
 _SOME = 4096  # images are enough to see how much each feature group tells

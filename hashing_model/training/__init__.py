@@ -1,0 +1,1 @@
+"""Fitting a whole model: features of a sample, a head for each segment."""
