@@ -36,13 +36,13 @@ from rich.table import Table
 
 from hashing_model.codes.bits import hamming
 from hashing_model.codes.spec import CodeSpec, Segment
+from hashing_model.evaluation.metrics import average_precision, hit_at
+from hashing_model.evaluation.ranking import Ranking, rank
 from hashing_model.features import FEATURES
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision, hit_at
 from hashing_model.model import Extractor, HashModel
 from hashing_model.networks.loop import Checkpoint, Progress, Training
-from hashing_model.ranking import Ranking, rank
 from hashing_model.training.feature_set import FeatureSet, extract
 from hashing_model.training.fit import fit, fit_features, view_seeds
 from pipelines.records import Record
@@ -316,7 +316,7 @@ def ranked(
     spec: CodeSpec,
     profile: Mapping[str, int] | None,
 ) -> Ranking:
-    """`hashing_model.ranking.rank` of some rows among others."""
+    """`hashing_model.evaluation.ranking.rank` of some rows among others."""
     return rank(codes[asking], [level.take(asking)], codes[database], [level.take(database)], spec, profile)
 
 

@@ -1,6 +1,6 @@
 """Which images ask which, out of an index or encoded by a model, and the files that tell how they fared.
 
-What is measured is `hashing_model.evaluate`'s business. Images are encoded by `sample_images.py`; neither Beam nor
+What is measured is `hashing_model.evaluation.evaluate`'s business. Images are encoded by `sample_images.py`; neither Beam nor
 TensorFlow is needed here.
 
 grainhash evaluate --index INDEX --out DIR
@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.evaluate import CodedImages, evaluate, label_levels
-from hashing_model.quality import Quality
+from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
+from hashing_model.evaluation.figures import Quality
 from pipelines.index import code_tables, files
 from pipelines.index.layout import cut_substrings
 from pipelines.index.manifest import DataFile, Manifest
@@ -163,7 +163,7 @@ def measure(
     profiles: Iterable[Mapping[str, int]],
     catalogue_images: int,
 ) -> tuple[Quality, Split]:
-    """What `hashing_model.evaluate.evaluate` finds, and who asked whom.
+    """What `hashing_model.evaluation.evaluate.evaluate` finds, and who asked whom.
 
     Args:
         queries, database: tables of COLUMNS; their order does not matter.

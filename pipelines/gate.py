@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hashing_model import code_health, metrics
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import GateError, InputError
-from hashing_model.evaluate import label_levels
+from hashing_model.evaluation import code_health, metrics
+from hashing_model.evaluation.evaluate import label_levels
+from hashing_model.evaluation.ranking import rank
 from hashing_model.labels import LabelLevel
-from hashing_model.ranking import rank
 from pipelines.index import code_tables, files, versions
 from pipelines.index.layout import NOT_PROBED
 from pipelines.index.manifest import DataFile, Gate, Manifest

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
-from hashing_model.quality import LevelFigures, Quality
+from hashing_model.evaluation.figures import LevelFigures, Quality
 
 DPI = 100
 WIDTH = 9.0  # inches: 900 pixels

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from hashing_model.code_health import BitHealth
-from hashing_model.quality import CatalogueCost, LevelFigures, Quality
+from hashing_model.evaluation.code_health import BitHealth
+from hashing_model.evaluation.figures import CatalogueCost, LevelFigures, Quality
 
 
 def print_quality(quality: Quality, model: Mapping[str, str] | None) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.code_health import substring_entropy
 from hashing_model.codes.bit_order import order_bits
 from hashing_model.codes.bits import pack_bits
+from hashing_model.evaluation.code_health import substring_entropy
 
 
 def inside(bits, order, run):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashing_model.code_health import collisions, health, substring_entropy
 from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
+from hashing_model.evaluation.code_health import collisions, health, substring_entropy
 
 
 def values_of(codes, start, bits):

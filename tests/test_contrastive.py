@@ -6,13 +6,13 @@ import pytest
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
+from hashing_model.evaluation.metrics import average_precision
+from hashing_model.evaluation.ranking import rank
 from hashing_model.heads.projections import random_projection
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision
 from hashing_model.networks import contrastive
 from hashing_model.networks.contrastive import fit_contrastive
 from hashing_model.networks.loop import Training
-from hashing_model.ranking import rank
 
 SEGMENT = Segment('coarse', 16, ('top',))
 

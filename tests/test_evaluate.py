@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from make_index import distances_to, make_codes
 
-from hashing_model.code_health import health
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.evaluate import CodedImages, evaluate, label_levels
+from hashing_model.evaluation.code_health import health
+from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
 
 SPEC = CodeSpec.parse('coarse=5,fine=9,look=12')
 NUMBERS = CodeSpec.parse(','.join(f'b{i}=1' for i in range(9)))  # one bit per segment

@@ -26,7 +26,7 @@ from make_index import (
 from test_train import fit_look
 from test_train import pictures as fitting
 
-from hashing_model.evaluate import CodedImages, evaluate, label_levels
+from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
 from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
 from pipelines.__main__ import main

@@ -31,9 +31,9 @@ from make_index import assemble as assemble_parts
 from test_manifest import small_manifest
 from test_promotion import error_line
 
-from hashing_model import code_health
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
+from hashing_model.evaluation import code_health
 from hashing_model.model import HashModel
 from pipelines import gate
 from pipelines.__main__ import main

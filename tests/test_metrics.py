@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hashing_model.codes.bits import pack_bits, segment_distances
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.labels import LabelLevel
-from hashing_model.metrics import (
+from hashing_model.evaluation.metrics import (
     average_precision,
     average_precision_bounds,
     empty_rate,
@@ -24,7 +23,8 @@ from hashing_model.metrics import (
     precision_within,
     recall_at,
 )
-from hashing_model.ranking import rank
+from hashing_model.evaluation.ranking import rank
+from hashing_model.labels import LabelLevel
 
 GRADES = 3
 # The grades of the images at each distance, few enough to try all orders

@@ -9,7 +9,7 @@ from PIL import Image
 from test_evaluate import SPEC, images_of, some_labels, two_sides
 
 from hashing_model.codes.spec import CodeSpec
-from hashing_model.evaluate import evaluate, label_levels
+from hashing_model.evaluation.evaluate import evaluate, label_levels
 from pipelines.plots import COLORS, PLOTS
 
 

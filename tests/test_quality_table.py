@@ -7,7 +7,7 @@ import pytest
 from make_index import make_codes
 from test_evaluate import SPEC, images_of, two_sides
 
-from hashing_model.evaluate import evaluate, label_levels
+from hashing_model.evaluation.evaluate import evaluate, label_levels
 from pipelines.quality_table import print_quality
 
 MODEL = {'method': 'itq', 'fingerprint': 'f' * 64}

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
+from hashing_model.evaluation.metrics import average_precision
+from hashing_model.evaluation.ranking import rank
 from hashing_model.heads.projections import itq, random_projection
 from hashing_model.labels import LabelLevel
-from hashing_model.metrics import average_precision
 from hashing_model.networks import supervised
 from hashing_model.networks.loop import Training
 from hashing_model.networks.supervised import (
@@ -30,7 +31,6 @@ from hashing_model.networks.supervised import (
     together,
     trained_heads,
 )
-from hashing_model.ranking import rank
 
 SPEC = CodeSpec(
     (Segment('coarse', 16, ('top',)), Segment('fine', 16, ('top', 'color')), Segment('look', 8, ('color',)))

@@ -85,8 +85,8 @@ class Supervision:
             activations: float32 [N, bits] of the images.
             rows: int64 [N], which images they are.
         """
-        from hashing_model.metrics import average_precision
-        from hashing_model.ranking import rank
+        from hashing_model.evaluation.metrics import average_precision
+        from hashing_model.evaluation.ranking import rank
 
         codes, level = pack_bits(activations >= 0), self.levels[segment.name].take(rows)
         ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(rows)))

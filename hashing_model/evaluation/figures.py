@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hashing_model.code_health import CodeHealth
+from hashing_model.evaluation.code_health import CodeHealth
 
 
 @dataclasses.dataclass(frozen=True)

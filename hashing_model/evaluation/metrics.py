@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hashing_model.compiled import compiled, in_threads
 from hashing_model.errors import InputError
-from hashing_model.ranking import Counts
+from hashing_model.evaluation.ranking import Counts
 
 Floats = NDArray[np.float64]
 

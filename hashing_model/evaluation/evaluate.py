@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hashing_model import code_health, metrics
 from hashing_model.codes.bits import check_codes
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.labels import LabelLevel
-from hashing_model.quality import (
+from hashing_model.evaluation import code_health, metrics
+from hashing_model.evaluation.figures import (
     CatalogueCost,
     Collision,
     Collisions,
@@ -28,7 +27,8 @@ from hashing_model.quality import (
     Quality,
     TableEntropy,
 )
-from hashing_model.ranking import Counts, Ranking, rank
+from hashing_model.evaluation.ranking import Counts, Ranking, rank
+from hashing_model.labels import LabelLevel
 
 RADIUS = 2  # of P@H<=2
 PLACES = tuple(m * 10**e for e in range(7) for m in (1, 2, 5))  # the k of precision@k, as far as the database goes
