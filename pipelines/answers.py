@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.index import code_tables, files
+from pipelines import files
+from pipelines.index import code_tables
 
 SUFFIXES = ('.parquet', '.jsonl')
 ANSWERS_PER_BLOCK = 65_536  # that travel and are rendered together

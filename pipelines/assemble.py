@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
+from pipelines import files
 from pipelines.base_version import Origin
 from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
 from pipelines.build_stats import Work
 from pipelines.duplicates import id_hashes
 from pipelines.gate import Limits
-from pipelines.index import code_tables, files, layout, versions
+from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile

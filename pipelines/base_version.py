@@ -24,8 +24,9 @@ import pyarrow as pa
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
+from pipelines import files
 from pipelines.encode import KnownImage
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.records import DUPLICATE_ID, TRANSIENT
 from pipelines.runs import Runs

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from pipelines.index import files
+from pipelines import files
 
 INLINE_BYTES = 1 << 18  # together, of one step's blocks
 READING_THREADS = 8  # a bucket answers late, not slowly

@@ -25,6 +25,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from pipelines import files
 from pipelines.assemble import (
     SAMPLE_ROWS,
     BuildConfig,
@@ -45,7 +46,7 @@ from pipelines.code_files import read_codes
 from pipelines.compare_ids import IdsOfBucket, compare_ids, split_base_run, split_run
 from pipelines.duplicates import without_duplicates
 from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
-from pipelines.index import files, versions
+from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
 from pipelines.input_lists import read_unit_list

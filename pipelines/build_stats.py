@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
+from pipelines import files
 from pipelines.base_version import CHANGES
-from pipelines.index import files, versions
+from pipelines.index import versions
 from pipelines.index.manifest import DataFile, Manifest
 
 FORMAT_VERSION = 1

@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
+from pipelines import files
 from pipelines.duplicates import id_hashes
 from pipelines.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
-from pipelines.index import files, versions
+from pipelines.index import versions
 from pipelines.records import Record, Reject
 from pipelines.run import count
 from pipelines.shards import ReadOptions, WorkUnit, read_unit

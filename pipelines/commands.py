@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from hashing_model.codes.spec import CodeSpec, Segment, parse_pairs
 from hashing_model.errors import InputError
-from pipelines.index import files, versions
+from pipelines import files
+from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print what a version holds, as a table or as JSON."""
-    from pipelines.inspect_index import print_summary, summarize
+    from pipelines.index.summary import print_summary, summarize
 
     summary = summarize(versions.read_manifest(files.absolute(args.index), args.version))
     if args.json:

@@ -26,7 +26,7 @@ from pyarrow import fs as arrow_fs
 from hashing_model.errors import InputError
 from hashing_model.images.decode import Decoded, ImageError, Resizing, decode
 from hashing_model.model import HashModel
-from pipelines.index import files
+from pipelines import files
 from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
 from pipelines.records import Record, Reject
 

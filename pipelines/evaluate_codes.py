@@ -22,7 +22,8 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
 from hashing_model.evaluation.figures import Quality
-from pipelines.index import code_tables, files
+from pipelines import files
+from pipelines.index import code_tables
 from pipelines.index.layout import cut_substrings
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.plots import PLOTS

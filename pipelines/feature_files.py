@@ -36,7 +36,7 @@ from hashing_model.networks.loop import Training
 from hashing_model.training.feature_key import FeatureKey
 from hashing_model.training.feature_set import FeatureSet
 from hashing_model.training.fit import choose_method, view_groups
-from pipelines.index import files
+from pipelines import files
 from pipelines.index.code_tables import LABELS, SOURCE
 from pipelines.records import TRANSIENT, Record
 

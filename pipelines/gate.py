@@ -24,7 +24,8 @@ from hashing_model.evaluation import code_health, metrics
 from hashing_model.evaluation.evaluate import label_levels
 from hashing_model.evaluation.ranking import rank
 from hashing_model.labels import LabelLevel
-from pipelines.index import code_tables, files, versions
+from pipelines import files
+from pipelines.index import code_tables, versions
 from pipelines.index.layout import NOT_PROBED
 from pipelines.index.manifest import DataFile, Gate, Manifest
 from pipelines.index.on_demand import search_file

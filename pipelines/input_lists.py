@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipelines.index import files, versions
+from pipelines import files
+from pipelines.index import versions
 from pipelines.index.code_tables import INPUTS
 from pipelines.index.manifest import DataFile
 from pipelines.shards import InputFile, WorkUnit

@@ -23,6 +23,7 @@ import numpy as np
 from hashing_model.errors import BuildError
 from hashing_model.model import Extractor
 from hashing_model.training.feature_key import FeatureKey, check_weights, extract_views
+from pipelines import files
 from pipelines.base_version import library_versions
 from pipelines.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.feature_files import (
@@ -35,7 +36,6 @@ from pipelines.feature_files import (
     to_rows,
     write_manifest,
 )
-from pipelines.index import files
 from pipelines.records import Record, Reject
 from pipelines.run import count
 from pipelines.shards import ReadOptions, WorkUnit, read_unit

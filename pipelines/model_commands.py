@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from hashing_model.codes.spec import CodeSpec, parse_pairs
 from hashing_model.errors import InputError
+from pipelines import files
 from pipelines.commands import READING_OPTIONS, STAGED, absolute, code_spec, read_options, refuse, tell
-from pipelines.index import files, versions
+from pipelines.index import versions
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,8 +25,9 @@ from apache_beam.pvalue import TaggedOutput
 from numpy.typing import NDArray
 
 from hashing_model.codes.bits import segment_distances, to_words
+from pipelines import files
 from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
-from pipelines.index import code_tables, files, kernels, versions
+from pipelines.index import code_tables, kernels, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     choose_radii,

@@ -18,15 +18,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.errors import BuildError
+from pipelines import files
 from pipelines.assemble import BuildConfig, Part, TableLayout, WrittenPartition
 from pipelines.base_version import CHANGES, UNSETTLED, library_versions
 from pipelines.build_stats import Stage, Work, write_stats
 from pipelines.gate import enforce, judge
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.plan import selectivity
-from pipelines.prune_index import prune_behind
+from pipelines.index.prune import prune_behind
 from pipelines.records import DUPLICATE_ID
 
 log = logging.getLogger(__name__)

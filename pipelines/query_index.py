@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
+from pipelines import files
 from pipelines.answers import (
     ANSWERS_PER_BLOCK,
     answers_schema,
@@ -44,7 +45,7 @@ from pipelines.answers import (
 )
 from pipelines.code_files import read_query_codes
 from pipelines.encode import encode_unit, load_model
-from pipelines.index import code_tables, files, layout, versions
+from pipelines.index import code_tables, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.index.on_demand import bounded
 from pipelines.index.partition_reader import find_texts, read_near, read_rows

@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.index import files
+from pipelines import files
 from pipelines.index.manifest import Manifest
 from pipelines.index.partition_reader import Amount
 from pipelines.index.plan import SearchPlan

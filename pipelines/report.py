@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from pipelines.index import files
+from pipelines import files
 from pipelines.records import Labels
 
 THUMBNAIL_PIXELS = 160

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipelines.compare_ids import BUCKETS
 from pipelines.index.layout import HISTOGRAM_BITS
-from pipelines.inspect_index import describe_size
+from pipelines.index.summary import describe_size
 from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
 
 # Where `limits` warns.

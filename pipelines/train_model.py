@@ -22,8 +22,7 @@ from hashing_model.images.decode import ImageError, Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
-from pipelines import plots
-from pipelines.index import files
+from pipelines import files, plots
 from pipelines.records import Record, Reject
 from pipelines.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 

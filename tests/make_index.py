@@ -19,6 +19,7 @@ from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.images.decode import Decoded, Resizing, decode
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
+from pipelines import files
 from pipelines.__main__ import main
 from pipelines.assemble import (
     BuildConfig,
@@ -33,7 +34,7 @@ from pipelines.assemble import (
 )
 from pipelines.base_version import Origin
 from pipelines.encode import images_table, rejects_table
-from pipelines.index import files, versions
+from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.input_lists import write_inputs
 from pipelines.publish_version import publish_version

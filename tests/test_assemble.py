@@ -22,7 +22,7 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import assemble, blocks, build_index, runs
+from pipelines import assemble, blocks, build_index, files, runs
 from pipelines.assemble import (
     Part,
     gather_blocks,
@@ -31,7 +31,7 @@ from pipelines.assemble import (
     write_partition,
 )
 from pipelines.duplicates import id_hashes
-from pipelines.index import code_tables, files, layout, versions
+from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
 from pipelines.index.plan import selectivity
 from pipelines.records import MISSING_ID

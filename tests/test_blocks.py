@@ -3,9 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from pipelines import blocks
+from pipelines import blocks, files
 from pipelines.blocks import get_blocks, put_blocks
-from pipelines.index import files
 
 SCHEMA = pa.schema([('place', pa.uint32()), ('text', pa.string())])
 

@@ -46,10 +46,10 @@ from PIL import Image
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
-from pipelines import assemble, blocks, build_index, records, runs
+from pipelines import assemble, blocks, build_index, files, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
-from pipelines.index import code_tables, files, layout, versions
+from pipelines.index import code_tables, layout, versions
 from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.run import pipeline_options, run_pipeline
 

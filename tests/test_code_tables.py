@@ -5,7 +5,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.index import code_tables, files
+from pipelines import files
+from pipelines.index import code_tables
 from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 
 

@@ -13,7 +13,7 @@ from make_index import ROOT, make_codes, make_version, start, write_codes
 from hashing_model.codes.spec import CodeSpec
 from pipelines.index import LocalIndex, versions
 from pipelines.index.code_tables import REMOVED
-from pipelines.prune_index import prune
+from pipelines.index.prune import prune
 
 SPEC = CodeSpec.parse('code=64')
 QUERIES = make_codes('uniform', 7, SPEC)

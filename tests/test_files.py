@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashing_model.errors import InputError
-from pipelines.index import files
+from pipelines import files
 
 
 def everything(folder):

@@ -35,7 +35,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
 from hashing_model.evaluation import code_health
 from hashing_model.model import HashModel
-from pipelines import gate
+from pipelines import files, gate
 from pipelines.__main__ import main
 from pipelines.gate import (
     Limits,
@@ -53,7 +53,7 @@ from pipelines.gate import (
 from pipelines.gate import (
     read_served as read_served_version,
 )
-from pipelines.index import code_tables, files, versions
+from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 from pipelines.index.current import Current
 from pipelines.publish_version import publish_version

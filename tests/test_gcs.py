@@ -21,9 +21,9 @@ from make_index import (
 )
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import records, shards
+from pipelines import files, records, shards
 from pipelines.__main__ import main
-from pipelines.index import files, versions
+from pipelines.index import versions
 from pipelines.index.on_demand import search_on_demand
 from pipelines.index.plan import plan_search
 

@@ -17,7 +17,7 @@ from make_index import ROOT, TWO_PROCESSES, catalogue_pictures, hand_model, read
 from PIL import Image
 
 from hashing_model.images import decode
-from pipelines.index import files
+from pipelines import files
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashing_model.codes.spec import CodeSpec
+from pipelines import files
 from pipelines.assemble import BuildConfig
 from pipelines.build_index import define_pipeline
-from pipelines.index import files
 from pipelines.input_lists import NAME, read_unit_list, write_unit_list
 from pipelines.shards import FORMATS, WorkUnit
 

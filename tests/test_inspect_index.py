@@ -10,7 +10,7 @@ from make_index import build_by_hand, skewed_codes
 from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import main
 from pipelines.index import versions
-from pipelines.inspect_index import describe_size, summarize
+from pipelines.index.summary import describe_size, summarize
 
 
 def summary_of(index):

@@ -103,7 +103,7 @@ def test_the_modules_named_here_are_there():
 @pytest.mark.parametrize(
     ('module', 'source', 'found'),
     [
-        ('hashing_model.model', 'def f():\n    import pipelines.index.files', ['pipelines.index.files']),
+        ('hashing_model.model', 'def f():\n    import pipelines.files', ['pipelines.files']),
         ('hashing_model.model', 'def f():\n    from apache_beam import io', ['apache_beam']),
         ('hashing_model.model', 'from pipelines import encode', ['pipelines.encode']),
         ('hashing_model.model', 'try:\n    import keras\nexcept ImportError:\n    pass', ['keras']),
@@ -115,8 +115,8 @@ def test_the_modules_named_here_are_there():
         ('hashing_model.codes.bits', 'import pyarrow', ['pyarrow']),
         ('hashing_model.codes.bits', 'from hashing_model import images', ['hashing_model.images.decode']),
         ('hashing_model.codes.bits', 'import numpyx', ['numpyx']),
-        ('pipelines.index.layout', 'from pipelines.index import files', ['pipelines.index.files']),
-        ('pipelines.index.layout', 'from . import files', ['pipelines.index.files']),
+        ('pipelines.index.layout', 'from pipelines.index import files', ['pipelines.files']),
+        ('pipelines.index.layout', 'from . import files', ['pipelines.files']),
         ('pipelines.index.layout', 'from hashing_model.codes.bits import bit_mask', []),
         ('pipelines.index.search', 'from pipelines import records', ['pipelines.records']),
         ('pipelines.index.search', 'from ..records import Source', ['pipelines.records']),

@@ -17,7 +17,8 @@ from make_index import (
 )
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.index import LocalIndex, code_tables, files, on_demand
+from pipelines import files
+from pipelines.index import LocalIndex, code_tables, on_demand
 from pipelines.index.on_demand import look, search_on_demand
 from pipelines.index.plan import Matches, plan_search
 

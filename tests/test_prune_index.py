@@ -11,11 +11,11 @@ from test_promotion import error_line, three_versions
 from test_versions import write_version
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import prune_index
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, versions
+from pipelines.index import prune as prune_index
+from pipelines.index.prune import left_overs, prune, superseded
 from pipelines.index.versions import Found, current_version, list_versions, publish
-from pipelines.prune_index import left_overs, prune, superseded
 
 HOUR = 3600
 

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_index import assemble, config_for, served_folder, skewed_codes, write_part
 
+from pipelines import files
 from pipelines.__main__ import main
-from pipelines.index import files, layout, versions
+from pipelines.index import layout, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, PARTITION_OPTIONS
 from pipelines.index.manifest import Manifest
-from pipelines.verify_index import covers_once, mixed_sum, verify
+from pipelines.index.verify import covers_once, mixed_sum, verify
 
 IMAGES, CODES = 'images/part-00001.parquet', 'codes/table=2/prefix=0'
 

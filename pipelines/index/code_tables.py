@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.codes.bits import to_words
-from pipelines.index import files, versions
+from pipelines import files
+from pipelines.index import versions
 from pipelines.index.manifest import DataFile
 
 REMOVED = 'the version was removed after it was opened; open the index again'

@@ -15,7 +15,7 @@ from typing import Any
 
 from pyarrow import fs as arrow_fs
 
-from pipelines.index import files
+from pipelines import files
 
 LOCK_SUFFIX = '.lock'
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.index.files import digest
+from pipelines.files import digest
 from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1

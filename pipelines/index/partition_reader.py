@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.index import code_tables, files
+from pipelines import files
+from pipelines.index import code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, intervals_near, substring_keys
 from pipelines.index.manifest import DataFile

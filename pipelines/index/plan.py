@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from hashing_model.codes.bits import bit_mask, check_codes, to_words
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.index import files, kernels
+from pipelines import files
+from pipelines.index import kernels
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     NOT_PROBED,

@@ -15,7 +15,8 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
-from pipelines.index import code_tables, files, multi_index, versions
+from pipelines import files
+from pipelines.index import code_tables, multi_index, versions
 from pipelines.index.manifest import DataFile, Manifest, Partition
 from pipelines.index.memory import MemoryTables
 from pipelines.index.on_demand import search_on_demand

@@ -15,7 +15,8 @@ from typing import Literal
 import pyarrow as pa
 
 from hashing_model.errors import BuildError, InputError
-from pipelines.index import current, files
+from pipelines import files
+from pipelines.index import current
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from hashing_model.errors import InputError
-from pipelines.index import files, versions
-from pipelines.index.files import FileInfo
+from pipelines import files
+from pipelines.files import FileInfo
+from pipelines.index import versions
 from pipelines.index.versions import Found
 
 DEAD_AFTER = 24 * 3600  # seconds without a new file

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.index import files, layout, versions
+from pipelines import files
+from pipelines.index import layout, versions
 from pipelines.index.code_tables import (
     INPUTS,
     REJECTS,
