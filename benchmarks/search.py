@@ -11,7 +11,7 @@ medians over the rounds; FAISS's scan asks fewer queries, as it takes as long fo
 cannot hold is left out, and so is `IndexBinaryMultiHash` over 10 million codes. Results go to DIR/search.json, with a
 plot of time per query against the number of codes in DIR/search.png, each time that a case is done.
 
-`--costs` measures what the cost model of `pipelines/index/memory.py` assumes.
+`--costs` measures what the cost model of `pipelines/search/memory.py` assumes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ import faiss
 
 from hashing_model.codes.bits import to_words
 from hashing_model.codes.spec import CodeSpec, Segment
-from pipelines.index import multi_index
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.index.layout import cut_substrings
-from pipelines.index.memory import MemoryTables
+from pipelines.search import multi_index
+from pipelines.search.memory import MemoryTables
 
 K = 10
 PER_CENTRE = 200

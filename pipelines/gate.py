@@ -28,9 +28,9 @@ from pipelines import files
 from pipelines.index import code_tables, versions
 from pipelines.index.layout import NOT_PROBED
 from pipelines.index.manifest import DataFile, Gate, Manifest
-from pipelines.index.on_demand import search_file
-from pipelines.index.partition_reader import opened
-from pipelines.index.plan import SearchPlan, plan_search
+from pipelines.search.on_demand import search_file
+from pipelines.search.partition_reader import opened
+from pipelines.search.search_plan import SearchPlan, plan_search
 
 FORMAT_VERSION = 1
 ASKED = 100  # images that must find themselves

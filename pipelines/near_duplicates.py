@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hashing_model.codes.bits import segment_distances, to_words
 from pipelines import files
 from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
-from pipelines.index import code_tables, kernels, versions
+from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     choose_radii,
@@ -39,13 +39,14 @@ from pipelines.index.layout import (
     table_weights,
 )
 from pipelines.index.manifest import Manifest, Partition
-from pipelines.index.multi_index import number_rows
-from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
-from pipelines.index.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
-from pipelines.index.plan import Metric
 from pipelines.query_index import cached_manifest
 from pipelines.query_stats import counted, read_counts, with_counts, write_stats
 from pipelines.run import InThreads, list_values
+from pipelines.search import kernels
+from pipelines.search.multi_index import number_rows
+from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
+from pipelines.search.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
+from pipelines.search.search_plan import Metric
 
 LINKS_AT_ONCE = 1 << 22  # that wait to be joined
 PLANNED = 256  # codes of the sample that are compared with all of it

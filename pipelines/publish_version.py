@@ -26,9 +26,9 @@ from pipelines.gate import enforce, judge
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
-from pipelines.index.plan import selectivity
 from pipelines.index.prune import prune_behind
 from pipelines.records import DUPLICATE_ID
+from pipelines.search.search_plan import selectivity
 
 log = logging.getLogger(__name__)
 

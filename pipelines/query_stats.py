@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines import files
 from pipelines.index.manifest import Manifest
-from pipelines.index.partition_reader import Amount
-from pipelines.index.plan import SearchPlan
+from pipelines.search.partition_reader import Amount
+from pipelines.search.search_plan import SearchPlan
 
 COUNTS = 'counts'  # the output of a step that has its counts
 HEADER = ('table', 'bits', 'weight', 'probed', 'scanned', 'radius', 'expected rows', 'look', 'files', 'rows', 'MB')

@@ -33,8 +33,8 @@ from pipelines.assemble import (
 from pipelines.duplicates import id_hashes
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
-from pipelines.index.plan import selectivity
 from pipelines.records import MISSING_ID
+from pipelines.search.search_plan import selectivity
 
 
 def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path):

@@ -24,8 +24,8 @@ from hashing_model.codes.spec import CodeSpec
 from pipelines import files, records, shards
 from pipelines.__main__ import main
 from pipelines.index import versions
-from pipelines.index.on_demand import search_on_demand
-from pipelines.index.plan import plan_search
+from pipelines.search.on_demand import search_on_demand
+from pipelines.search.search_plan import plan_search
 
 pytest.importorskip('gcp_storage_emulator')
 pytest.importorskip('cryptography')

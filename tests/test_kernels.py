@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashing_model.codes.bits import bit_mask, hamming, to_words
-from pipelines.index import kernels
 from pipelines.index.layout import Substring, substring_keys
+from pipelines.search import kernels
 
 
 @given(st.integers(1, 9), st.integers(1, 9))

@@ -22,9 +22,9 @@ PURE = {
     'hashing_model.evaluation.metrics',
     'hashing_model.evaluation.figures',
     'hashing_model.evaluation.ranking',
-    'pipelines.index.kernels',
-    'pipelines.index.multi_index',
-    'pipelines.index.near_pairs',
+    'pipelines.search.kernels',
+    'pipelines.search.multi_index',
+    'pipelines.search.near_pairs',
     'pipelines.index.layout',
 }
 PURE_MAY_IMPORT = {'numpy', 'numba', 'llvmlite', *sys.stdlib_module_names}
@@ -118,10 +118,10 @@ def test_the_modules_named_here_are_there():
         ('pipelines.index.layout', 'from pipelines.index import files', ['pipelines.files']),
         ('pipelines.index.layout', 'from . import files', ['pipelines.files']),
         ('pipelines.index.layout', 'from hashing_model.codes.bits import bit_mask', []),
-        ('pipelines.index.search', 'from pipelines import records', ['pipelines.records']),
-        ('pipelines.index.search', 'from ..records import Source', ['pipelines.records']),
-        ('pipelines.index.search', 'def f():\n    import apache_beam', ['apache_beam']),
-        ('pipelines.index.search', 'from pipelines.index import files\nimport pyarrow', []),
+        ('pipelines.search.local_index', 'from pipelines import records', ['pipelines.records']),
+        ('pipelines.search.local_index', 'from ..records import Source', ['pipelines.records']),
+        ('pipelines.search.local_index', 'def f():\n    import apache_beam', ['apache_beam']),
+        ('pipelines.search.local_index', 'from pipelines.index import files\nimport pyarrow', []),
         ('pipelines.encode', 'import apache_beam\nfrom hashing_model.codes.bits import hamming', []),
     ],
 )

@@ -12,7 +12,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.index import LocalIndex
 from pipelines.index.layout import Substring, order_rings, substring_keys
-from pipelines.index.memory import MemoryTables
+from pipelines.search.memory import MemoryTables
 
 SPECS = ('a=32', 'a=48', 'a=64', 'a=96', 'a=128', 'a=192', 'a=256', 'a=11,b=20,c=35', 'a=3,b=70', 'tiny=7')
 PROBING, SCANNING, EITHER = (1e-9, 1e-9), (1e9, 1e9), (0.5, 0.05)

@@ -37,7 +37,7 @@ from pipelines import near_duplicates
 from pipelines.__main__ import main
 from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
-from pipelines.index.near_pairs import distinct_codes, groups_linked, join_near, spanning
+from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
 
 SEGMENTS = 'coarse=32,fine=32,look=64'
 SPEC = CodeSpec.parse(SEGMENTS)

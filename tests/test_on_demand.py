@@ -18,9 +18,10 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines import files
-from pipelines.index import LocalIndex, code_tables, on_demand
-from pipelines.index.on_demand import look, search_on_demand
-from pipelines.index.plan import Matches, plan_search
+from pipelines.index import LocalIndex, code_tables
+from pipelines.search import on_demand
+from pipelines.search.on_demand import look, search_on_demand
+from pipelines.search.search_plan import Matches, plan_search
 
 SPEC = CodeSpec.parse('coarse=20,look=44')
 ROWS, FILES = 6000, 2

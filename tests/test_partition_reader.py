@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.index import partition_reader
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, substring_keys
 from pipelines.index.manifest import DataFile
-from pipelines.index.partition_reader import Amount, chunk_bytes, find_texts, footer_bytes, opened, read_near, read_rows
+from pipelines.search import partition_reader
+from pipelines.search.partition_reader import (
+    Amount,
+    chunk_bytes,
+    find_texts,
+    footer_bytes,
+    opened,
+    read_near,
+    read_rows,
+)
 
 SUBSTRING = Substring(0, 3, 14)
 ROWS, GROUP = 5000, 256

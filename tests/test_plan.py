@@ -11,9 +11,9 @@ from make_index import skewed_codes
 
 from hashing_model.codes.bits import pack_bits, to_words
 from hashing_model.codes.spec import CodeSpec
-from pipelines.index import plan
 from pipelines.index.layout import Substring, substring_keys
-from pipelines.index.plan import Matches, Metric, add_matches, selectivity
+from pipelines.search import search_plan
+from pipelines.search.search_plan import Matches, Metric, add_matches, selectivity
 
 
 @given(
@@ -28,7 +28,7 @@ def test_merged_matches_are_sorted_and_cut(parts, k, at_once):
     disjoint = [[m for m in part if not ((m[0], m[2]) in seen or seen.add((m[0], m[2])))] for part in parts]
     blocks = [Matches(*np.array(part, np.int64).reshape(-1, 3).T) for part in disjoint]
     merged = Matches.merged(iter(blocks), k)
-    with unittest.mock.patch.object(plan, 'MERGED_AT_ONCE', at_once):
+    with unittest.mock.patch.object(search_plan, 'MERGED_AT_ONCE', at_once):
         kept = functools.reduce(lambda kept, more: add_matches(kept, more, k), blocks, [])
     assert dataclasses.astuple(Matches.merged(kept, k))[2].tolist() == merged.rows.tolist()
     everything = sorted(m for part in disjoint for m in part)

@@ -41,10 +41,11 @@ from hashing_model.images.decode import Resizing
 from pipelines import query_index, records
 from pipelines.__main__ import main
 from pipelines.answers import answers_schema
-from pipelines.index import LocalIndex, on_demand
-from pipelines.index.on_demand import bounded, look
-from pipelines.index.partition_reader import Amount
-from pipelines.index.plan import plan_search
+from pipelines.index import LocalIndex
+from pipelines.search import on_demand
+from pipelines.search.on_demand import bounded, look
+from pipelines.search.partition_reader import Amount
+from pipelines.search.search_plan import plan_search
 
 SEGMENTS = 'coarse=32,fine=32,look=64'
 SPEC = CodeSpec.parse(SEGMENTS)

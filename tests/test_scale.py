@@ -13,7 +13,6 @@ from pipelines.__main__ import main
 from pipelines.compare_ids import BUCKETS, id_buckets
 from pipelines.duplicates import list_ids, split_ids
 from pipelines.index import layout, versions
-from pipelines.index.plan import selectivity
 from pipelines.scale import (
     CLUSTER_ROWS,
     FLIPPED,
@@ -27,6 +26,7 @@ from pipelines.scale import (
     id_blocks,
     plan_tables,
 )
+from pipelines.search.search_plan import selectivity
 
 DEFAULT = CodeSpec.default()
 UNITS = 4

@@ -16,7 +16,7 @@ from pipelines.index import LocalIndex, code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, cut_prefixes, key_histogram, substring_keys
 from pipelines.index.manifest import Table
-from pipelines.index.plan import Matches, plan_search
+from pipelines.search.search_plan import Matches, plan_search
 
 PARTS = (500, 0, 260, 41)
 PROFILES = [None, {'coarse': 1}, {'fine': 3, 'look': 1}, {'look': 2, 'coarse': 2, 'fine': 7}]

@@ -1,6 +1,6 @@
 """Packing bits into codes, and Hamming distances between codes, in plain numpy.
 
-The first bit of the first byte is bit 0. Fast search lives in `pipelines.index.kernels`; what is here is the
+The first bit of the first byte is bit 0. Fast search lives in `pipelines.search.kernels`; what is here is the
 definition that it is tested against.
 """
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashing_model.compiled import compiled
-from pipelines.index.kernels import _grown, _masked_distance, _next_ring_member, _offsets_of, _probes, popcount
 from pipelines.index.layout import PROBE_COST
+from pipelines.search.kernels import _grown, _masked_distance, _next_ring_member, _offsets_of, _probes, popcount
 
 
 @compiled(inline='always')

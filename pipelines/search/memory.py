@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.bits import bit_mask, check_codes, to_words
 from hashing_model.codes.spec import CodeSpec
-from pipelines.index import kernels, multi_index
 from pipelines.index.layout import Substring, cut_substrings, order_rings
-from pipelines.index.plan import Metric, check_limits
+from pipelines.search import kernels, multi_index
+from pipelines.search.search_plan import Metric, check_limits
 
 # Nanoseconds, after `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
 SCAN_NS, SCAN_WORD_NS = 0.05, 0.08  # of comparing one code in a batch, and of each of its words

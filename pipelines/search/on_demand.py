@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.index.partition_reader import Amount, read_all, read_near
-from pipelines.index.plan import Matches, SearchPlan, add_matches
+from pipelines.search.partition_reader import Amount, read_all, read_near
+from pipelines.search.search_plan import Matches, SearchPlan, add_matches
 
 # rows, and the file that has them -> which of them may be answers, bool
 Allowed: TypeAlias = Callable[[NDArray[np.int64], DataFile], NDArray[np.bool_]]

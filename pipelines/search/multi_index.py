@@ -23,14 +23,7 @@ from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
 
 from hashing_model.compiled import compiled, popcount
-from pipelines.index.kernels import (
-    AHEAD,
-    PROBES_AT_ONCE,
-    _later,
-    _next_ring_member,
-    _prefetch,
-    _sift,
-)
+from pipelines.search.kernels import AHEAD, PROBES_AT_ONCE, _later, _next_ring_member, _prefetch, _sift
 
 TILE = 2048  # words of codes that stay in the first-level cache while all queries pass over them
 STRIP = 256  # codes compared before looking whether one of them is near

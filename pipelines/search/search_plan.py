@@ -16,7 +16,6 @@ from hashing_model.codes.bits import bit_mask, check_codes, to_words
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.index import kernels
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     NOT_PROBED,
@@ -32,6 +31,7 @@ from pipelines.index.layout import (
     table_weights,
 )
 from pipelines.index.manifest import Table
+from pipelines.search import kernels
 
 MERGED_AT_ONCE = 65_536  # matches that wait to be merged, at least
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.index import code_tables, multi_index, versions
+from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest, Partition
-from pipelines.index.memory import MemoryTables
-from pipelines.index.on_demand import search_on_demand
-from pipelines.index.partition_reader import read_rows
-from pipelines.index.plan import Matches, check_limits, plan_search
+from pipelines.search import multi_index
+from pipelines.search.memory import MemoryTables
+from pipelines.search.on_demand import search_on_demand
+from pipelines.search.partition_reader import read_rows
+from pipelines.search.search_plan import Matches, check_limits, plan_search
 
 Where: TypeAlias = pc.Expression | Mapping[str, str | Sequence[str]]
 

@@ -1,0 +1,1 @@
+"""Exact search in an index: plans, kernels, `LocalIndex`. No Beam, no TensorFlow."""
