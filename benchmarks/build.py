@@ -25,8 +25,8 @@ from hashing_model.model import HashModel
 from pipelines.__main__ import main as grainhash
 from pipelines.encode import BATCH_SIZE, load_model
 from pipelines.index import versions
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
-from pipelines.shards import ReadOptions, list_units, read_unit
 
 
 def bare_loop(patterns: Sequence[str], model: HashModel) -> int:

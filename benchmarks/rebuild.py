@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks.figures import show_rounds
 from pipelines.__main__ import main as grainhash
 from pipelines.index import versions
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
-from pipelines.shards import ReadOptions, list_units, read_unit
 
 SHARD_IMAGES = 1000
 CHANGED = 100  # one in so many

@@ -26,7 +26,7 @@ from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile
-from pipelines.shards import ReadOptions
+from pipelines.inputs.shards import ReadOptions
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000

@@ -28,10 +28,10 @@ from pipelines import files
 from pipelines.encode import KnownImage
 from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.inputs.formats import common, parquet
+from pipelines.inputs.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
 from pipelines.records import DUPLICATE_ID, TRANSIENT
 from pipelines.runs import Runs
-from pipelines.shard_formats import common, parquet
-from pipelines.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
 
 READ_AT_ONCE = 1 << 20
 CHANGES = 'added', 'changed', 'unchanged', 'removed'

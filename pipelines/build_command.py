@@ -21,7 +21,7 @@ from pipelines.index.manifest import Manifest
 if TYPE_CHECKING:
     from pipelines.base_version import Base
     from pipelines.gate import Limits
-    from pipelines.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
 
 DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails
 
@@ -163,7 +163,7 @@ def _base(index: str, version: str, given: _BuildInput) -> Base | None:
 def _images_input(args: argparse.Namespace) -> _BuildInput:
     from hashing_model.model import HashModel
     from pipelines.encode import local_model
-    from pipelines.shards import cut_units, list_inputs
+    from pipelines.inputs.shards import cut_units, list_inputs
 
     model = HashModel.load(local_model(files.absolute(args.model)))
     info = {'fingerprint': model.fingerprint, 'method': str(model.training.get('method'))}

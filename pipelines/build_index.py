@@ -50,11 +50,11 @@ from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
 from pipelines.input_lists import read_unit_list
+from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.publish_version import publish_version
 from pipelines.records import DUPLICATE_ID
 from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.runs import Runs
-from pipelines.shards import WorkUnit, read_unit
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 

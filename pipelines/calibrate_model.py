@@ -32,9 +32,9 @@ from pipelines import files
 from pipelines.duplicates import id_hashes
 from pipelines.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
 from pipelines.index import versions
+from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject
 from pipelines.run import count
-from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 SAMPLE_ROWS = 4096  # pictures on which the balance of the bits is measured
 QUANTUM = 2.0**-24  # activations are added as whole multiples of it, so that the order of adding does not matter

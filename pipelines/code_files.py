@@ -19,8 +19,8 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema
+from pipelines.inputs.shards import PARQUET, InputFile, WorkUnit, list_inputs
 from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Reject, Source
-from pipelines.shards import PARQUET, InputFile, WorkUnit, list_inputs
 
 UNIT_ROWS = 2_000_000
 FOOTER_THREADS = 16

@@ -22,7 +22,7 @@ from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipelines.shards import ReadOptions, WorkUnit
+    from pipelines.inputs.shards import ReadOptions, WorkUnit
 
 READING_OPTIONS = ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field')
 STAGED = 'the job is staged; the work is done when someone starts it, as Dataflow does for a template'
@@ -112,8 +112,8 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:
     """The work units that ask; none if ids or texts do."""
     from pipelines.code_files import code_bytes, list_code_units
+    from pipelines.inputs.shards import list_units
     from pipelines.query_index import check_has_model
-    from pipelines.shards import list_units
 
     listed = args.ids if args.texts is None else args.texts
     if listed is not None and not (listed and files.exists(listed)):
@@ -210,7 +210,7 @@ def refuse(args: argparse.Namespace, options: Sequence[str], why: str) -> None:
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
     """Which column, feature or key holds what."""
-    from pipelines.shards import ReadOptions
+    from pipelines.inputs.shards import ReadOptions
 
     labels = tuple(name.strip() for name in (args.labels or '').split(',') if name.strip())
     return ReadOptions(args.image_field, args.id_field, args.caption_field, labels, args.labels_from)

@@ -26,9 +26,9 @@ from pipelines import __main__ as command_line
 from pipelines.encode import encode_unit
 from pipelines.index import LocalIndex, SearchResult
 from pipelines.index.code_tables import codes_from_arrow
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
 from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, write_report
-from pipelines.shards import ReadOptions, list_units, read_unit
 from pipelines.train_model import describe_shares
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'

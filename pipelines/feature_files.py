@@ -41,7 +41,7 @@ from pipelines.index.code_tables import LABELS, SOURCE
 from pipelines.records import TRANSIENT, Record
 
 if TYPE_CHECKING:  # they load Beam
-    from pipelines.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
 
 FORMAT_VERSION = 2
 MANIFEST = 'features.json'

@@ -14,7 +14,7 @@ from pipelines import files
 from pipelines.index import versions
 from pipelines.index.code_tables import INPUTS
 from pipelines.index.manifest import DataFile
-from pipelines.shards import InputFile, WorkUnit
+from pipelines.inputs.shards import InputFile, WorkUnit
 
 NAME = f'{versions.STAGING_FOLDER}/work-units.parquet'  # below the version's folder, until the version is finished
 SCHEMA = pa.schema(

@@ -36,9 +36,9 @@ from pipelines.feature_files import (
     to_rows,
     write_manifest,
 )
+from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject
 from pipelines.run import count
-from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 BATCH_SIZE = 64  # pictures at a time, and rows of a row group
 

@@ -85,7 +85,7 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
     from hashing_model.model import CHECKPOINT_FILE
     from hashing_model.networks.loop import Checkpoint
     from hashing_model.training.fit import fit
-    from pipelines.shards import list_units
+    from pipelines.inputs.shards import list_units
     from pipelines.train_model import TrainingLog, describe_rejects, sample_images
 
     resizing, options = _resizing(args), read_options(args)
@@ -145,9 +145,9 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.training.feature_key import FeatureKey, views_for
     from hashing_model.training.fit import make_extractor
     from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
+    from pipelines.inputs.shards import cut_units, list_inputs
     from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
     from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.shards import cut_units, list_inputs
 
     if args.views < 0:
         raise InputError(f'--views is {args.views}; 0 or more are possible')
@@ -181,8 +181,8 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.model import MODEL_FILE, HashModel
     from pipelines.calibrate_model import CalibrationConfig, check_out, choose_segments, define_pipeline
     from pipelines.encode import local_model
+    from pipelines.inputs.shards import list_units
     from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.shards import list_units
 
     beam_options, options = pipeline_options(beam_args), read_options(args)
     source, out = files.absolute(args.model), files.absolute(args.out)
@@ -278,8 +278,8 @@ def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
     rejects: list[Reject] = []
 
     def encoded(patterns: Sequence[str], model: HashModel) -> Images:
-        from pipelines.sample_images import ShardImages
-        from pipelines.shards import list_units
+        from pipelines.inputs.sampling import ShardImages
+        from pipelines.inputs.shards import list_units
 
         options = read_options(args)
         units, task = list_units(absolute(patterns), options), progress.add_task('encoding', total=None)

@@ -27,9 +27,9 @@ from pipelines.duplicates import IDS
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
+from pipelines.inputs.shards import MAX_UNIT_ROWS
 from pipelines.run import THREADS
 from pipelines.runs import RUN_ROWS, count_runs
-from pipelines.shards import MAX_UNIT_ROWS
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
 #

@@ -23,8 +23,8 @@ from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
 from pipelines import files, plots
+from pipelines.inputs.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject
-from pipelines.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 
 T = TypeVar('T')
 TRAINING_FILE = 'training.json'

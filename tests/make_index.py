@@ -37,10 +37,10 @@ from pipelines.encode import images_table, rejects_table
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.input_lists import write_inputs
+from pipelines.inputs.shards import InputFile
 from pipelines.publish_version import publish_version
 from pipelines.records import MISSING_ID, Record, Reject, Source
 from pipelines.runs import Runs
-from pipelines.shards import InputFile
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = ROOT / 'examples' / 'catalogue'

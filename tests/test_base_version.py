@@ -46,7 +46,7 @@ from pipelines.base_version import (
 from pipelines.duplicates import count_changes
 from pipelines.encode import KnownImage
 from pipelines.index import versions
-from pipelines.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
+from pipelines.inputs.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
 
 OPTIONS = ReadOptions()
 
@@ -176,7 +176,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(pictures, model, tmp_path, en
 
 
 def test_files_of_a_folder_shift_from_unit_to_unit_and_stay_known(pictures, model, tmp_path, encoded, monkeypatch):
-    monkeypatch.setattr('pipelines.shards.MAX_UNIT_FILES', 10)
+    monkeypatch.setattr('pipelines.inputs.shards.MAX_UNIT_FILES', 10)
     source = tmp_path / 'photos'
     source.mkdir()
     for i, (_, data) in enumerate(pictures[:50]):

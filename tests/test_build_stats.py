@@ -25,8 +25,8 @@ from pipelines.build_index import define_pipeline
 from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
 from pipelines.index import versions
 from pipelines.input_lists import write_inputs, write_unit_list
+from pipelines.inputs.shards import ReadOptions, list_inputs, list_units
 from pipelines.run import counters, pipeline_options, run_pipeline
-from pipelines.shards import ReadOptions, list_inputs, list_units
 
 
 @pytest.fixture(scope='module')

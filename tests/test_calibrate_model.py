@@ -30,7 +30,7 @@ from hashing_model.training.fit import fit
 from pipelines import calibrate_model
 from pipelines.__main__ import main
 from pipelines.calibrate_model import AddTotals, Totals, imbalance, sum_unit
-from pipelines.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 
 
 @pytest.fixture(scope='module')

@@ -22,9 +22,10 @@ from make_index import (
 from test_build_index import error_line, read_rejects
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import build_command, files, records, shards
+from pipelines import build_command, files, records
 from pipelines.__main__ import main
 from pipelines.index import LocalIndex, versions
+from pipelines.inputs import shards
 
 SPEC = CodeSpec.parse('code=64')
 

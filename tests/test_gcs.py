@@ -21,9 +21,10 @@ from make_index import (
 )
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import files, records, shards
+from pipelines import files, records
 from pipelines.__main__ import main
 from pipelines.index import versions
+from pipelines.inputs import shards
 from pipelines.search.on_demand import search_on_demand
 from pipelines.search.search_plan import plan_search
 

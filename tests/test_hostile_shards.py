@@ -20,16 +20,16 @@ from test_hostile_images import MOST_MEMORY, MOST_SECONDS, check_counts, listing
 from hashing_model.images.decode import Resizing
 from pipelines import encode, records
 from pipelines.encode import decoded_batches
+from pipelines.inputs.formats import common
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
-from pipelines.shards import ReadOptions, list_units, read_unit
 
 # Reads every unit of a folder; prints a line of JSON for each: shard, records, rejects as (reason, detail), and seconds
 # of a processor.
 READ = """
 import json, sys, time
 from pipelines.records import Record
-from pipelines.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 for unit in list_units([sys.argv[1]], ReadOptions()):
     started, count, rejects = time.thread_time(), 0, []
     for item in read_unit(unit, ReadOptions()):

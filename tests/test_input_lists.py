@@ -12,7 +12,7 @@ from pipelines import files
 from pipelines.assemble import BuildConfig
 from pipelines.build_index import define_pipeline
 from pipelines.input_lists import NAME, read_unit_list, write_unit_list
-from pipelines.shards import FORMATS, WorkUnit
+from pipelines.inputs.shards import FORMATS, WorkUnit
 
 names = st.binary(max_size=8).map(os.fsdecode)  # names of files are bytes
 numbers = st.integers(0, 2**31)

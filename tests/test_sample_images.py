@@ -7,10 +7,10 @@ from test_train import fit_look
 from test_train import pictures as fitting
 
 from hashing_model.images.decode import decode
-from pipelines import sample_images
 from pipelines.index.code_tables import codes_from_arrow
-from pipelines.sample_images import ENOUGH, ShardImages
-from pipelines.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs import sampling
+from pipelines.inputs.sampling import ENOUGH, ShardImages
+from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 
 COUNT = 24
 
@@ -45,7 +45,7 @@ def test_codes_and_labels_are_those_of_the_pictures(shards):
 def test_every_image_is_as_likely_as_any_other(shards, monkeypatch):
     """Chi-square over seeds: samples of 9 look at all 24."""
     folder, model, ids = shards
-    monkeypatch.setattr(sample_images, 'encode_unit', lambda items, _: list(items))
+    monkeypatch.setattr(sampling, 'encode_unit', lambda items, _: list(items))
     monkeypatch.setattr(ShardImages, '_encode', lambda self, items: [item.image_id for item in items])
     assert ENOUGH * 9 >= COUNT
     images = images_of(folder, model)
@@ -67,7 +67,7 @@ def test_no_more_shards_are_read_than_are_needed(shards, monkeypatch):
         opened.append(unit.number)
         return read_unit(unit, options)
 
-    monkeypatch.setattr(sample_images, 'read_unit', read)
+    monkeypatch.setattr(sampling, 'read_unit', read)
     assert images_of(folder, model).draw(1, 0).num_rows == 1
     assert 1 <= len(set(opened)) <= 2  # 3 records are enough
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from hashing_model.errors import InputError
 from hashing_model.images.decode import Resizing, decode
-from pipelines import records, shards
+from pipelines import records
+from pipelines.inputs import shards
+from pipelines.inputs.formats import common
+from pipelines.inputs.shards import ReadOptions, list_inputs, list_units, read_member, read_unit
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
-from pipelines.shards import ReadOptions, list_inputs, list_units, read_member, read_unit
 
 
 def read_all(patterns, options=None):

@@ -20,9 +20,9 @@ from pyarrow import types
 
 from hashing_model.errors import InputError
 from pipelines import records
+from pipelines.inputs.formats import common, folder
+from pipelines.inputs.formats.common import BrokenShardError, MetadataError, ReadOptions
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common, folder
-from pipelines.shard_formats.common import BrokenShardError, MetadataError, ReadOptions
 
 _IMAGE = ('image', 'jpg', 'png', 'webp', 'img', 'bytes', 'content')
 _ID = ('image_id', 'id', '__key__', 'key', 'uid', 'filename', 'file_name', 'path')

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines import records
+from pipelines.inputs.formats import common
+from pipelines.inputs.formats.common import MetadataError, ReadOptions
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
-from pipelines.shard_formats.common import MetadataError, ReadOptions
 
 # The key ends at the first dot of the file name, as WebDataset has it. `._x.jpg` (left by macOS) has no key.
 _MEMBER = re.compile(r'(?:\./)*((?:.*/)?[^./]+)\.([^/]+)', re.DOTALL)

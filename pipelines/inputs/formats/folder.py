@@ -10,9 +10,9 @@ from apache_beam.io.filesystems import FileSystems
 
 from hashing_model.errors import InputError
 from pipelines import records
+from pipelines.inputs.formats import common
+from pipelines.inputs.formats.common import ReadOptions
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
-from pipelines.shard_formats.common import ReadOptions
 
 LEVELS = ('coarse', 'fine')
 

@@ -14,9 +14,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf.message import DecodeError
 
 from pipelines import records
+from pipelines.inputs.formats import common
+from pipelines.inputs.formats.common import BrokenShardError, ReadOptions
 from pipelines.records import Record, Reject, Source
-from pipelines.shard_formats import common
-from pipelines.shard_formats.common import BrokenShardError, ReadOptions
 
 _IMAGE = ('image/encoded', 'image')
 _ID = ('image/id', 'image/filename', 'id')

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hashing_model.model import HashModel
 from pipelines.duplicates import find_duplicates, without_duplicates
 from pipelines.encode import encode_unit
+from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject, Source
-from pipelines.shards import ReadOptions, WorkUnit, read_unit
 
 ENOUGH = 3  # units are looked at in random order until they hold so many times the records wanted
 

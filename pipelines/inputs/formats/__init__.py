@@ -1,0 +1,1 @@
+"""The formats of image shards, a module each."""
