@@ -18,7 +18,6 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.base_version import Origin
-from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
 from pipelines.build_stats import Work
 from pipelines.duplicates import id_hashes
 from pipelines.gate import Limits
@@ -27,6 +26,7 @@ from pipelines.index.code_tables import CodeRows
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile
 from pipelines.inputs.shards import ReadOptions
+from pipelines.jobs.blocks import READING_THREADS, Block, get_blocks, put_blocks
 
 SAMPLE_ROWS = 65_536
 PARTITION_ROWS = 2_000_000

@@ -63,7 +63,7 @@ def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, sta
     from pipelines.base_version import with_base_parts, with_states
     from pipelines.build_index import define_pipeline
     from pipelines.input_lists import write_inputs, write_unit_list
-    from pipelines.run import JobLostError, pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.jobs.runner import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
     gate = _gate_limits(args)

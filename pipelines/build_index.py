@@ -40,7 +40,6 @@ from pipelines.assemble import (
     write_partition,
 )
 from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
-from pipelines.blocks import Block
 from pipelines.build_stats import Work
 from pipelines.code_files import read_codes
 from pipelines.compare_ids import IdsOfBucket, compare_ids, split_base_run, split_run
@@ -51,9 +50,10 @@ from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
 from pipelines.input_lists import read_unit_list
 from pipelines.inputs.shards import WorkUnit, read_unit
+from pipelines.jobs.blocks import Block
+from pipelines.jobs.runner import InThreads, count, distribute, list_values
 from pipelines.publish_version import publish_version
 from pipelines.records import DUPLICATE_ID
-from pipelines.run import InThreads, count, distribute, list_values
 from pipelines.runs import Runs
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number

@@ -33,8 +33,8 @@ from pipelines.duplicates import id_hashes
 from pipelines.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
 from pipelines.index import versions
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.jobs.runner import count
 from pipelines.records import Record, Reject
-from pipelines.run import count
 
 SAMPLE_ROWS = 4096  # pictures on which the balance of the bits is measured
 QUANTUM = 2.0**-24  # activations are added as whole multiples of it, so that the order of adding does not matter

@@ -50,9 +50,9 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.answers import check_output, rejects_path
     from pipelines.encode import local_model
     from pipelines.index.layout import table_weights
+    from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.query_index import QueryConfig, check_model, define_pipeline
     from pipelines.query_stats import bounds_line, read_line, read_totals, table_lines
-    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.search.search_plan import check_limits
 
     options = pipeline_options(beam_args)
@@ -137,9 +137,9 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     import dataclasses
 
     from pipelines.answers import check_output
+    from pipelines.jobs.runner import pipeline_options, run_pipeline
     from pipelines.near_duplicates import DuplicatesConfig, define_pipeline, plan_radii
     from pipelines.query_stats import read_line, read_totals
-    from pipelines.run import pipeline_options, run_pipeline
     from pipelines.search.search_plan import Metric, check_limits
 
     options = pipeline_options(beam_args)

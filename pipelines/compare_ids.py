@@ -15,9 +15,9 @@ import pyarrow as pa
 from pipelines import files
 from pipelines.assemble import BuildConfig
 from pipelines.base_version import open_base, read_images
-from pipelines.blocks import READING_THREADS, Block, get_blocks, put_blocks
 from pipelines.duplicates import IDS, IDS_WITH_CONTENT, count_changes, find_duplicates, list_ids, places_of, split_ids
 from pipelines.index import versions
+from pipelines.jobs.blocks import READING_THREADS, Block, get_blocks, put_blocks
 
 BUCKETS = 16, 512  # at least and at most
 BUCKET_ROWS = 125_000  # whose ids fit the processor's cache

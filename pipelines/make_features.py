@@ -37,8 +37,8 @@ from pipelines.feature_files import (
     write_manifest,
 )
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.jobs.runner import count
 from pipelines.records import Record, Reject
-from pipelines.run import count
 
 BATCH_SIZE = 64  # pictures at a time, and rows of a row group
 

@@ -146,8 +146,8 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.training.fit import make_extractor
     from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
     from pipelines.inputs.shards import cut_units, list_inputs
+    from pipelines.jobs.runner import counters, pipeline_options, run_pipeline, threads_per_worker
     from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
-    from pipelines.run import counters, pipeline_options, run_pipeline, threads_per_worker
 
     if args.views < 0:
         raise InputError(f'--views is {args.views}; 0 or more are possible')
@@ -182,7 +182,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.calibrate_model import CalibrationConfig, check_out, choose_segments, define_pipeline
     from pipelines.encode import local_model
     from pipelines.inputs.shards import list_units
-    from pipelines.run import pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
 
     beam_options, options = pipeline_options(beam_args), read_options(args)
     source, out = files.absolute(args.model), files.absolute(args.out)

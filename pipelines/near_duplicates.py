@@ -39,9 +39,9 @@ from pipelines.index.layout import (
     table_weights,
 )
 from pipelines.index.manifest import Manifest, Partition
+from pipelines.jobs.runner import InThreads, list_values
 from pipelines.query_index import cached_manifest
 from pipelines.query_stats import counted, read_counts, with_counts, write_stats
-from pipelines.run import InThreads, list_values
 from pipelines.search import kernels
 from pipelines.search.multi_index import number_rows
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning

@@ -48,9 +48,9 @@ from pipelines.encode import encode_unit, load_model
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.jobs.runner import InThreads, list_values
 from pipelines.query_stats import bound_counts, counted, look_counts, radius_counts, with_counts, write_stats
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
-from pipelines.run import InThreads, list_values
 from pipelines.search.on_demand import bounded
 from pipelines.search.partition_reader import find_texts, read_near, read_rows
 from pipelines.search.search_plan import Matches, SearchPlan, add_matches, plan_search

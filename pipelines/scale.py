@@ -20,7 +20,6 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
-from pipelines.blocks import INLINE_BYTES
 from pipelines.code_files import UNIT_ROWS
 from pipelines.compare_ids import id_buckets
 from pipelines.duplicates import IDS
@@ -28,7 +27,8 @@ from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.inputs.shards import MAX_UNIT_ROWS
-from pipelines.run import THREADS
+from pipelines.jobs.blocks import INLINE_BYTES
+from pipelines.jobs.runner import THREADS
 from pipelines.runs import RUN_ROWS, count_runs
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
@@ -196,7 +196,7 @@ def manifest_bytes(scale: Scale, tables: Sequence[TableScale]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Blocks of rows between two steps (`pipelines/blocks.py`).
+    """Blocks of rows between two steps (`pipelines/jobs/blocks.py`).
 
     Args:
         count: how many, each an element of a GroupByKey.

@@ -22,7 +22,7 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import assemble, blocks, build_index, files, runs
+from pipelines import assemble, build_index, files, runs
 from pipelines.assemble import (
     Part,
     gather_blocks,
@@ -33,6 +33,7 @@ from pipelines.assemble import (
 from pipelines.duplicates import id_hashes
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
+from pipelines.jobs import blocks
 from pipelines.records import MISSING_ID
 from pipelines.search.search_plan import selectivity
 

@@ -33,7 +33,7 @@ from PIL import Image
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines import base_version, blocks, runs
+from pipelines import base_version, runs
 from pipelines.base_version import (
     Base,
     KnownImages,
@@ -47,6 +47,7 @@ from pipelines.duplicates import count_changes
 from pipelines.encode import KnownImage
 from pipelines.index import versions
 from pipelines.inputs.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
+from pipelines.jobs import blocks
 
 OPTIONS = ReadOptions()
 

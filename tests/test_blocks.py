@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
-from pipelines import blocks, files
-from pipelines.blocks import get_blocks, put_blocks
+from pipelines import files
+from pipelines.jobs import blocks
+from pipelines.jobs.blocks import get_blocks, put_blocks
 
 SCHEMA = pa.schema([('place', pa.uint32()), ('text', pa.string())])
 

@@ -46,12 +46,13 @@ from PIL import Image
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
-from pipelines import assemble, blocks, build_index, files, records, runs
+from pipelines import assemble, build_index, files, records, runs
 from pipelines.__main__ import main
 from pipelines.code_files import list_code_units
 from pipelines.index import code_tables, layout, versions
 from pipelines.input_lists import write_inputs, write_unit_list
-from pipelines.run import pipeline_options, run_pipeline
+from pipelines.jobs import blocks
+from pipelines.jobs.runner import pipeline_options, run_pipeline
 
 SPECS = ('coarse=32,fine=32,look=64', 'code=48', 'tiny=7', 'odd=20', 'long=256')
 HIVE = ds.partitioning(pa.schema([('table', pa.int32()), ('prefix', pa.string())]), flavor='hive')

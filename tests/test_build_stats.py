@@ -26,7 +26,7 @@ from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
 from pipelines.index import versions
 from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.inputs.shards import ReadOptions, list_inputs, list_units
-from pipelines.run import counters, pipeline_options, run_pipeline
+from pipelines.jobs.runner import counters, pipeline_options, run_pipeline
 
 
 @pytest.fixture(scope='module')

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_index import SPEC, config_for
 
-from pipelines import blocks, compare_ids, files
+from pipelines import compare_ids, files
 from pipelines.compare_ids import split_base_run, split_run
 from pipelines.index.code_tables import codes_to_arrow
+from pipelines.jobs import blocks
 
 IMAGES = st.lists(st.tuples(st.sampled_from('abcdefghij'), st.integers(0, 1)), max_size=6)  # (id, content)
 PER_RUN = 2  # parts

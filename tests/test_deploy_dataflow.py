@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines.__main__ import make_parser
-from pipelines.run import pipeline_options
+from pipelines.jobs.runner import pipeline_options
 
 DEPLOY = ROOT / 'deploy' / 'dataflow'
 sys.path.insert(0, str(DEPLOY))

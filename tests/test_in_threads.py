@@ -9,7 +9,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from make_index import REPEATED
 
 from hashing_model.errors import BuildError
-from pipelines.run import THREADS, InThreads, pipeline_options, run_pipeline
+from pipelines.jobs.runner import THREADS, InThreads, pipeline_options, run_pipeline
 
 
 def multiples(number, factors):

@@ -42,9 +42,9 @@ from pipelines import feature_files, make_features
 from pipelines.__main__ import main
 from pipelines.feature_files import draw_rows, load_features, part_name, read_manifest, view_path
 from pipelines.inputs.shards import ReadOptions, cut_units, list_inputs
+from pipelines.jobs.runner import counters, pipeline_options, run_pipeline
 from pipelines.make_features import FeaturesConfig, NamedUnit, define_pipeline
 from pipelines.records import BROKEN_SHARD, Record, Source
-from pipelines.run import counters, pipeline_options, run_pipeline
 from pipelines.train_model import sample_records
 
 SIZE = Resizing(64)

@@ -8,11 +8,12 @@ from make_index import config_for, cut_all, make_codes, make_version, write_code
 from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import blocks, runs, scale
+from pipelines import runs, scale
 from pipelines.__main__ import main
 from pipelines.compare_ids import BUCKETS, id_buckets
 from pipelines.duplicates import list_ids, split_ids
 from pipelines.index import layout, versions
+from pipelines.jobs import blocks
 from pipelines.scale import (
     CLUSTER_ROWS,
     FLIPPED,

@@ -1,0 +1,1 @@
+"""What every Beam job shares: running it, threads, counts, blocks of arrays."""
