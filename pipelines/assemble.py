@@ -19,7 +19,7 @@ from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.base_version import Origin
 from pipelines.build_stats import Work
-from pipelines.duplicates import id_hashes
+from pipelines.encoding.ids import id_hashes
 from pipelines.gate import Limits
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows

@@ -25,7 +25,7 @@ import pyarrow as pa
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.encode import KnownImage
+from pipelines.encoding.encode import KnownImage
 from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.formats import common, parquet

@@ -162,7 +162,7 @@ def _base(index: str, version: str, given: _BuildInput) -> Base | None:
 
 def _images_input(args: argparse.Namespace) -> _BuildInput:
     from hashing_model.model import HashModel
-    from pipelines.encode import local_model
+    from pipelines.encoding.encode import local_model
     from pipelines.inputs.shards import cut_units, list_inputs
 
     model = HashModel.load(local_model(files.absolute(args.model)))
@@ -173,7 +173,7 @@ def _images_input(args: argparse.Namespace) -> _BuildInput:
 
 
 def _codes_input(args: argparse.Namespace) -> _BuildInput:
-    from pipelines.code_files import code_bytes, list_code_units
+    from pipelines.encoding.code_files import code_bytes, list_code_units
 
     units, inputs = list_code_units(absolute(args.codes))
     num_bytes = code_bytes(units)

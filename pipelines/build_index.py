@@ -41,10 +41,10 @@ from pipelines.assemble import (
 )
 from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
 from pipelines.build_stats import Work
-from pipelines.code_files import read_codes
 from pipelines.compare_ids import IdsOfBucket, compare_ids, split_base_run, split_run
-from pipelines.duplicates import without_duplicates
-from pipelines.encode import EncodedUnit, encode_unit, load_model, rejects_table
+from pipelines.encoding.code_files import read_codes
+from pipelines.encoding.encode import EncodedUnit, encode_unit, load_model, rejects_table
+from pipelines.encoding.ids import without_duplicates
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile

@@ -29,8 +29,8 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
 from pipelines import files
-from pipelines.duplicates import id_hashes
-from pipelines.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
+from pipelines.encoding.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
+from pipelines.encoding.ids import id_hashes
 from pipelines.index import versions
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
 from pipelines.jobs.runner import count

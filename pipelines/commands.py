@@ -48,7 +48,7 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Answer queries and write the answers."""
     from hashing_model.model import HashModel
     from pipelines.answers import check_output, rejects_path
-    from pipelines.encode import local_model
+    from pipelines.encoding.encode import local_model
     from pipelines.index.layout import table_weights
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.query_index import QueryConfig, check_model, define_pipeline
@@ -111,7 +111,7 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkUnit]:
     """The work units that ask; none if ids or texts do."""
-    from pipelines.code_files import code_bytes, list_code_units
+    from pipelines.encoding.code_files import code_bytes, list_code_units
     from pipelines.inputs.shards import list_units
     from pipelines.query_index import check_has_model
 

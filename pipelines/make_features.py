@@ -25,7 +25,7 @@ from hashing_model.model import Extractor
 from hashing_model.training.feature_key import FeatureKey, check_weights, extract_views
 from pipelines import files
 from pipelines.base_version import library_versions
-from pipelines.encode import decoded_batches, digest_of, rejects_table, sort_batch
+from pipelines.encoding.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.feature_files import (
     Cache,
     FeaturePart,

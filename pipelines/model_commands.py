@@ -180,7 +180,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Move thresholds of a model to the middle of a catalogue, and save it as another model."""
     from hashing_model.model import MODEL_FILE, HashModel
     from pipelines.calibrate_model import CalibrationConfig, check_out, choose_segments, define_pipeline
-    from pipelines.encode import local_model
+    from pipelines.encoding.encode import local_model
     from pipelines.inputs.shards import list_units
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
 
@@ -272,7 +272,7 @@ class _Evaluated:
 
 def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
     from hashing_model.model import HashModel
-    from pipelines.encode import load_model, local_model
+    from pipelines.encoding.encode import load_model, local_model
     from pipelines.evaluate_codes import IndexImages
 
     rejects: list[Reject] = []

@@ -43,8 +43,8 @@ from pipelines.answers import (
     write_blocks,
     write_rows,
 )
-from pipelines.code_files import read_query_codes
-from pipelines.encode import encode_unit, load_model
+from pipelines.encoding.code_files import read_query_codes
+from pipelines.encoding.encode import encode_unit, load_model
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit

@@ -20,9 +20,9 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
-from pipelines.code_files import UNIT_ROWS
 from pipelines.compare_ids import id_buckets
-from pipelines.duplicates import IDS
+from pipelines.encoding.code_files import UNIT_ROWS
+from pipelines.encoding.ids import IDS
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table

@@ -33,7 +33,7 @@ from pipelines.assemble import (
     write_partition,
 )
 from pipelines.base_version import Origin
-from pipelines.encode import images_table, rejects_table
+from pipelines.encoding.encode import images_table, rejects_table
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
 from pipelines.input_lists import write_inputs

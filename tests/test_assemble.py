@@ -30,7 +30,7 @@ from pipelines.assemble import (
     sample_part,
     write_partition,
 )
-from pipelines.duplicates import id_hashes
+from pipelines.encoding.ids import id_hashes
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
 from pipelines.jobs import blocks

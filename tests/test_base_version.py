@@ -43,8 +43,8 @@ from pipelines.base_version import (
     with_base_parts,
     with_states,
 )
-from pipelines.duplicates import count_changes
-from pipelines.encode import KnownImage
+from pipelines.encoding.encode import KnownImage
+from pipelines.encoding.ids import count_changes
 from pipelines.index import versions
 from pipelines.inputs.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
 from pipelines.jobs import blocks

@@ -48,7 +48,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
 from pipelines import assemble, build_index, files, records, runs
 from pipelines.__main__ import main
-from pipelines.code_files import list_code_units
+from pipelines.encoding.code_files import list_code_units
 from pipelines.index import code_tables, layout, versions
 from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.jobs import blocks

@@ -7,8 +7,8 @@ import pytest
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import code_files
-from pipelines.code_files import code_bytes, list_code_units, read_codes, read_query_codes
+from pipelines.encoding import code_files
+from pipelines.encoding.code_files import code_bytes, list_code_units, read_codes, read_query_codes
 from pipelines.index.code_tables import codes_from_arrow, images_schema
 from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Source
 

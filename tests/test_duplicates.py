@@ -6,17 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import duplicates
-from pipelines.duplicates import (
-    IDS,
-    find_duplicates,
-    id_hashes,
-    list_ids,
-    places_of,
-    split_ids,
-    without_duplicates,
-)
-from pipelines.encode import images_table
+from pipelines.encoding import ids as duplicates
+from pipelines.encoding.encode import images_table
+from pipelines.encoding.ids import IDS, find_duplicates, id_hashes, list_ids, places_of, split_ids, without_duplicates
 from pipelines.index import layout
 from pipelines.index.code_tables import REJECTS, codes_from_arrow
 from pipelines.records import DUPLICATE_ID, Record, Source

@@ -14,8 +14,8 @@ from hashing_model.features.backbone import load_backbone
 from hashing_model.images.decode import NOT_AN_IMAGE, TRUNCATED, decode
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
-from pipelines import encode
-from pipelines.encode import (
+from pipelines.encoding import encode
+from pipelines.encoding.encode import (
     BATCH_SIZE,
     KnownImage,
     decoded_batches,

@@ -18,8 +18,9 @@ from make_index import catalogue_pictures, hand_model, start, tar_members, write
 from test_hostile_images import MOST_MEMORY, MOST_SECONDS, check_counts, listing, run_measured
 
 from hashing_model.images.decode import Resizing
-from pipelines import encode, records
-from pipelines.encode import decoded_batches
+from pipelines import records
+from pipelines.encoding import encode
+from pipelines.encoding.encode import decoded_batches
 from pipelines.inputs.formats import common
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record, Reject, Source

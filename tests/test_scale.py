@@ -11,7 +11,7 @@ from hashing_model.errors import InputError
 from pipelines import runs, scale
 from pipelines.__main__ import main
 from pipelines.compare_ids import BUCKETS, id_buckets
-from pipelines.duplicates import list_ids, split_ids
+from pipelines.encoding.ids import list_ids, split_ids
 from pipelines.index import layout, versions
 from pipelines.jobs import blocks
 from pipelines.scale import (

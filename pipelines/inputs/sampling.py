@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.model import HashModel
-from pipelines.duplicates import find_duplicates, without_duplicates
-from pipelines.encode import encode_unit
+from pipelines.encoding.encode import encode_unit
+from pipelines.encoding.ids import find_duplicates, without_duplicates
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject, Source
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.encode import EncodedUnit
+from pipelines.encoding.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema
 from pipelines.inputs.shards import PARQUET, InputFile, WorkUnit, list_inputs
 from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Reject, Source

@@ -1,0 +1,1 @@
+"""Records to codes: the work of one unit."""
