@@ -28,7 +28,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
 PROGRESS_SECONDS = 15
-STAGES = 'pipelines.build_stats'  # logs a line per stage
+STAGES = 'pipelines.build.stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query', 'duplicates')
 MODULES = {  # module -> the commands it has; `commands` has the others
     'build_command': ('build',),

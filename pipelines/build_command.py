@@ -19,7 +19,7 @@ from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipelines.base_version import Base
+    from pipelines.build.base import Base
     from pipelines.gate import Limits
     from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
 
@@ -28,7 +28,7 @@ DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails
 
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
-    from pipelines.build_stats import write_metrics
+    from pipelines.build.stats import write_metrics
 
     started, version, code = time.time(), versions.new_version_id(), 0
     if args.metrics_file:
@@ -59,10 +59,10 @@ def _check_build(args: argparse.Namespace) -> None:
 
 def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
     _check_build(args)
-    from pipelines.assemble import BuildConfig
-    from pipelines.base_version import with_base_parts, with_states
-    from pipelines.build_index import define_pipeline
-    from pipelines.input_lists import write_inputs, write_unit_list
+    from pipelines.build.base import with_base_parts, with_states
+    from pipelines.build.job import define_pipeline
+    from pipelines.build.partitions import BuildConfig
+    from pipelines.build.unit_list import write_inputs, write_unit_list
     from pipelines.jobs.runner import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
     options = pipeline_options(beam_args)
@@ -149,7 +149,7 @@ class _BuildInput:
 
 def _base(index: str, version: str, given: _BuildInput) -> Base | None:
     """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
-    from pipelines.base_version import check_base, library_versions, open_base
+    from pipelines.build.base import check_base, library_versions, open_base
 
     try:
         base = open_base(index, version)

@@ -24,7 +24,7 @@ from hashing_model.errors import BuildError
 from hashing_model.model import Extractor
 from hashing_model.training.feature_key import FeatureKey, check_weights, extract_views
 from pipelines import files
-from pipelines.base_version import library_versions
+from pipelines.build.base import library_versions
 from pipelines.encoding.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.feature_files import (
     Cache,

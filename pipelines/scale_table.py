@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.compare_ids import BUCKETS
+from pipelines.build.id_buckets import BUCKETS
+from pipelines.build.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
 from pipelines.index.layout import HISTOGRAM_BITS
 from pipelines.index.summary import describe_size
-from pipelines.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
 
 # Where `limits` warns.
 MANY_BLOCKS = 1e8

@@ -21,7 +21,9 @@ from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
 from pipelines import files
 from pipelines.__main__ import main
-from pipelines.assemble import (
+from pipelines.build.base import Origin
+from pipelines.build.part_runs import Runs
+from pipelines.build.partitions import (
     BuildConfig,
     Part,
     count_keys,
@@ -32,15 +34,13 @@ from pipelines.assemble import (
     sample_part,
     write_partition,
 )
-from pipelines.base_version import Origin
+from pipelines.build.publish import publish_version
+from pipelines.build.unit_list import write_inputs
 from pipelines.encoding.encode import images_table, rejects_table
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema
-from pipelines.input_lists import write_inputs
 from pipelines.inputs.shards import InputFile
-from pipelines.publish_version import publish_version
 from pipelines.records import MISSING_ID, Record, Reject, Source
-from pipelines.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = ROOT / 'examples' / 'catalogue'
@@ -194,7 +194,7 @@ def build_by_hand(index, codes_of_parts, spec=SPEC, partition_rows=50, rejected=
 
 
 def assemble(config, parts):
-    """Tables, sample and manifest of finished parts: the functions of `pipelines.assemble` one after the other."""
+    """Tables, sample and manifest of finished parts: the functions of `pipelines.build.partitions` one after the other."""
     made, blocks = cut_all(parts, config)
     partitions = [found for element in blocks.items() for found in write_partition(element, config, made)]
     samples = [sample_part(part, config) for part in parts]

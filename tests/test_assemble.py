@@ -22,14 +22,9 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import assemble, build_index, files, runs
-from pipelines.assemble import (
-    Part,
-    gather_blocks,
-    keep_sample,
-    sample_part,
-    write_partition,
-)
+from pipelines import files
+from pipelines.build import job, part_runs, partitions
+from pipelines.build.partitions import Part, gather_blocks, keep_sample, sample_part, write_partition
 from pipelines.encoding.ids import id_hashes
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import codes_to_arrow
@@ -155,7 +150,7 @@ def test_partitions_are_near_the_target(tmp_path, kind):
 @pytest.mark.parametrize(('run_rows', 'count'), [(1, 3), (250, 2), (10_000, 1)])
 def test_cut_codes_are_those_of_the_parts_by_file_or_not(tmp_path, monkeypatch, inline, run_rows, count):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', run_rows)
     codes = [skewed_codes(n, seed=n) for n in (90, 1, 210)]
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
@@ -178,7 +173,7 @@ def sampled(codes, rows, ids):
 
 
 def test_a_sample_of_samples_is_the_sample_of_all_by_the_hashes_of_the_ids(monkeypatch):
-    monkeypatch.setattr(assemble, 'SAMPLE_ROWS', 40)
+    monkeypatch.setattr(partitions, 'SAMPLE_ROWS', 40)
     images = sampled(skewed_codes(500), np.arange(500) * 7, [f'image {i}' for i in range(500)])
     kept = keep_sample(images)
     hashes = [int(h) for h in id_hashes(images['image_id'])]
@@ -192,19 +187,19 @@ def test_a_sample_of_samples_is_the_sample_of_all_by_the_hashes_of_the_ids(monke
 
 @pytest.mark.parametrize('most', [3, 5, 8, 9])
 def test_of_ids_that_share_a_hash_the_sample_keeps_the_first_rows(monkeypatch, most):
-    monkeypatch.setattr(assemble, 'SAMPLE_ROWS', most)
-    monkeypatch.setattr(assemble, 'id_hashes', lambda ids: np.array([5, 2, 5, 5, 9, 5, 5, 1], np.uint64)[: len(ids)])
+    monkeypatch.setattr(partitions, 'SAMPLE_ROWS', most)
+    monkeypatch.setattr(partitions, 'id_hashes', lambda ids: np.array([5, 2, 5, 5, 9, 5, 5, 1], np.uint64)[: len(ids)])
     images = sampled(skewed_codes(8), np.array([7, 6, 5, 4, 3, 2, 1, 0]), list('abcdefgh'))
     assert keep_sample(images)['row'].to_pylist() == [0, 6, 1, 2, 4, 5, 7, 3][:most]
 
 
 def test_the_combiner_keeps_the_sample_of_all_parts_in_any_order(monkeypatch):
-    for module in (assemble, build_index):
+    for module in (partitions, job):
         monkeypatch.setattr(module, 'SAMPLE_ROWS', 10)
     images = sampled(skewed_codes(300), np.arange(300), [f'image {i}' for i in range(300)])
     pieces = [images[start : start + 7] for start in range(0, 300, 7)]
     wanted = keep_sample(images).to_pylist()
-    combine = build_index.Sample()
+    combine = job.Sample()
     for order in (range(len(pieces)), range(len(pieces))[::-1]):
         kept = [combine.create_accumulator() for _ in range(3)]
         for number in order:

@@ -33,16 +33,8 @@ from PIL import Image
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines import base_version, runs
-from pipelines.base_version import (
-    Base,
-    KnownImages,
-    check_base,
-    open_base,
-    origin_of,
-    with_base_parts,
-    with_states,
-)
+from pipelines.build import base, part_runs
+from pipelines.build.base import Base, KnownImages, check_base, open_base, origin_of, with_base_parts, with_states
 from pipelines.encoding.encode import KnownImage
 from pipelines.encoding.ids import count_changes
 from pipelines.index import versions
@@ -231,7 +223,7 @@ def test_rejects_are_taken_over_and_a_cut_shard_is_read_again(pictures, model, t
 @pytest.mark.parametrize('run_rows', [15, 2_000_000])
 def test_random_edits_night_after_night(pictures, model, tmp_path, monkeypatch, run_rows):
     """Ten nights of added, changed, moved and removed pictures in tars, Parquet and folders: all equal full builds."""
-    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', run_rows)
     chance = random.Random(5)
     source = tmp_path / 'images'
     kinds = ['tar', 'parquet', 'tar', 'parquet', 'd']
@@ -279,7 +271,7 @@ def write_shard(path, held):
 @pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1_000, 2_000_000])
 def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows, inline_bytes):
-    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', run_rows)
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline_bytes)
     spec = CodeSpec.parse('code=64')
     codes = make_codes('clustered', 4000, spec)
@@ -347,8 +339,8 @@ def test_what_does_not_fit_is_not_taken_over_and_told(pictures, model, tmp_path,
         hand_model(pictures, seed=9).save(tmp_path / 'other')
         model, why = tmp_path / 'other', 'its model is'
     elif what == 'library':
-        now = base_version.library_versions()
-        monkeypatch.setattr(base_version, 'library_versions', lambda: {**now, 'pillow': '99.0'})
+        now = base.library_versions()
+        monkeypatch.setattr(base, 'library_versions', lambda: {**now, 'pillow': '99.0'})
         why = f'it was made with pillow {now["pillow"]}, and this is 99.0'
     elif what == 'before':
         manifest_path.write_bytes(dataclasses.replace(first, units=None).dumps())
@@ -492,7 +484,7 @@ def test_a_file_that_cannot_be_read_is_another_content(tmp_path):
 
 
 def test_what_differs_is_told(tmp_path):
-    spec, now = CodeSpec.parse('a=8'), base_version.library_versions()
+    spec, now = CodeSpec.parse('a=8'), base.library_versions()
     manifest = type('M', (), {'model': {'fingerprint': 'f' * 64}, 'spec': spec, 'libraries': now})()
     check_base(manifest, spec, {'fingerprint': 'f' * 64}, now)
     check_base(manifest, spec, {'fingerprint': 'f' * 64}, {**now, 'pyarrow': '0'})

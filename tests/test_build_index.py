@@ -46,11 +46,12 @@ from PIL import Image
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
-from pipelines import assemble, build_index, files, records, runs
+from pipelines import files, records
 from pipelines.__main__ import main
+from pipelines.build import job, part_runs, partitions
+from pipelines.build.unit_list import write_inputs, write_unit_list
 from pipelines.encoding.code_files import list_code_units
 from pipelines.index import code_tables, layout, versions
-from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.jobs import blocks
 from pipelines.jobs.runner import pipeline_options, run_pipeline
 
@@ -285,7 +286,7 @@ def test_of_records_with_one_id_the_first_stays(tmp_path):
 @pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1, 2_000, 2_000_000])
 def test_many_duplicates_are_all_found(tmp_path, monkeypatch, run_rows, inline_bytes):
-    monkeypatch.setattr(runs, 'RUN_ROWS', run_rows)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', run_rows)
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline_bytes)
     rng, rows = np.random.default_rng(0), 5000
     ids = [f'id-{i}' for i in rng.integers(0, 2000, rows)]
@@ -616,8 +617,8 @@ def test_a_row_lost_before_encoding_fails_the_build(served, capsys, monkeypatch)
         encoded = read_codes(items, spec)
         return type(encoded)(encoded.images.slice(1), encoded.rejects, encoded.records_read)
 
-    read_codes = build_index.read_codes
-    monkeypatch.setattr(build_index, 'read_codes', lose_one)
+    read_codes = job.read_codes
+    monkeypatch.setattr(job, 'read_codes', lose_one)
     before = state(served / 'index')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert error_line(capsys) == (
@@ -631,8 +632,8 @@ def test_a_row_lost_on_the_way_to_its_partition_fails_the_build(served, capsys, 
         for key, places in partition_places(codes, rows, table, tables):
             yield key, places if table else places[1:]
 
-    partition_places = assemble.partition_places
-    monkeypatch.setattr(assemble, 'partition_places', lose_one)
+    partition_places = partitions.partition_places
+    monkeypatch.setattr(partitions, 'partition_places', lose_one)
     before = state(served / 'index')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert error_line(capsys) == 'grainhash: error: table 0 holds 998 rows; 1000 images were indexed'
@@ -689,7 +690,7 @@ def test_a_disk_that_fails_during_the_build_leaves_the_served_version(served, ca
     """A folder stands where the first partition of the new version must go."""
     before = state(served / 'index')
     monkeypatch.setattr('pipelines.build_command.versions.new_version_id', lambda: 'next')
-    monkeypatch.setattr(assemble.versions, 'codes_path', lambda *_: 'images')
+    monkeypatch.setattr(partitions.versions, 'codes_path', lambda *_: 'images')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert 'next/images' in error_line(capsys)
     assert state(served / 'index') == before
@@ -732,9 +733,9 @@ def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     index, spec = str(tmp_path / 'index'), CodeSpec.parse('code=64')
     listed = write_inputs(versions.version_folder(index, 'v1'), inputs)
     folder = versions.version_folder(index, 'v1')
-    config = assemble.BuildConfig(index, 'v1', spec, write_unit_list(folder, units), listed)
+    config = partitions.BuildConfig(index, 'v1', spec, write_unit_list(folder, units), listed)
     del SEEN[:]
-    run_pipeline(lambda root: build_index.define_pipeline(root, config) | beam.Map(see), pipeline_options([]))
+    run_pipeline(lambda root: job.define_pipeline(root, config) | beam.Map(see), pipeline_options([]))
     assert SEEN == [300]
     assert read_served(tmp_path / 'index').version == 'v1'
     read = code_tables.read_file(str(served_folder(index)), read_served(index).inputs)
@@ -746,16 +747,16 @@ def test_a_late_attempt_of_a_unit_changes_nothing(tmp_path):
     """Two attempts with other results: the part is made of the one whose names arrived."""
     spec = CodeSpec.parse('code=64')
     codes = [make_codes('uniform', 50, spec, seed) for seed in (1, 2)]
-    config = assemble.BuildConfig(str(tmp_path / 'index'), 'v', spec, 1, None)
+    config = partitions.BuildConfig(str(tmp_path / 'index'), 'v', spec, 1, None)
     attempts = []
     for attempt in codes:
         write_codes(tmp_path / 'codes.parquet', [str(i) for i in range(50)], attempt)
         (unit,), _ = list_code_units([str(tmp_path / 'codes.parquet')])
-        attempts.append(next(iter(build_index.EncodeUnit(config).process(unit))))
+        attempts.append(next(iter(job.EncodeUnit(config).process(unit))))
     assert attempts[0].images != attempts[1].images
     joined = {'staged': [attempts[0]], 'duplicates': []}
-    (part,) = build_index.FinishPart(config).process((0, joined))
-    made, _ = assemble.read_part(part, config)
+    (part,) = job.FinishPart(config).process((0, joined))
+    made, _ = partitions.read_part(part, config)
     np.testing.assert_array_equal(made, codes[0])
 
 

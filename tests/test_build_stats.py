@@ -20,11 +20,11 @@ from make_index import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import assemble
-from pipelines.build_index import define_pipeline
-from pipelines.build_stats import HELP, Stage, Work, metrics, read_stats
+from pipelines.build import partitions
+from pipelines.build.job import define_pipeline
+from pipelines.build.stats import HELP, Stage, Work, metrics, read_stats
+from pipelines.build.unit_list import write_inputs, write_unit_list
 from pipelines.index import versions
-from pipelines.input_lists import write_inputs, write_unit_list
 from pipelines.inputs.shards import ReadOptions, list_inputs, list_units
 from pipelines.jobs.runner import counters, pipeline_options, run_pipeline
 
@@ -131,7 +131,7 @@ def test_beam_keeps_counters_and_distributions(shop, tmp_path):
     listed = write_inputs(versions.version_folder(index, 'v'), inputs)
     info = {'fingerprint': model.fingerprint, 'method': 'itq'}
     count = write_unit_list(versions.version_folder(index, 'v'), units)
-    config = assemble.BuildConfig(index, 'v', model.spec, count, listed, str(shop / 'model'), info, gate=None)
+    config = partitions.BuildConfig(index, 'v', model.spec, count, listed, str(shop / 'model'), info, gate=None)
     result = run_pipeline(lambda root: define_pipeline(root, config), pipeline_options([]))
     found = counters(result)
     assert {name: n for name, n in found.items() if n} == {

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_index import SPEC, config_for
 
-from pipelines import compare_ids, files
-from pipelines.compare_ids import split_base_run, split_run
+from pipelines import files
+from pipelines.build import id_buckets
+from pipelines.build.id_buckets import split_base_run, split_run
 from pipelines.index.code_tables import codes_to_arrow
 from pipelines.jobs import blocks
 
@@ -23,7 +24,7 @@ PER_RUN = 2  # parts
 def folder(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, 'INLINE_BYTES', request.param)
-        patch.setattr(compare_ids, 'BUCKETS', (3, 3))
+        patch.setattr(id_buckets, 'BUCKETS', (3, 3))
         yield tmp_path_factory.mktemp('ids')
 
 
@@ -51,7 +52,7 @@ def compared(sent, with_base, order):
         buckets[bucket].append(block)
     duplicates, changes = set(), np.zeros(4, np.int64)
     for element in buckets.items():
-        for found in compare_ids.compare_ids(element, with_base):
+        for found in id_buckets.compare_ids(element, with_base):
             if isinstance(found, tuple):
                 duplicates |= {(found[0], place) for place in np.frombuffer(found[1], '<u4').tolist()}
             else:
@@ -105,8 +106,8 @@ def test_changes_are_those_between_two_dicts_in_any_order_of_elements(folder, ba
     config = dataclasses.replace(config_for(folder / 'index', len(units)), base='base')
     with pytest.MonkeyPatch.context() as patch:
         of_base = type('Base', (), {'manifest': type('Manifest', (), {'rows': 1})})
-        patch.setattr(compare_ids, 'open_base', lambda *_: of_base)
-        patch.setattr(compare_ids, 'read_images', lambda _, part, columns: images_of(parts[part]).select(columns))
+        patch.setattr(id_buckets, 'open_base', lambda *_: of_base)
+        patch.setattr(id_buckets, 'read_images', lambda _, part, columns: images_of(parts[part]).select(columns))
         sent = [block for run in in_runs(staged, order) for block in split_run(run, config, 1)]
         sent += [block for run in in_runs(left, order) for block in split_base_run(run, config, 1)]
     now, later = first_of_each(units)

@@ -37,6 +37,7 @@ from hashing_model.evaluation import code_health
 from hashing_model.model import HashModel
 from pipelines import files, gate
 from pipelines.__main__ import main
+from pipelines.build.publish import publish_version
 from pipelines.gate import (
     Limits,
     Served,
@@ -56,7 +57,6 @@ from pipelines.gate import (
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 from pipelines.index.current import Current
-from pipelines.publish_version import publish_version
 
 CHECKS = ['reject_rate', 'fewer_rows', 'readable_files', 'self_retrieval', 'equal_codes', 'entropy', 'map_loss']
 SHARES = st.fractions(0, 1, max_denominator=1000)

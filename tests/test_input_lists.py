@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines import files
-from pipelines.assemble import BuildConfig
-from pipelines.build_index import define_pipeline
-from pipelines.input_lists import NAME, read_unit_list, write_unit_list
+from pipelines.build.job import define_pipeline
+from pipelines.build.partitions import BuildConfig
+from pipelines.build.unit_list import NAME, read_unit_list, write_unit_list
 from pipelines.inputs.shards import FORMATS, WorkUnit
 
 names = st.binary(max_size=8).map(os.fsdecode)  # names of files are bytes

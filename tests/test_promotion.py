@@ -16,6 +16,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from pipelines import build_command
 from pipelines.__main__ import main
+from pipelines.build.publish import publish_version
 from pipelines.index import current, versions
 from pipelines.index.versions import (
     check_index_folder,
@@ -25,7 +26,6 @@ from pipelines.index.versions import (
     publish,
     version_before,
 )
-from pipelines.publish_version import publish_version
 
 
 def error_line(capsys):
@@ -158,7 +158,7 @@ def test_publishing_again_changes_nothing(tmp_path, monkeypatch):
 
     def publish_twice(*arguments):
         for second in range(2):
-            monkeypatch.setattr('pipelines.publish_version.datetime', Clock(second))
+            monkeypatch.setattr('pipelines.build.publish.datetime', Clock(second))
             rows.append(publish_version(*arguments))
             manifests.append((served_folder(tmp_path) / 'manifest.json').read_bytes())
 

@@ -5,10 +5,10 @@ from make_index import ORIGIN, build_by_hand, config_for, cut_all, skewed_codes,
 
 from hashing_model.errors import BuildError
 from pipelines import files
-from pipelines.assemble import Part, sample_part, write_partition
+from pipelines.build.partitions import Part, sample_part, write_partition
+from pipelines.build.publish import add_counters, check_version, publish_version
 from pipelines.index import versions
 from pipelines.index.manifest import DataFile
-from pipelines.publish_version import add_counters, check_version, publish_version
 from pipelines.records import DUPLICATE_ID
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import runs
-from pipelines.runs import Runs, count_runs
+from pipelines.build import part_runs
+from pipelines.build.part_runs import Runs, count_runs
 
 LIMIT = 100
 
@@ -15,7 +15,7 @@ LIMIT = 100
 @pytest.fixture(autouse=True, scope='module')
 def small_runs():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, 'RUN_ROWS', LIMIT)
+        patch.setattr(part_runs, 'RUN_ROWS', LIMIT)
         yield
 
 

@@ -8,13 +8,10 @@ from make_index import config_for, cut_all, make_codes, make_version, write_code
 from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import runs, scale
 from pipelines.__main__ import main
-from pipelines.compare_ids import BUCKETS, id_buckets
-from pipelines.encoding.ids import list_ids, split_ids
-from pipelines.index import layout, versions
-from pipelines.jobs import blocks
-from pipelines.scale import (
+from pipelines.build import part_runs, scale
+from pipelines.build.id_buckets import BUCKETS, id_buckets
+from pipelines.build.scale import (
     CLUSTER_ROWS,
     FLIPPED,
     NEIGHBOURS,
@@ -27,6 +24,9 @@ from pipelines.scale import (
     id_blocks,
     plan_tables,
 )
+from pipelines.encoding.ids import list_ids, split_ids
+from pipelines.index import layout, versions
+from pipelines.jobs import blocks
 from pipelines.search.search_plan import selectivity
 
 DEFAULT = CodeSpec.default()
@@ -105,7 +105,7 @@ def test_prefixes_that_cannot_grow_share_their_files():
 def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inline):
     monkeypatch.setattr(blocks, 'INLINE_BYTES', inline)
     monkeypatch.setattr(scale, 'INLINE_BYTES', inline)
-    monkeypatch.setattr(runs, 'RUN_ROWS', 5_000)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', 5_000)
     asked = Scale(12_000, DEFAULT, True, 2_000, 75)  # 47 rows, by chance up to 70
     config = config_for(tmp_path, asked.units, DEFAULT, asked.partition_rows)
     parts = [
@@ -125,7 +125,7 @@ def test_blocks_of_codes_are_those_that_a_build_cuts(tmp_path, monkeypatch, inli
 
 
 def test_blocks_of_ids_are_those_that_a_build_sends(monkeypatch):
-    monkeypatch.setattr(runs, 'RUN_ROWS', 2_000)
+    monkeypatch.setattr(part_runs, 'RUN_ROWS', 2_000)
     asked = Scale(6_000, DEFAULT, unit_rows=500)
     tables = [
         pa.concat_tables(

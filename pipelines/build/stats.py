@@ -17,7 +17,7 @@ from typing import Any
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.base_version import CHANGES
+from pipelines.build.base import CHANGES
 from pipelines.index import versions
 from pipelines.index.manifest import DataFile, Manifest
 

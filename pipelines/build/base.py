@@ -31,7 +31,7 @@ from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.formats import common, parquet
 from pipelines.inputs.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
 from pipelines.records import DUPLICATE_ID, TRANSIENT
-from pipelines.runs import Runs
+from pipelines.build.part_runs import Runs
 
 READ_AT_ONCE = 1 << 20
 CHANGES = 'added', 'changed', 'unchanged', 'removed'

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.base_version import Origin
-from pipelines.build_stats import Work
+from pipelines.build.base import Origin
+from pipelines.build.stats import Work
 from pipelines.encoding.ids import id_hashes
 from pipelines.gate import Limits
 from pipelines.index import code_tables, layout, versions

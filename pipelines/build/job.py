@@ -26,35 +26,23 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import files
-from pipelines.assemble import (
-    SAMPLE_ROWS,
-    BuildConfig,
-    Part,
-    PartitionKey,
-    count_keys,
-    cut_codes,
-    in_order,
-    keep_sample,
-    lay_out,
-    sample_part,
-    write_partition,
-)
-from pipelines.base_version import Origin, known_images, open_base, origin_of, read_images
-from pipelines.build_stats import Work
-from pipelines.compare_ids import IdsOfBucket, compare_ids, split_base_run, split_run
+from pipelines.build.partitions import (SAMPLE_ROWS, BuildConfig, Part, PartitionKey, count_keys, cut_codes, in_order, keep_sample, lay_out, sample_part, write_partition)
+from pipelines.build.base import Origin, known_images, open_base, origin_of, read_images
+from pipelines.build.stats import Work
+from pipelines.build.id_buckets import IdsOfBucket, compare_ids, split_base_run, split_run
 from pipelines.encoding.code_files import read_codes
 from pipelines.encoding.encode import EncodedUnit, encode_unit, load_model, rejects_table
 from pipelines.encoding.ids import without_duplicates
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.input_lists import read_unit_list
+from pipelines.build.unit_list import read_unit_list
 from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.blocks import Block
 from pipelines.jobs.runner import InThreads, count, distribute, list_values
-from pipelines.publish_version import publish_version
+from pipelines.build.publish import publish_version
 from pipelines.records import DUPLICATE_ID
-from pipelines.runs import Runs
+from pipelines.build.part_runs import Runs
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 

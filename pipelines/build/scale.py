@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.assemble import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
-from pipelines.compare_ids import id_buckets
+from pipelines.build.partitions import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
+from pipelines.build.id_buckets import id_buckets
 from pipelines.encoding.code_files import UNIT_ROWS
 from pipelines.encoding.ids import IDS
 from pipelines.index import code_tables, layout, versions
@@ -29,7 +29,7 @@ from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.inputs.shards import MAX_UNIT_ROWS
 from pipelines.jobs.blocks import INLINE_BYTES
 from pipelines.jobs.runner import THREADS
-from pipelines.runs import RUN_ROWS, count_runs
+from pipelines.build.part_runs import RUN_ROWS, count_runs
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
 #

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import BuildError
 from pipelines import files
-from pipelines.assemble import BuildConfig, Part, TableLayout, WrittenPartition
-from pipelines.base_version import CHANGES, UNSETTLED, library_versions
-from pipelines.build_stats import Stage, Work, write_stats
+from pipelines.build.partitions import BuildConfig, Part, TableLayout, WrittenPartition
+from pipelines.build.base import CHANGES, UNSETTLED, library_versions
+from pipelines.build.stats import Stage, Work, write_stats
 from pipelines.gate import enforce, judge
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS

@@ -13,8 +13,8 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines import files
-from pipelines.assemble import BuildConfig
-from pipelines.base_version import open_base, read_images
+from pipelines.build.partitions import BuildConfig
+from pipelines.build.base import open_base, read_images
 from pipelines.encoding.ids import IDS, IDS_WITH_CONTENT, count_changes, find_duplicates, list_ids, places_of, split_ids
 from pipelines.index import versions
 from pipelines.jobs.blocks import READING_THREADS, Block, get_blocks, put_blocks
