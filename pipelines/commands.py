@@ -47,12 +47,12 @@ def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
 def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Answer queries and write the answers."""
     from hashing_model.model import HashModel
-    from pipelines.answers import check_output, rejects_path
     from pipelines.encoding.encode import local_model
     from pipelines.index.layout import table_weights
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.query_index import QueryConfig, check_model, define_pipeline
-    from pipelines.query_stats import bounds_line, read_line, read_totals, table_lines
+    from pipelines.query.answers import check_output, rejects_path
+    from pipelines.query.job import QueryConfig, check_model, define_pipeline
+    from pipelines.query.stats import bounds_line, read_line, read_totals, table_lines
     from pipelines.search.search_plan import check_limits
 
     options = pipeline_options(beam_args)
@@ -113,7 +113,7 @@ def _query_units(args: argparse.Namespace, manifest: Manifest) -> Sequence[WorkU
     """The work units that ask; none if ids or texts do."""
     from pipelines.encoding.code_files import code_bytes, list_code_units
     from pipelines.inputs.shards import list_units
-    from pipelines.query_index import check_has_model
+    from pipelines.query.job import check_has_model
 
     listed = args.ids if args.texts is None else args.texts
     if listed is not None and not (listed and files.exists(listed)):
@@ -136,10 +136,10 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Group near-duplicates and write the groups."""
     import dataclasses
 
-    from pipelines.answers import check_output
     from pipelines.jobs.runner import pipeline_options, run_pipeline
-    from pipelines.near_duplicates import DuplicatesConfig, define_pipeline, plan_radii
-    from pipelines.query_stats import read_line, read_totals
+    from pipelines.query.answers import check_output
+    from pipelines.query.near_duplicates import DuplicatesConfig, define_pipeline, plan_radii
+    from pipelines.query.stats import read_line, read_totals
     from pipelines.search.search_plan import Metric, check_limits
 
     options = pipeline_options(beam_args)

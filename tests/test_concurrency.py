@@ -138,18 +138,18 @@ def test_a_reader_whose_version_is_pruned_is_told_so_in_one_line(in_memory, tmp_
 
 
 def test_a_query_whose_version_is_pruned_fails_in_one_line(tmp_path, monkeypatch, capsys):
-    from pipelines import query_index
     from pipelines.__main__ import main
+    from pipelines.query import job
 
     add_version(tmp_path / 'index', 1)
-    define = query_index.define_pipeline
+    define = job.define_pipeline
 
     def prune_then_define(root, config, units):
         add_version(tmp_path / 'index', 2)
         prune(str(tmp_path / 'index'), 1, 0)
         return define(root, config, units)
 
-    monkeypatch.setattr(query_index, 'define_pipeline', prune_then_define)
+    monkeypatch.setattr(job, 'define_pipeline', prune_then_define)
     asked = write_codes(tmp_path / 'queries.parquet', [str(i) for i in range(len(QUERIES))], QUERIES)
     options = ['--index', f'{tmp_path}/index', '--codes', asked, '--k', '1', '--output', f'{tmp_path}/out.jsonl']
     assert main(['query', *options]) == 1

@@ -33,10 +33,10 @@ from scipy.sparse.csgraph import connected_components
 
 from hashing_model.codes.bits import to_words
 from hashing_model.codes.spec import CodeSpec
-from pipelines import near_duplicates
 from pipelines.__main__ import main
 from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
+from pipelines.query import near_duplicates
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
 
 SEGMENTS = 'coarse=32,fine=32,look=64'

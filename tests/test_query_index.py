@@ -38,10 +38,11 @@ from hashing_model.codes.bits import hamming
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
 from hashing_model.images.decode import Resizing
-from pipelines import query_index, records
+from pipelines import records
 from pipelines.__main__ import main
-from pipelines.answers import answers_schema
 from pipelines.index import LocalIndex
+from pipelines.query import job
+from pipelines.query.answers import answers_schema
 from pipelines.search import on_demand
 from pipelines.search.on_demand import bounded, look
 from pipelines.search.partition_reader import Amount
@@ -106,9 +107,9 @@ def test_the_graph_of_a_job_does_not_grow_with_the_index(ids, tmp_path):
     for parts in (2, 300):
         index = str(tmp_path / f'{parts:03}')
         make_version(index, SPEC, np.array_split(make_codes('uniform', 300, SPEC), parts))
-        config = query_index.QueryConfig(index, 'made', 'answers.parquet', ids)
+        config = job.QueryConfig(index, 'made', 'answers.parquet', ids)
         root = beam.Pipeline()
-        query_index.define_pipeline(root, config)
+        job.define_pipeline(root, config)
         sizes.append(len(root.to_runner_api().SerializeToString()))
         assert len(config.manifest.images) == parts
     assert abs(sizes[1] - sizes[0]) < 298  # not a byte for each part: paths are compressed
@@ -262,8 +263,8 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
 @pytest.mark.parametrize('limits', [(10, None, None), (None, 45, None)], ids=str)
 def test_blocks_of_queries_come_together_in_one_file(cases, tmp_path, monkeypatch, suffix, limits):
     case, output = cases['clustered'], tmp_path / f'answers.{suffix}'
-    monkeypatch.setattr(query_index, 'ANSWERS_PER_BLOCK', 30)
-    monkeypatch.setattr(query_index, 'ALL_WITHIN_RADIUS', 10)
+    monkeypatch.setattr(job, 'ANSWERS_PER_BLOCK', 30)
+    monkeypatch.setattr(job, 'ALL_WITHIN_RADIUS', 10)
     succeed('query', '--index', case.index, '--output', output, *case.ask, *options_of(*limits))
     expected = case.expected(*limits)
     assert len(expected) > 9
@@ -534,7 +535,7 @@ def test_texts_go_in_blocks(picture_index, pictures, tmp_path, monkeypatch):
     captions = [fields['caption'] for fields, _ in pictures[:9]]
     ask = ('query', '--index', picture_index / 'index', '--text', *captions, '--output')
     succeed(*ask, tmp_path / 'whole.jsonl')
-    monkeypatch.setattr(query_index, 'TEXTS_PER_BLOCK', 4)
+    monkeypatch.setattr(job, 'TEXTS_PER_BLOCK', 4)
     succeed(*ask, tmp_path / 'blocks.jsonl')
     assert (tmp_path / 'whole.jsonl').read_text() == (tmp_path / 'blocks.jsonl').read_text()
 

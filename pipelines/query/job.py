@@ -33,7 +33,13 @@ from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import files
-from pipelines.answers import (
+from pipelines.encoding.code_files import read_query_codes
+from pipelines.encoding.encode import encode_unit, load_model
+from pipelines.index import code_tables, layout, versions
+from pipelines.index.manifest import DataFile, Manifest
+from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.jobs.runner import InThreads, list_values
+from pipelines.query.answers import (
     ANSWERS_PER_BLOCK,
     answers_schema,
     from_stream,
@@ -43,13 +49,7 @@ from pipelines.answers import (
     write_blocks,
     write_rows,
 )
-from pipelines.encoding.code_files import read_query_codes
-from pipelines.encoding.encode import encode_unit, load_model
-from pipelines.index import code_tables, layout, versions
-from pipelines.index.manifest import DataFile, Manifest
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.jobs.runner import InThreads, list_values
-from pipelines.query_stats import bound_counts, counted, look_counts, radius_counts, with_counts, write_stats
+from pipelines.query.stats import bound_counts, counted, look_counts, radius_counts, with_counts, write_stats
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
 from pipelines.search.on_demand import bounded
 from pipelines.search.partition_reader import find_texts, read_near, read_rows

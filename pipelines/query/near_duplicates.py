@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from hashing_model.codes.bits import segment_distances, to_words
 from pipelines import files
-from pipelines.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
@@ -40,8 +39,9 @@ from pipelines.index.layout import (
 )
 from pipelines.index.manifest import Manifest, Partition
 from pipelines.jobs.runner import InThreads, list_values
-from pipelines.query_index import cached_manifest
-from pipelines.query_stats import counted, read_counts, with_counts, write_stats
+from pipelines.query.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
+from pipelines.query.job import cached_manifest
+from pipelines.query.stats import counted, read_counts, with_counts, write_stats
 from pipelines.search import kernels
 from pipelines.search.multi_index import number_rows
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning

@@ -1,0 +1,1 @@
+"""`grainhash query` and `grainhash duplicates`: the jobs that ask an index."""
