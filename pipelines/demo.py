@@ -29,7 +29,7 @@ from pipelines.index.code_tables import codes_from_arrow
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
 from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, write_report
-from pipelines.train_model import describe_shares
+from pipelines.training.training_log import describe_shares
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'
 PROFILES: dict[str, dict[str, int] | None] = {

@@ -38,7 +38,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Fit a hash model on a sample of the images, or on features that were made before, and save it."""
     from hashing_model.model import CHECKPOINT_FILE, check_model_folder
     from hashing_model.networks.loop import Checkpoint, Training
-    from pipelines.train_model import describe_training, write_training
+    from pipelines.training.training_log import describe_training, write_training
 
     _check_train(args)
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Training) if f.name in args}
@@ -86,7 +86,7 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
     from hashing_model.networks.loop import Checkpoint
     from hashing_model.training.fit import fit
     from pipelines.inputs.shards import list_units
-    from pipelines.train_model import TrainingLog, describe_rejects, sample_images
+    from pipelines.training.training_log import TrainingLog, describe_rejects, sample_images
 
     resizing, options = _resizing(args), read_options(args)
     units = list_units(absolute(args.images), options)
@@ -114,8 +114,8 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
 def _fit_features(args: argparse.Namespace, spec: CodeSpec, training: Training) -> tuple[HashModel, History]:
     from hashing_model.training.feature_key import check_weights
     from hashing_model.training.fit import fit_features, make_extractor
-    from pipelines.feature_files import check_readable, load_features, read_manifest
-    from pipelines.train_model import TrainingLog
+    from pipelines.training.feature_cache import check_readable, load_features, read_manifest
+    from pipelines.training.training_log import TrainingLog
 
     cache = read_manifest(files.absolute(args.features))
     key = cache.key
@@ -144,10 +144,10 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Make the features of images and keep them in files."""
     from hashing_model.training.feature_key import FeatureKey, views_for
     from hashing_model.training.fit import make_extractor
-    from pipelines.feature_files import MANIFEST, check_cache_folder, describe, part_name, read_manifest
     from pipelines.inputs.shards import cut_units, list_inputs
     from pipelines.jobs.runner import counters, pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.make_features import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
+    from pipelines.training.feature_cache import MANIFEST, check_cache_folder, describe, part_name, read_manifest
+    from pipelines.training.features_job import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
 
     if args.views < 0:
         raise InputError(f'--views is {args.views}; 0 or more are possible')
@@ -179,10 +179,10 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Move thresholds of a model to the middle of a catalogue, and save it as another model."""
     from hashing_model.model import MODEL_FILE, HashModel
-    from pipelines.calibrate_model import CalibrationConfig, check_out, choose_segments, define_pipeline
     from pipelines.encoding.encode import local_model
     from pipelines.inputs.shards import list_units
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.training.calibration_job import CalibrationConfig, check_out, choose_segments, define_pipeline
 
     beam_options, options = pipeline_options(beam_args), read_options(args)
     source, out = files.absolute(args.model), files.absolute(args.out)

@@ -27,10 +27,10 @@ from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
-from pipelines import calibrate_model
 from pipelines.__main__ import main
-from pipelines.calibrate_model import AddTotals, Totals, imbalance, sum_unit
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.training import calibration_job
+from pipelines.training.calibration_job import AddTotals, Totals, imbalance, sum_unit
 
 
 @pytest.fixture(scope='module')
@@ -151,7 +151,7 @@ def test_totals_are_the_same_in_any_order_and_grouping(rows, random, data):
     random.shuffle(order)
     cut = data.draw(st.integers(0, len(rows)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate_model, 'SAMPLE_ROWS', 5)
+        patch.setattr(calibration_job, 'SAMPLE_ROWS', 5)
         adder, parts = AddTotals(2), []
         for places in (order[:cut], order[cut:]):
             total = adder.create_accumulator()
@@ -231,10 +231,10 @@ def test_a_catalogue_of_bad_records_makes_no_model(folder, tmp_path, capsys):
 
 def test_a_unit_or_a_record_that_is_lost_fails_the_job(folder, tmp_path, monkeypatch, capsys):
     command = ['calibrate', '--images', f'{folder}/shards', '--model', f'{folder}/model', '--out', f'{tmp_path}/out']
-    true_sums = calibrate_model.sum_unit
+    true_sums = calibration_job.sum_unit
     for change, message in (({'units': 0}, '0 of 5 work units'), ({'pictures': 3}, 'records are missing')):
         monkeypatch.setattr(
-            calibrate_model, 'sum_unit', lambda *a, change=change: dataclasses.replace(true_sums(*a), **change)
+            calibration_job, 'sum_unit', lambda *a, change=change: dataclasses.replace(true_sums(*a), **change)
         )
         assert main(command) == 1
         assert message in capsys.readouterr().err

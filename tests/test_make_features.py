@@ -38,14 +38,14 @@ from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
 from hashing_model.training.feature_key import FeatureKey, views_for
 from hashing_model.training.fit import view_seeds
-from pipelines import feature_files, make_features
 from pipelines.__main__ import main
-from pipelines.feature_files import draw_rows, load_features, part_name, read_manifest, view_path
 from pipelines.inputs.shards import ReadOptions, cut_units, list_inputs
 from pipelines.jobs.runner import counters, pipeline_options, run_pipeline
-from pipelines.make_features import FeaturesConfig, NamedUnit, define_pipeline
 from pipelines.records import BROKEN_SHARD, Record, Source
-from pipelines.train_model import sample_records
+from pipelines.training import feature_cache, features_job
+from pipelines.training.feature_cache import draw_rows, load_features, part_name, read_manifest, view_path
+from pipelines.training.features_job import FeaturesConfig, NamedUnit, define_pipeline
+from pipelines.training.training_log import sample_records
 
 SIZE = Resizing(64)
 SEEDS = (11, 12)
@@ -126,7 +126,7 @@ def test_rows_are_the_features_of_the_pictures_and_of_views_that_their_bytes_dec
 def test_features_do_not_depend_on_batches_or_units(shards, tmp_path, pictures, monkeypatch):
     first, _ = make(shards, tmp_path / 'three')
     write_tar(tmp_path / 'one.tar', tar_members(pictures[::-1]))
-    monkeypatch.setattr(make_features, 'BATCH_SIZE', 7)
+    monkeypatch.setattr(features_job, 'BATCH_SIZE', 7)
     second, _ = make(tmp_path / 'one.tar', tmp_path / 'one')
     for view, names in enumerate((['edges', 'color'], ['color'], ['color'])):
         a, b = rows_of(first, view), rows_of(second, view)
@@ -168,8 +168,8 @@ def test_a_record_that_is_lost_fails_the_job(shards, tmp_path, monkeypatch):
         part = write_part(*args)
         return type(part)(part.number, part.name, part.rows - 1, part.records_read, part.reasons)
 
-    write_part = make_features.write_part
-    monkeypatch.setattr(make_features, 'write_part', lose_one)
+    write_part = features_job.write_part
+    monkeypatch.setattr(features_job, 'write_part', lose_one)
     with pytest.raises(BuildError, match='records are missing: records_read 30, pictures 27, rejected 0'):
         make(shards, tmp_path / 'cache')
 
@@ -198,8 +198,8 @@ def made_units(monkeypatch):
         made.append(number)
         return write_part(items, config, number, *rest)
 
-    write_part = make_features.write_part
-    monkeypatch.setattr(make_features, 'write_part', note)
+    write_part = features_job.write_part
+    monkeypatch.setattr(features_job, 'write_part', note)
     return made
 
 
@@ -226,7 +226,7 @@ def test_only_new_and_changed_units_are_made(shards, tmp_path, pictures, made_un
 
 def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatch):
     whole, _ = make(shards, tmp_path / 'whole')
-    made, write_part = [], make_features.write_part
+    made, write_part = [], features_job.write_part
 
     def fail_at_the_third(items, config, number, *rest):
         if len(made) == 2:
@@ -234,7 +234,7 @@ def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatc
         made.append(number)
         return write_part(items, config, number, *rest)
 
-    monkeypatch.setattr(make_features, 'write_part', fail_at_the_third)
+    monkeypatch.setattr(features_job, 'write_part', fail_at_the_third)
     with pytest.raises(OSError, match='disk full'):
         make(shards, tmp_path / 'cache')
     assert len(set(made)) == 2
@@ -242,7 +242,7 @@ def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatc
     assert len(stopped) == 6  # two parts of three views
     with pytest.raises(InputError, match='holds no finished features'):
         read_manifest(str(tmp_path / 'cache'))
-    monkeypatch.setattr(make_features, 'write_part', write_part)
+    monkeypatch.setattr(features_job, 'write_part', write_part)
     cache, counted = make(shards, tmp_path / 'cache')
     assert counted['reused'] == 20
     assert cache.parts == whole.parts
@@ -287,10 +287,10 @@ def test_features_of_another_kind_are_refused_and_unfinished_ones_discarded(shar
     make(shards, tmp_path / 'cache')
     other = FeatureKey(Resizing(32), KEY.backbone, '', KEY.groups, KEY.view_groups, SEEDS)
     with pytest.raises(InputError, match=r"features of another kind: resizing {'size': 64, .* not {'size': 32"):
-        feature_files.check_cache_folder(str(tmp_path / 'cache'), other)
-    feature_files.check_cache_folder(str(tmp_path / 'cache'), KEY)
+        feature_cache.check_cache_folder(str(tmp_path / 'cache'), other)
+    feature_cache.check_cache_folder(str(tmp_path / 'cache'), KEY)
     (tmp_path / 'cache' / 'features.json').unlink()
-    feature_files.check_cache_folder(str(tmp_path / 'cache'), other)
+    feature_cache.check_cache_folder(str(tmp_path / 'cache'), other)
     make(shards, tmp_path / 'cache', other)
     make(shards, tmp_path / 'new', other)
     assert contents(tmp_path / 'cache') == contents(tmp_path / 'new')
@@ -331,7 +331,7 @@ def test_views_are_those_that_trainings_without_these_labels_need():
 def test_the_rows_drawn_are_the_records_that_a_training_on_images_draws(counts, size, seed):
     units = [[Record(f'{u}/{i}', b'', Source('', '')) for i in range(count)] for u, count in enumerate(counts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('pipelines.train_model.read_unit', lambda unit, _: iter(unit))
+        patch.setattr('pipelines.training.training_log.read_unit', lambda unit, _: iter(unit))
         kept, _ = sample_records(units, OPTIONS, size, seed, lambda record: record.image_id)
     ids = [record.image_id for unit in units for record in unit]
     assert [ids[row] for row in draw_rows(counts, size, seed)] == kept

@@ -26,7 +26,7 @@ from pipelines.__main__ import main
 from pipelines.inputs import shards
 from pipelines.inputs.shards import ReadOptions, WorkUnit, list_units, read_unit
 from pipelines.records import Record, Reject, Source
-from pipelines.train_model import (
+from pipelines.training.training_log import (
     CURVES_FILE,
     MAX_UNITS,
     TRAINING_FILE,

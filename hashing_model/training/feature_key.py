@@ -1,6 +1,6 @@
 """What determines the features of a picture and of its views, so that they can be kept and used again.
 
-`pipelines/make_features.py` keeps them in files. A view depends on the picture's bytes and a seed, never on its place.
+`pipelines/training/features_job.py` keeps them in files. A view depends on the picture's bytes and a seed, never on its place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fitting a hash model: pictures, and labels where there are any -> features -> fusion -> one head per segment.
 
 A segment named like a label level is trained on that level's labels; the others are fitted without labels. Where the
-pictures come from is the caller's business (`pipelines/train_model.py` reads shards).
+pictures come from is the caller's business (`pipelines/training/training_log.py` reads shards).
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ from hashing_model.training.feature_key import FeatureKey, check_weights, extrac
 from pipelines import files
 from pipelines.build.base import library_versions
 from pipelines.encoding.encode import decoded_batches, digest_of, rejects_table, sort_batch
-from pipelines.feature_files import (
+from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.jobs.runner import count
+from pipelines.records import Record, Reject
+from pipelines.training.feature_cache import (
     Cache,
     FeaturePart,
     PartWriter,
@@ -36,9 +39,6 @@ from pipelines.feature_files import (
     to_rows,
     write_manifest,
 )
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.jobs.runner import count
-from pipelines.records import Record, Reject
 
 BATCH_SIZE = 64  # pictures at a time, and rows of a row group
 

@@ -1,0 +1,1 @@
+"""`grainhash train`, `features`, `calibrate`: models from image shards."""
