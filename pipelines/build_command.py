@@ -20,8 +20,8 @@ from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
     from pipelines.build.base import Base
-    from pipelines.gate import Limits
     from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.quality.gate import Limits
 
 DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails
 
@@ -127,7 +127,7 @@ def _discard(index: str, version: str) -> None:
 
 def _gate_limits(args: argparse.Namespace) -> Limits | None:
     """What the version must keep to be served; None for no gate."""
-    from pipelines.gate import Limits
+    from pipelines.quality.gate import Limits
 
     settings = {f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}
     given = {name: value for name, value in settings.items() if value is not None}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hashing_model.model import HashModel
     from hashing_model.networks.loop import Training
     from hashing_model.training.fit import History
-    from pipelines.evaluate_codes import Images
+    from pipelines.quality.evaluate_codes import Images
     from pipelines.records import Reject
 
 GRADIENT_STAGES = {'heads', 'fine-tuning'}
@@ -217,7 +217,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Measure how good the codes of an index or of a model are, and write figures and plots."""
     from rich.progress import Progress
 
-    from pipelines.evaluate_codes import Split, check_folder, choose, measure, write_results
+    from pipelines.quality.evaluate_codes import Split, check_folder, choose, measure, write_results
     from pipelines.quality_table import print_quality
 
     _check_evaluate(args)
@@ -273,7 +273,7 @@ class _Evaluated:
 def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
     from hashing_model.model import HashModel
     from pipelines.encoding.encode import load_model, local_model
-    from pipelines.evaluate_codes import IndexImages
+    from pipelines.quality.evaluate_codes import IndexImages
 
     rejects: list[Reject] = []
 

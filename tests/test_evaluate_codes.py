@@ -30,9 +30,9 @@ from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_level
 from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
 from pipelines.__main__ import main
-from pipelines.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure
 from pipelines.index.layout import cut_substrings
 from pipelines.plots import PLOTS
+from pipelines.quality.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure
 
 COUNT, ASKING = 60, 20
 TWITTER = 'query-twitter-00000.tar.gz'

@@ -35,10 +35,14 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, GateError
 from hashing_model.evaluation import code_health
 from hashing_model.model import HashModel
-from pipelines import files, gate
+from pipelines import files
 from pipelines.__main__ import main
 from pipelines.build.publish import publish_version
-from pipelines.gate import (
+from pipelines.index import code_tables, versions
+from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
+from pipelines.index.current import Current
+from pipelines.quality import gate
+from pipelines.quality.gate import (
     Limits,
     Served,
     enforce,
@@ -51,12 +55,7 @@ from pipelines.gate import (
     reject_rate,
     self_retrieval,
 )
-from pipelines.gate import (
-    read_served as read_served_version,
-)
-from pipelines.index import code_tables, versions
-from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
-from pipelines.index.current import Current
+from pipelines.quality.gate import read_served as read_served_version
 
 CHECKS = ['reject_rate', 'fewer_rows', 'readable_files', 'self_retrieval', 'equal_codes', 'entropy', 'map_loss']
 SHARES = st.fractions(0, 1, max_denominator=1000)

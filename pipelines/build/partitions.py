@@ -20,7 +20,7 @@ from pipelines import files
 from pipelines.build.base import Origin
 from pipelines.build.stats import Work
 from pipelines.encoding.ids import id_hashes
-from pipelines.gate import Limits
+from pipelines.quality.gate import Limits
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.current import Current

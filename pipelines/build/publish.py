@@ -22,7 +22,7 @@ from pipelines import files
 from pipelines.build.partitions import BuildConfig, Part, TableLayout, WrittenPartition
 from pipelines.build.base import CHANGES, UNSETTLED, library_versions
 from pipelines.build.stats import Stage, Work, write_stats
-from pipelines.gate import enforce, judge
+from pipelines.quality.gate import enforce, judge
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table

@@ -1,0 +1,1 @@
+"""The gate of a version, and `grainhash evaluate`."""
