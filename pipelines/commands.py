@@ -31,7 +31,7 @@ STAGED = 'the job is staged; the work is done when someone starts it, as Dataflo
 def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print what indexes of some sizes take."""
     from pipelines.build.scale import IMAGES_PER_CORE_SECOND, Scale, ScalePlan
-    from pipelines.scale_table import print_plans
+    from pipelines.reports.scale_table import print_plans
 
     if args.codes and args.images_per_core_second:
         raise InputError('--images-per-core-second does not go with --codes: they are not encoded')

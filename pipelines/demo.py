@@ -28,7 +28,7 @@ from pipelines.index import LocalIndex, SearchResult
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
-from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, write_report
+from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, write_report
 from pipelines.training.training_log import describe_shares
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'

@@ -218,7 +218,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     from rich.progress import Progress
 
     from pipelines.quality.evaluate_codes import Split, check_folder, choose, measure, write_results
-    from pipelines.quality_table import print_quality
+    from pipelines.reports.quality_table import print_quality
 
     _check_evaluate(args)
     profiles = [parse_pairs(text, '--profile') for text in args.profile or ()]

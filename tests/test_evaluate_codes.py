@@ -31,8 +31,8 @@ from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
 from pipelines.__main__ import main
 from pipelines.index.layout import cut_substrings
-from pipelines.plots import PLOTS
 from pipelines.quality.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure
+from pipelines.reports.plots import PLOTS
 
 COUNT, ASKING = 60, 20
 TWITTER = 'query-twitter-00000.tar.gz'

@@ -10,7 +10,7 @@ from test_evaluate import SPEC, images_of, some_labels, two_sides
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.evaluation.evaluate import evaluate, label_levels
-from pipelines.plots import COLORS, PLOTS
+from pipelines.reports.plots import COLORS, PLOTS
 
 
 def pixels(content):

@@ -8,7 +8,7 @@ from make_index import make_codes
 from test_evaluate import SPEC, images_of, two_sides
 
 from hashing_model.evaluation.evaluate import evaluate, label_levels
-from pipelines.quality_table import print_quality
+from pipelines.reports.quality_table import print_quality
 
 MODEL = {'method': 'itq', 'fingerprint': 'f' * 64}
 

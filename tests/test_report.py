@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from pipelines import report
-from pipelines.report import Answer, Fact, Picture, QueryGallery, Row, render, write_report
+from pipelines.reports import gallery as report
+from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, render, write_report
 
 SEGMENTS = {'coarse': 16, 'fine': 32, 'look': 16}
 LEVELS = {'coarse': 'kind', 'fine': 'thing'}
@@ -261,7 +261,7 @@ def test_a_failure_leaves_the_old_page(tmp_path, monkeypatch, failing):
 
     path = tmp_path / 'report.html'
     path.write_text('old')
-    monkeypatch.setattr(f'pipelines.report.{failing}', fail)
+    monkeypatch.setattr(f'pipelines.reports.gallery.{failing}', fail)
     with pytest.raises(OSError, match='disk full'):
         report.write_report(path, 'Title', '', [], SEGMENTS, [])
     assert path.read_text() == 'old'

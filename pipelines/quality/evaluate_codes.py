@@ -26,7 +26,7 @@ from pipelines import files
 from pipelines.index import code_tables
 from pipelines.index.layout import cut_substrings
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.plots import PLOTS
+from pipelines.reports.plots import PLOTS
 
 FORMAT_VERSION = 1
 QUALITY_FILE, SPLIT_FILE = 'quality.json', 'split.json'

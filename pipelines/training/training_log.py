@@ -22,9 +22,10 @@ from hashing_model.images.decode import ImageError, Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
-from pipelines import files, plots
+from pipelines import files
 from pipelines.inputs.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
 from pipelines.records import Record, Reject
+from pipelines.reports import plots
 
 T = TypeVar('T')
 TRAINING_FILE = 'training.json'
