@@ -48,7 +48,7 @@ setup(
         'benchmark': ['faiss-cpu>=1.9'],
         'gpu': ['tensorflow[and-cuda]>=2.18,<3'],
     },
-    entry_points={'console_scripts': ['grainhash = pipelines.__main__:main']},
+    entry_points={'console_scripts': ['grainhash = pipelines.cli.main:main']},
     classifiers=[
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.10',

@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.__main__ import main as grainhash
+from pipelines.cli.main import main as grainhash
 from pipelines.index.code_tables import codes_from_arrow
 
 ASKED = 1000

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import faiss
 
-from pipelines.__main__ import main as grainhash
+from pipelines.cli.main import main as grainhash
 from pipelines.index.code_tables import codes_from_arrow, codes_to_arrow
 
 K = 10

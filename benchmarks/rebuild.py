@@ -23,7 +23,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.figures import show_rounds
-from pipelines.__main__ import main as grainhash
+from pipelines.cli.main import main as grainhash
 from pipelines.index import versions
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record

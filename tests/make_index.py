@@ -20,7 +20,6 @@ from hashing_model.images.decode import Decoded, Resizing, decode
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
 from pipelines import files
-from pipelines.__main__ import main
 from pipelines.build.base import Origin
 from pipelines.build.part_runs import Runs
 from pipelines.build.partitions import (
@@ -36,6 +35,7 @@ from pipelines.build.partitions import (
 )
 from pipelines.build.publish import publish_version
 from pipelines.build.unit_list import write_inputs
+from pipelines.cli.main import main
 from pipelines.encoding.encode import images_table, rejects_table
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, codes_to_arrow, images_schema

@@ -47,9 +47,9 @@ from PIL import Image
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
 from pipelines import files, records
-from pipelines.__main__ import main
 from pipelines.build import job, part_runs, partitions
 from pipelines.build.unit_list import write_inputs, write_unit_list
+from pipelines.cli.main import main
 from pipelines.encoding.code_files import list_code_units
 from pipelines.index import code_tables, layout, versions
 from pipelines.jobs import blocks
@@ -689,7 +689,7 @@ def test_a_read_only_index_is_refused_before_any_work(served, capsys):
 def test_a_disk_that_fails_during_the_build_leaves_the_served_version(served, capsys, monkeypatch):
     """A folder stands where the first partition of the new version must go."""
     before = state(served / 'index')
-    monkeypatch.setattr('pipelines.build_command.versions.new_version_id', lambda: 'next')
+    monkeypatch.setattr('pipelines.cli.build.versions.new_version_id', lambda: 'next')
     monkeypatch.setattr(partitions.versions, 'codes_path', lambda *_: 'images')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert 'next/images' in error_line(capsys)

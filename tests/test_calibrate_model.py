@@ -27,7 +27,7 @@ from hashing_model.images.decode import Resizing, decode
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.training import calibration_job
 from pipelines.training.calibration_job import AddTotals, Totals, imbalance, sum_unit

@@ -138,7 +138,7 @@ def test_a_reader_whose_version_is_pruned_is_told_so_in_one_line(in_memory, tmp_
 
 
 def test_a_query_whose_version_is_pruned_fails_in_one_line(tmp_path, monkeypatch, capsys):
-    from pipelines.__main__ import main
+    from pipelines.cli.main import main
     from pipelines.query import job
 
     add_version(tmp_path / 'index', 1)

@@ -11,7 +11,7 @@ import pytest
 from make_index import catalogue_pictures, read_served, start, tar_members, write_tar
 from PIL import Image
 
-from pipelines.demo import ANSWERS, TEXTS
+from pipelines.cli.demo import ANSWERS, TEXTS
 
 pytestmark = pytest.mark.slow
 OURS = [

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import make_parser
+from pipelines.cli.main import make_parser
 from pipelines.jobs.runner import pipeline_options
 
 DEPLOY = ROOT / 'deploy' / 'dataflow'

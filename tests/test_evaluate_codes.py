@@ -29,7 +29,7 @@ from test_train import pictures as fitting
 from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
 from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index.layout import cut_substrings
 from pipelines.quality.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure
 from pipelines.reports.plots import PLOTS

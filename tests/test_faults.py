@@ -22,8 +22,9 @@ from make_index import (
 from test_build_index import error_line, read_rejects
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines import build_command, files, records
-from pipelines.__main__ import main
+from pipelines import files, records
+from pipelines.cli import build
+from pipelines.cli.main import main
 from pipelines.index import LocalIndex, versions
 from pipelines.inputs import shards
 
@@ -114,7 +115,7 @@ def test_what_a_failed_build_cannot_remove_does_not_hide_why_it_failed(fails, bu
 
     with monkeypatch.context() as patch:
         patch.setattr(versions, 'discard', busy)
-        patch.setattr(build_command, 'DISCARD_AGAIN', (0, 0))
+        patch.setattr(build, 'DISCARD_AGAIN', (0, 0))
         patch.setattr(files.os, 'replace', failing(os.replace, errno.EIO, 2, 'images/part'))
         capsys.readouterr()
         assert main(command) == 1

@@ -36,8 +36,8 @@ from hashing_model.errors import BuildError, GateError
 from hashing_model.evaluation import code_health
 from hashing_model.model import HashModel
 from pipelines import files
-from pipelines.__main__ import main
 from pipelines.build.publish import publish_version
+from pipelines.cli.main import main
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import CodeRows, codes_from_arrow, codes_to_arrow
 from pipelines.index.current import Current

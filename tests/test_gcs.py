@@ -22,7 +22,7 @@ from make_index import (
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines import files, records
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.inputs import shards
 from pipelines.search.on_demand import search_on_demand

@@ -8,7 +8,7 @@ import pytest
 from make_index import build_by_hand, skewed_codes
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.index.summary import describe_size, summarize
 

@@ -25,7 +25,7 @@ from make_index import (
 )
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import LocalIndex, versions
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 # Runs a command that dies, uncaught and at once, in the middle of writing the first file whose path matches.
 DYING = """
 import os, re, signal, sys
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import files
 
 write = files.write_bytes
@@ -112,7 +112,7 @@ def test_a_killed_build_harms_nothing_and_is_pruned(point, built):
 ZYGOTE = """
 import json, os, sys
 from pipelines import assemble, build_command, build_index, code_files, run
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 
 for line in sys.stdin:
     child = os.fork()

@@ -142,14 +142,14 @@ def loaded(code, *arguments):
 
 
 def test_importing_the_packages_loads_neither_tensorflow_nor_beam():
-    code = 'import hashing_model, hashing_model.model, hashing_model.training.fit, pipelines, pipelines.index, pipelines.__main__'
+    code = 'import hashing_model, hashing_model.model, hashing_model.training.fit, pipelines, pipelines.index, pipelines.cli.main'
     assert loaded(code) == ([], [])
     assert loaded('import apache_beam.coders')[0] == ['apache_beam']  # the question can be answered with yes
 
 
 def test_help_loads_neither_tensorflow_nor_beam():
     code = (
-        'from pipelines.__main__ import main\n'
+        'from pipelines.cli.main import main\n'
         'try:\n'
         '    main(["build", "--help"])\n'
         'except SystemExit as e:\n'
@@ -164,7 +164,7 @@ def test_inspecting_and_searching_an_index_load_neither_tensorflow_nor_beam(tmp_
     build_by_hand(tmp_path, [skewed_codes(120)])
     code = (
         'import sys\n'
-        'from pipelines.__main__ import main\n'
+        'from pipelines.cli.main import main\n'
         'assert main(["inspect", sys.argv[1]]) == 0\n'
         'from pipelines.index import LocalIndex\n'
         'index = LocalIndex.open(sys.argv[1])\n'
@@ -182,7 +182,7 @@ def test_the_commands_about_versions_load_neither_tensorflow_nor_beam(tmp_path):
     newest = list_versions(str(tmp_path))[-1].version
     code = (
         'import sys\n'
-        'from pipelines.__main__ import main\n'
+        'from pipelines.cli.main import main\n'
         'index, version = sys.argv[1:]\n'
         'for command in (["promote", version], ["rollback"], ["versions"], ["verify"], ["prune", "--keep", "1"]):\n'
         '    print(command[0], main([command[0], index, *command[1:]]))\n'
@@ -197,7 +197,7 @@ def test_evaluating_an_index_loads_neither_tensorflow_nor_beam(tmp_path):
     build_by_hand(tmp_path / 'index', [skewed_codes(120)])
     code = (
         'import sys\n'
-        'from pipelines.__main__ import main\n'
+        'from pipelines.cli.main import main\n'
         'assert main(["evaluate", "--index", sys.argv[1], "--out", sys.argv[2]]) == 0\n'
     )
     found, lines = loaded(code, str(tmp_path / 'index'), str(tmp_path / 'out'))

@@ -13,7 +13,7 @@ import pytest
 from make_index import ROOT, SPEC, build_by_hand, skewed_codes
 from test_train import encoded_pictures, fit_look, pictures
 
-from pipelines.__main__ import HELP, main, make_parser
+from pipelines.cli.main import HELP, main, make_parser
 
 COMMANDS = tuple(HELP)
 

@@ -38,7 +38,7 @@ from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
 from hashing_model.training.feature_key import FeatureKey, views_for
 from hashing_model.training.fit import view_seeds
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.inputs.shards import ReadOptions, cut_units, list_inputs
 from pipelines.jobs.runner import counters, pipeline_options, run_pipeline
 from pipelines.records import BROKEN_SHARD, Record, Source

@@ -33,7 +33,7 @@ from scipy.sparse.csgraph import connected_components
 
 from hashing_model.codes.bits import to_words
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
 from pipelines.query import near_duplicates

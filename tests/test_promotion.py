@@ -14,9 +14,9 @@ from test_versions import write_version
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
-from pipelines import build_command
-from pipelines.__main__ import main
 from pipelines.build.publish import publish_version
+from pipelines.cli import build
+from pipelines.cli.main import main
 from pipelines.index import current, versions
 from pipelines.index.versions import (
     check_index_folder,
@@ -121,14 +121,14 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
     succeed('build', '--codes', inputs[0], '--index', index)
     before = current_version(str(index))
 
-    codes_input = build_command._codes_input
+    codes_input = build._codes_input
 
     def meanwhile(args):
         assert start('build', '--codes', inputs[2], '--index', index).returncode == 0
         return codes_input(args)
 
-    monkeypatch.setattr('pipelines.build_command.versions.new_version_id', lambda: 'slow')
-    monkeypatch.setattr('pipelines.build_command._codes_input', meanwhile)
+    monkeypatch.setattr('pipelines.cli.build.versions.new_version_id', lambda: 'slow')
+    monkeypatch.setattr('pipelines.cli.build._codes_input', meanwhile)
     capsys.readouterr()
     assert main(['build', '--codes', inputs[1], '--index', str(index)]) == 1
     quick = current_version(str(index))

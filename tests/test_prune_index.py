@@ -11,7 +11,7 @@ from test_promotion import error_line, three_versions
 from test_versions import write_version
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import LocalIndex, versions
 from pipelines.index import prune as prune_index
 from pipelines.index.prune import left_overs, prune, superseded

@@ -39,7 +39,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.images import decode
 from hashing_model.images.decode import Resizing
 from pipelines import records
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import LocalIndex
 from pipelines.query import job
 from pipelines.query.answers import answers_schema

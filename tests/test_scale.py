@@ -8,7 +8,6 @@ from make_index import config_for, cut_all, make_codes, make_version, write_code
 from hashing_model.codes.bits import hamming, pack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.__main__ import main
 from pipelines.build import part_runs, scale
 from pipelines.build.id_buckets import BUCKETS, id_buckets
 from pipelines.build.scale import (
@@ -24,6 +23,7 @@ from pipelines.build.scale import (
     id_blocks,
     plan_tables,
 )
+from pipelines.cli.main import main
 from pipelines.encoding.ids import list_ids, split_ids
 from pipelines.index import layout, versions
 from pipelines.jobs import blocks

@@ -7,8 +7,8 @@ import pytest
 from make_index import ROOT
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.__main__ import main
 from pipelines.build.scale import Scale, ScalePlan
+from pipelines.cli.main import main
 from pipelines.reports.scale_table import describe_count, limits
 
 DOCUMENTS = [(ROOT / name).read_text(encoding='utf-8') for name in ('deploy/SCALING.md', 'README.md')]

@@ -22,7 +22,7 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.images.decode import NOT_AN_IMAGE, decode
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.inputs import shards
 from pipelines.inputs.shards import ReadOptions, WorkUnit, list_units, read_unit
 from pipelines.records import Record, Reject, Source

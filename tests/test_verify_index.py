@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from make_index import assemble, config_for, served_folder, skewed_codes, write_part
 
 from pipelines import files
-from pipelines.__main__ import main
+from pipelines.cli.main import main
 from pipelines.index import layout, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, PARTITION_OPTIONS
 from pipelines.index.manifest import Manifest

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipelines.__main__ import main, make_parser
+from pipelines.cli.main import main, make_parser
 
 
 def command_line(parameters: Sequence[str]) -> list[str]:

@@ -182,7 +182,7 @@ def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
 
 def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Show all of it on the embedded catalogue."""
-    from pipelines.demo import run_demo
+    from pipelines.cli.demo import run_demo
 
     run_demo(Path(args.out), Path(args.catalogue) if args.catalogue else None)
 

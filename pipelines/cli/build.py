@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError, exit_code
 from pipelines import files
-from pipelines.commands import READING_OPTIONS, STAGED, absolute, read_options, refuse, tell
+from pipelines.cli.query import READING_OPTIONS, STAGED, absolute, read_options, refuse, tell
 from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 

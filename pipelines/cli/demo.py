@@ -22,7 +22,7 @@ from rich.table import Table
 from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines import __main__ as command_line
+from pipelines.cli import main as command_line
 from pipelines.encoding.encode import encode_unit
 from pipelines.index import LocalIndex, SearchResult
 from pipelines.index.code_tables import codes_from_arrow

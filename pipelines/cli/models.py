@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hashing_model.codes.spec import CodeSpec, parse_pairs
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.commands import READING_OPTIONS, STAGED, absolute, code_spec, read_options, refuse, tell
+from pipelines.cli.query import READING_OPTIONS, STAGED, absolute, code_spec, read_options, refuse, tell
 from pipelines.index import versions
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from hashing_model.errors import BuildError, InputError
 from pipelines import files
-from pipelines.commands import tell
+from pipelines.cli.query import tell
 from pipelines.index import versions as index_versions
 
 
