@@ -12,8 +12,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.10,<3.14',
-    packages=find_packages(include=['hashing_model*', 'pipelines*']),
-    package_data={'hashing_model': ['py.typed'], 'pipelines': ['py.typed', '*.html', '*.css']},
+    packages=find_packages(include=['grainhash*', 'hashing_model*', 'pipelines*']),
+    package_data={
+        'grainhash': ['py.typed'],
+        'hashing_model': ['py.typed'],
+        'pipelines': ['py.typed'],
+        'pipelines.reports': ['*.html', '*.css'],
+    },
     install_requires=[
         'apache-beam[gcp]>=2.70,<3',
         'tensorflow>=2.18,<3',

@@ -23,7 +23,8 @@ from benchmarks.figures import show_rounds
 from hashing_model.images.decode import ImageError
 from hashing_model.model import HashModel
 from pipelines.cli.main import main as grainhash
-from pipelines.encoding.encode import BATCH_SIZE, load_model
+from pipelines.encoding.encode import BATCH_SIZE
+from pipelines.encoding.models import load_model
 from pipelines.index import versions
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record

@@ -65,7 +65,7 @@ def write_input(folder: Path, rows: int, bits: int) -> None:
 
 def build(codes: Path, index: Path) -> tuple[float, float, float]:
     """One build in a process of its own: seconds, core-seconds, and the most GiB that it and its children held."""
-    command = [sys.executable, '-m', 'pipelines', 'build', '--codes', f'{codes}/*.parquet', '--index', str(index)]
+    command = [sys.executable, '-m', 'grainhash', 'build', '--codes', f'{codes}/*.parquet', '--index', str(index)]
     started = time.perf_counter()
     peak = 0
     with subprocess.Popen(command) as process:

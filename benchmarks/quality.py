@@ -39,9 +39,10 @@ from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.evaluation.metrics import average_precision, hit_at
 from hashing_model.evaluation.ranking import Ranking, rank
 from hashing_model.features import FEATURES
+from hashing_model.features.extractor import Extractor
 from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
-from hashing_model.model import Extractor, HashModel
+from hashing_model.model import HashModel
 from hashing_model.networks.loop import Checkpoint, Progress, Training
 from hashing_model.training.feature_set import FeatureSet, extract
 from hashing_model.training.fit import fit, fit_features, view_seeds

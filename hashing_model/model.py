@@ -1,6 +1,6 @@
 """HashModel: encoded image bytes -> pixels -> feature groups -> fused vectors -> codes; saved, loaded, fingerprinted.
 
-How the parts are fitted is `train.py`'s business. TensorFlow loads when the backbone is first needed.
+How the parts are fitted is `training/fit.py`'s business. TensorFlow loads when the backbone is first needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from threadpoolctl import ThreadpoolController
 from hashing_model.codes.bits import pack_bits
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_features
-from hashing_model.features.backbone import SAVED, Backbone, load_backbone
+from hashing_model.features.backbone import SAVED
+from hashing_model.features.extractor import FEATURES_VERSION, Extractor
 from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.heads.head import Anchors, HashHead
 from hashing_model.heads.text import TextHead, Vocabulary
@@ -36,56 +35,11 @@ FORMAT_VERSION = 1
 # Of a matrix product that makes codes. With 12 or more, OpenBLAS's kernel for Haswell and Zen rounds a row by its
 # place; with 8, all its kernels for x86 do not care. 32 would take half the time: 0.1 ms less with 4,096 anchors.
 BLOCK_ROWS = 8
-FEATURES_VERSION = 2  # raise it when a feature function gives other values: old codes no longer fit
 MODEL_FILE = 'model.json'
 ARRAYS_FILE = 'arrays.npz'
 CHECKPOINT_FILE = 'checkpoint.npz'  # of a training that was stopped
 MODEL_FILES = (ARRAYS_FILE, SAVED, MODEL_FILE)  # all that a model's folder may hold, in the order of writing
 _DAMAGED_ARCHIVE = (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what numpy raises, beside ValueError
-
-
-@dataclasses.dataclass
-class Extractor:
-    """Pixels to feature groups; loads its backbone when it first needs it.
-
-    Args:
-        backbone_name: see `hashing_model.features.backbone.load_backbone`.
-        size: side of the square input images in pixels.
-        groups: the feature groups to make.
-        folder: where the backbone's weights were saved, if they were.
-        threads: of TensorFlow and of the hand-made features; None for one per core.
-    """
-
-    backbone_name: str
-    size: int
-    groups: Sequence[str]
-    folder: Path | None = None
-    threads: int | None = None
-
-    @functools.cached_property
-    def backbone(self) -> Backbone:
-        """The loaded backbone."""
-        return load_backbone(self.backbone_name, self.size, self.folder, self.threads)
-
-    @property
-    def weights_digest(self) -> str:
-        """The digest of the backbone's weights; empty, and nothing loaded, if all groups are hand-made."""
-        return self.backbone.digest if set(self.groups) & set(BACKBONE_FEATURES) else ''
-
-    def features(
-        self, images: NDArray[np.uint8], groups: Sequence[str] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        """Feature groups float32 [N, d] of images uint8 [N, size, size, 3]; some groups, or all that this one makes.
-
-        The backbone runs beside the hand-made features: neither keeps all cores busy alone.
-        """
-        groups = self.groups if groups is None else groups
-        hand = [g for g in groups if g in HAND_FEATURES]
-        taps = [g for g in groups if g in BACKBONE_FEATURES]
-        with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(self.backbone.taps, images) if taps else None
-            found = hand_features(images, hand, self.threads or os.cpu_count() or 1) if hand else {}
-            return found | {g: made.result()[g] for g in taps if made}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A record: one image with its id, bytes and what is known about it; or the reason why it could not be read.
 
-What reads records from files is `shards.py`; nothing here touches a file.
+What reads records from files is `inputs/shards.py`; nothing here touches a file.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ import json
 import sys
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parents[1] / 'examples'
+from tests.helpers.make_index import ROOT
+
+EXAMPLES = ROOT / 'examples'
 CATALOGUE = EXAMPLES / 'catalogue'
 SHARDS = sorted(CATALOGUE.glob('*.tar.gz'))
 KINDS = ('index-fluent', 'index-google', 'query-twitter')

@@ -1,6 +1,6 @@
 """The code spec: which named segments a code has, how many bits each, and which features each reads.
 
-Nothing here computes codes; `codes.py` packs bits and `model.py` makes them.
+Nothing here computes codes; `bits.py` packs bits and `model.py` makes them.
 """
 
 from __future__ import annotations

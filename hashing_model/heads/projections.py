@@ -1,6 +1,6 @@
 """Hash functions that are fitted without gradients: random projection, PCA + random rotation, ITQ.
 
-Each is an affine map whose sign is the code. Gradients fit the heads of `supervised.py` and `contrastive.py`.
+Each is an affine map whose sign is the code. Gradients fit those of `networks/`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from hashing_model.codes.spec import Segment
 from hashing_model.errors import InputError
 from hashing_model.heads.head import Anchors, Floats, HashHead, gaussian
 from hashing_model.heads.projections import principal_components
+from hashing_model.heads.supervision import Arrays, Supervision
 from hashing_model.labels import LabelLevel
-from hashing_model.networks.supervised import Arrays, Supervision
 
 # Chosen on pictures held out of the training images of CIFAR-10 and of the catalogue. Fewer anchors find less, 256
 # dimensions about as much.

@@ -28,7 +28,7 @@ EMPTY = 'empty'
 NOT_AN_IMAGE = 'not_an_image'
 TRUNCATED = 'truncated'  # cut short or damaged: the format is known, the pixels cannot be had
 TOO_MANY_PIXELS = 'too_many_pixels'
-TOO_COSTLY = 'too_costly'  # made to exhaust a decoder, see `image_limits.py`
+TOO_COSTLY = 'too_costly'  # made to exhaust a decoder, see `limits.py`
 UNSUPPORTED_MODE = 'unsupported_mode'
 
 RULES = ('squash', 'crop', 'pad')

@@ -16,19 +16,12 @@ from hashing_model.features import BACKBONE_FEATURES, HAND_FEATURES, hand_featur
 from hashing_model.features.backbone import Backbone
 from hashing_model.features.fusion import Fusion
 from hashing_model.heads.ridge import fit_linear_ridge
+from hashing_model.heads.supervision import Arrays, Supervision
 from hashing_model.images.augment import TRAIN, augment
 from hashing_model.keras_runtime import import_keras
 from hashing_model.networks.head_network import standardised, start_from
 from hashing_model.networks.loop import Batch, Checkpoint, Report, Training, train_network
-from hashing_model.networks.supervised import (
-    Arrays,
-    Supervision,
-    activations_of,
-    hash_network,
-    segment_losses,
-    shuffled,
-    start_classifier,
-)
+from hashing_model.networks.supervised import activations_of, hash_network, segment_losses, shuffled, start_classifier
 
 BATCH_SIZE = 32
 RATE = 0.3  # of the learning rate: what is trained already takes smaller steps

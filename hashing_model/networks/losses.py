@@ -2,8 +2,8 @@
 
 Everywhere N images, K bits, C classes. Targets are float [N, C], rows y / sum(y), all zero where an image has no
 label; such rows count neither in the sums nor in the means. Every loss is a scalar, finite for finite input, as is its
-gradient. numpy arrays may be given for tensors. The target codes come from `centers.py`; what each loss trains is up to
-the trainer.
+gradient. numpy arrays may be given for tensors. The target codes come from `heads/target_codes.py`;
+what each loss trains is up to the trainer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What determines the features of a picture and of its views, so that they can be kept and used again.
 
-`pipelines/training/features_job.py` keeps them in files. A view depends on the picture's bytes and a seed, never on its place.
+`pipelines/training/features_job.py` keeps them in files. A view depends on the picture's bytes and a seed, never on
+its place.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.features.backbone import SAVED
+from hashing_model.features.extractor import FEATURES_VERSION, Extractor
 from hashing_model.features.fusion import Groups
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.images.decode import Resizing
 from hashing_model.labels import LabelLevel
-from hashing_model.model import FEATURES_VERSION, Extractor
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import choose_method, view_groups, view_seeds
 

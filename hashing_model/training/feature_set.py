@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hashing_model.features.extractor import Extractor
 from hashing_model.features.fusion import Groups
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.labels import LabelLevel
-from hashing_model.model import Extractor
 from hashing_model.networks.loop import Progress, Report
 
 BATCH_SIZE = 64

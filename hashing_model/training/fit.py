@@ -18,21 +18,23 @@ from hashing_model.codes.bit_order import order_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
 from hashing_model.features import FEATURES, check_names
+from hashing_model.features.extractor import Extractor
 from hashing_model.features.fusion import Fusion, Groups
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.lda import fit_lda
 from hashing_model.heads.projections import METHODS as PROJECTIONS
 from hashing_model.heads.projections import check_count
 from hashing_model.heads.ridge import fit_ridge
+from hashing_model.heads.supervision import supervise
 from hashing_model.heads.text import fit_text
 from hashing_model.images.decode import Resizing
 from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
-from hashing_model.model import Extractor, HashModel
+from hashing_model.model import HashModel
 from hashing_model.networks.contrastive import fit_contrastive
 from hashing_model.networks.finetune import finetune
 from hashing_model.networks.loop import Checkpoint, Report, Training
-from hashing_model.networks.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, supervise, trained_heads
+from hashing_model.networks.supervised import BY_GRADIENTS, SUPERVISED, fit_supervised, trained_heads
 from hashing_model.training.feature_set import FeatureSet, extract
 
 METHODS = (*SUPERVISED, 'contrastive', 'lda', *PROJECTIONS)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
-import platform
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,18 +23,17 @@ import pyarrow as pa
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
+from pipelines.build.part_runs import Runs
 from pipelines.encoding.encode import KnownImage
+from pipelines.encoding.models import CODING_LIBRARIES
 from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.formats import common, parquet
 from pipelines.inputs.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
 from pipelines.records import DUPLICATE_ID, TRANSIENT
-from pipelines.build.part_runs import Runs
 
 READ_AT_ONCE = 1 << 20
 CHANGES = 'added', 'changed', 'unchanged', 'removed'
-# What makes pixels, features and codes.
-CODING_LIBRARIES = 'grainhash', 'numpy', 'tensorflow', 'keras', 'pillow', 'opencv-python-headless', 'scikit-image'
 # The rejects of a unit that must be read again though nothing in it changed: another unit's images decide about
 # duplicates.
 UNSETTLED = TRANSIENT | {DUPLICATE_ID}
@@ -122,12 +119,6 @@ def check_base(
     for name in CODING_LIBRARIES if model else CODING_LIBRARIES[:1]:
         if manifest.libraries.get(name) != libraries[name]:
             raise InputError(f'it was made with {name} {manifest.libraries.get(name)}, and this is {libraries[name]}')
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what wrote the index."""
-    names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
-    return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def unit_name(unit: WorkUnit, options: ReadOptions) -> str:

@@ -1,6 +1,6 @@
 """The duplicate search over files: ids of runs of parts -> buckets of ids -> places of duplicates.
 
-What is compared, and how, is in `duplicates.py`; `build_index.py` wires these functions into a Beam job.
+What is compared, and how, is in `encoding/ids.py`; `job.py` wires these functions into a Beam job.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import apache_beam as beam
 import pyarrow as pa
 
 from pipelines import files
-from pipelines.build.partitions import BuildConfig
 from pipelines.build.base import open_base, read_images
+from pipelines.build.config import BuildConfig
 from pipelines.encoding.ids import IDS, IDS_WITH_CONTENT, count_changes, find_duplicates, list_ids, places_of, split_ids
 from pipelines.index import versions
 from pipelines.jobs.blocks import READING_THREADS, Block, get_blocks, put_blocks

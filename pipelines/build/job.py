@@ -26,23 +26,38 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import files
-from pipelines.build.partitions import (SAMPLE_ROWS, BuildConfig, Part, PartitionKey, count_keys, cut_codes, in_order, keep_sample, lay_out, sample_part, write_partition)
 from pipelines.build.base import Origin, known_images, open_base, origin_of, read_images
-from pipelines.build.stats import Work
+from pipelines.build.config import BuildConfig
 from pipelines.build.id_buckets import IdsOfBucket, compare_ids, split_base_run, split_run
+from pipelines.build.part_runs import Runs
+from pipelines.build.partitions import (
+    SAMPLE_ROWS,
+    Part,
+    PartitionKey,
+    count_keys,
+    cut_codes,
+    in_order,
+    keep_sample,
+    lay_out,
+    sample_part,
+    write_partition,
+)
+from pipelines.build.publish import publish_version
+from pipelines.build.stats import Work
+from pipelines.build.unit_list import read_unit_list
 from pipelines.encoding.code_files import read_codes
-from pipelines.encoding.encode import EncodedUnit, encode_unit, load_model, rejects_table
+from pipelines.encoding.encode import EncodedUnit, encode_unit, rejects_table
 from pipelines.encoding.ids import without_duplicates
+from pipelines.encoding.models import load_model
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
-from pipelines.build.unit_list import read_unit_list
 from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.blocks import Block
-from pipelines.jobs.runner import InThreads, count, distribute, list_values
-from pipelines.build.publish import publish_version
+from pipelines.jobs.counts import count, distribute
+from pipelines.jobs.runner import list_values
+from pipelines.jobs.threads import InThreads
 from pipelines.records import DUPLICATE_ID
-from pipelines.build.part_runs import Runs
 
 CUT = tuple[PartitionKey, tuple[int, Block]]  # what a partition file gets of a run of images parts, by its number
 

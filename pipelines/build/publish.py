@@ -1,6 +1,6 @@
 """The end of a build: everything checked, the manifest written, the version served.
 
-Pure functions over what the steps before have written; the last step of `build_index.py` calls `publish_version`.
+Pure functions over what the steps before have written; the last step of `job.py` calls `publish_version`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import BuildError
 from pipelines import files
-from pipelines.build.partitions import BuildConfig, Part, TableLayout, WrittenPartition
-from pipelines.build.base import CHANGES, UNSETTLED, library_versions
+from pipelines.build.base import CHANGES, UNSETTLED
+from pipelines.build.config import BuildConfig
+from pipelines.build.partitions import Part, TableLayout, WrittenPartition
 from pipelines.build.stats import Stage, Work, write_stats
-from pipelines.quality.gate import enforce, judge
+from pipelines.encoding.models import library_versions
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.prune import prune_behind
+from pipelines.quality.gate import enforce, judge
 from pipelines.records import DUPLICATE_ID
 from pipelines.search.search_plan import selectivity
 

@@ -3,7 +3,7 @@
     grainhash plan --images 10M 1B 10B --bits 64
 
 Layout, radii and file sizes come from the functions that builds and queries use, on codes that are spread evenly;
-seconds and memory are measured, and each constant tells where. `scale_table.py` prints plans.
+seconds and memory are measured, and each constant tells where. `cli/plan.py` prints plans.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.build.partitions import PARTITION_ROWS, SAMPLE_ROWS, rows_schema
+from pipelines.build.config import PARTITION_ROWS
 from pipelines.build.id_buckets import id_buckets
+from pipelines.build.part_runs import RUN_ROWS, count_runs
+from pipelines.build.partitions import SAMPLE_ROWS, rows_schema
 from pipelines.encoding.code_files import UNIT_ROWS
 from pipelines.encoding.ids import IDS
 from pipelines.index import code_tables, layout, versions
@@ -28,8 +30,7 @@ from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.inputs.shards import MAX_UNIT_ROWS
 from pipelines.jobs.blocks import INLINE_BYTES
-from pipelines.jobs.runner import THREADS
-from pipelines.build.part_runs import RUN_ROWS, count_runs
+from pipelines.jobs.threads import THREADS
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
 #

@@ -7,17 +7,14 @@ and distributions, which the steps keep beside, may count it twice.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.build.base import CHANGES
 from pipelines.index import versions
 from pipelines.index.manifest import DataFile, Manifest
 
@@ -95,84 +92,9 @@ def write_stats(folder: str, manifest: Manifest, stages: Sequence[Stage], starte
     return versions.write_data_file(folder, versions.BUILD_PATH, 0, content)
 
 
-def write_metrics(path: str, index: str, version: str, code: int, started: float) -> None:
-    """Write how a build ended as a text file for Prometheus, for node-exporter's textfile collector to pick up.
-
-    Args:
-        path: of the file, on a disk; it is replaced at once.
-        index: the index, absolute.
-        version: that was being built, however far that came.
-        code: the exit code of the command.
-        started: when it began, in seconds since 1970.
-    """
-    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-
-    registry = CollectorRegistry()
-    gauges: dict[str, Gauge] = {}
-    for metric in metrics(code, started, time.time(), read_stats(index, version), served_time(index)):
-        if metric.name not in gauges:
-            labels = ['index', *metric.labels]
-            gauges[metric.name] = Gauge(f'grainhash_{metric.name}', HELP[metric.name], labels, registry=registry)
-        gauges[metric.name].labels(index=index, **metric.labels).set(metric.value)
-    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
-    write_to_textfile(path, registry)
-
-
-HELP = {
-    'build_exit_code': 'Exit code of the last build: 0 served, 1 failed, 2 bad input, 3 failed its gate.',
-    'build_ended_timestamp_seconds': 'When the last build ended.',
-    'build_seconds': 'How long the last build took.',
-    'served_version_timestamp_seconds': 'When the version that is served was finished.',
-    'build_records': 'Records that the last build read, by what became of them.',
-    'build_rejects': 'Records that the last build rejected, by reason.',
-    'build_images': 'Images of the last build and of the version before, by what changed.',
-    'build_stage_seconds': 'How long each stage of the last build took.',
-    'build_bytes': 'Size of the version that the last build wrote.',
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One value of what HELP describes."""
-
-    name: str
-    value: float
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def metrics(
-    code: int, started: float, ended: float, stats: Mapping[str, Any] | None, served: float | None
-) -> Iterator[Metric]:
-    """The metrics of a build that ended, given what `read_stats` and `served_time` find."""
-    yield Metric('build_exit_code', code)
-    yield Metric('build_ended_timestamp_seconds', ended)
-    yield Metric('build_seconds', ended - started)
-    if served is not None:
-        yield Metric('served_version_timestamp_seconds', served)
-    if stats is None:
-        return
-    yield Metric('build_bytes', stats['bytes'])
-    for result in ('indexed', 'rejected', 'duplicates'):
-        yield Metric('build_records', stats['counters'][result], {'result': result})
-    for reason, count in stats['counters']['reasons'].items():
-        yield Metric('build_rejects', count, {'reason': reason})
-    for change in CHANGES if stats['changes'] else ():
-        yield Metric('build_images', stats['changes'][change], {'change': change})
-    for stage in stats['stages']:
-        yield Metric('build_stage_seconds', stage['seconds'], {'stage': stage['name']})
-
-
 def read_stats(index: str, version: str) -> dict[str, Any] | None:
     """The `build.json` of a version; None if there is none, or none that can be read."""
     try:
         return json.loads(files.read_bytes(files.join(versions.version_folder(index, version), versions.BUILD_PATH)))
-    except (InputError, OSError):
-        return None
-
-
-def served_time(index: str) -> float | None:
-    """When the served version was finished, in seconds since 1970; None if none is served."""
-    try:
-        return datetime.datetime.fromisoformat(versions.read_manifest(index).created).timestamp()
     except (InputError, OSError):
         return None

@@ -28,7 +28,7 @@ DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails
 
 def build(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Build an index and publish it; with --metrics-file, tell also a machine how it ended."""
-    from pipelines.build.stats import write_metrics
+    from pipelines.build.metrics_file import write_metrics
 
     started, version, code = time.time(), versions.new_version_id(), 0
     if args.metrics_file:
@@ -60,8 +60,8 @@ def _check_build(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace, beam_args: Sequence[str], version: str, started: float) -> None:
     _check_build(args)
     from pipelines.build.base import with_base_parts, with_states
+    from pipelines.build.config import BuildConfig
     from pipelines.build.job import define_pipeline
-    from pipelines.build.partitions import BuildConfig
     from pipelines.build.unit_list import write_inputs, write_unit_list
     from pipelines.jobs.runner import JobLostError, pipeline_options, run_pipeline, threads_per_worker
 
@@ -149,7 +149,8 @@ class _BuildInput:
 
 def _base(index: str, version: str, given: _BuildInput) -> Base | None:
     """The served version, if what it holds may be taken over; else it is told why everything is made anew."""
-    from pipelines.build.base import check_base, library_versions, open_base
+    from pipelines.build.base import check_base, open_base
+    from pipelines.encoding.models import library_versions
 
     try:
         base = open_base(index, version)
@@ -162,7 +163,7 @@ def _base(index: str, version: str, given: _BuildInput) -> Base | None:
 
 def _images_input(args: argparse.Namespace) -> _BuildInput:
     from hashing_model.model import HashModel
-    from pipelines.encoding.encode import local_model
+    from pipelines.encoding.models import local_model
     from pipelines.inputs.shards import cut_units, list_inputs
 
     model = HashModel.load(local_model(files.absolute(args.model)))

@@ -24,11 +24,11 @@ from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines.cli import main as command_line
 from pipelines.encoding.encode import encode_unit
-from pipelines.index import LocalIndex, SearchResult
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.inputs.shards import ReadOptions, list_units, read_unit
 from pipelines.records import Record
 from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, write_report
+from pipelines.search.local_index import LocalIndex, SearchResult
 from pipelines.training.training_log import describe_shares
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'

@@ -30,10 +30,10 @@ Parquet tables partitioned by hash prefix, and queries get their exact nearest n
 PROGRESS_SECONDS = 15
 STAGES = 'pipelines.build.stats'  # logs a line per stage
 BEAM_COMMANDS = ('features', 'calibrate', 'build', 'query', 'duplicates')
-MODULES = {  # module -> the commands it has; `commands` has the others
-    'build_command': ('build',),
-    'model_commands': ('train', 'features', 'calibrate', 'evaluate'),
-    'version_commands': ('versions', 'promote', 'rollback', 'prune', 'verify'),
+MODULES = {  # module of this folder -> the commands it has; `query` has the others
+    'build': ('build',),
+    'models': ('train', 'features', 'calibrate', 'evaluate'),
+    'versions': ('versions', 'promote', 'rollback', 'prune', 'verify'),
 }
 MOST_IMAGES = 10**12
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
@@ -488,8 +488,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if rest and args.command not in BEAM_COMMANDS:
             raise InputError(f'unknown option {rest[0]}')
-        module = next((name for name, commands in MODULES.items() if args.command in commands), 'commands')
-        getattr(importlib.import_module(f'pipelines.{module}'), args.command)(args, rest)
+        module = next((name for name, commands in MODULES.items() if args.command in commands), 'query')
+        getattr(importlib.import_module(f'pipelines.cli.{module}'), args.command)(args, rest)
     except (InputError, BuildError, OSError) as e:
         return _fail(e, exit_code(e), args.verbose)
     except KeyboardInterrupt as e:

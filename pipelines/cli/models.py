@@ -85,8 +85,9 @@ def _fit_images(args: argparse.Namespace, spec: CodeSpec, training: Training) ->
     from hashing_model.model import CHECKPOINT_FILE
     from hashing_model.networks.loop import Checkpoint
     from hashing_model.training.fit import fit
+    from pipelines.inputs.sampling import sample_images
     from pipelines.inputs.shards import list_units
-    from pipelines.training.training_log import TrainingLog, describe_rejects, sample_images
+    from pipelines.training.training_log import TrainingLog, describe_rejects
 
     resizing, options = _resizing(args), read_options(args)
     units = list_units(absolute(args.images), options)
@@ -145,7 +146,8 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from hashing_model.training.feature_key import FeatureKey, views_for
     from hashing_model.training.fit import make_extractor
     from pipelines.inputs.shards import cut_units, list_inputs
-    from pipelines.jobs.runner import counters, pipeline_options, run_pipeline, threads_per_worker
+    from pipelines.jobs.counts import counters
+    from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.training.feature_cache import MANIFEST, check_cache_folder, describe, part_name, read_manifest
     from pipelines.training.features_job import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
 
@@ -179,7 +181,7 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Move thresholds of a model to the middle of a catalogue, and save it as another model."""
     from hashing_model.model import MODEL_FILE, HashModel
-    from pipelines.encoding.encode import local_model
+    from pipelines.encoding.models import local_model
     from pipelines.inputs.shards import list_units
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.training.calibration_job import CalibrationConfig, check_out, choose_segments, define_pipeline
@@ -272,14 +274,14 @@ class _Evaluated:
 
 def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
     from hashing_model.model import HashModel
-    from pipelines.encoding.encode import load_model, local_model
+    from pipelines.encoding.models import load_model, local_model
     from pipelines.quality.evaluate_codes import IndexImages
 
     rejects: list[Reject] = []
 
     def encoded(patterns: Sequence[str], model: HashModel) -> Images:
-        from pipelines.inputs.sampling import ShardImages
         from pipelines.inputs.shards import list_units
+        from pipelines.quality.coded_images import ShardImages
 
         options = read_options(args)
         units, task = list_units(absolute(patterns), options), progress.add_task('encoding', total=None)

@@ -31,7 +31,7 @@ STAGED = 'the job is staged; the work is done when someone starts it, as Dataflo
 def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print what indexes of some sizes take."""
     from pipelines.build.scale import IMAGES_PER_CORE_SECOND, Scale, ScalePlan
-    from pipelines.reports.scale_table import print_plans
+    from pipelines.cli.plan import print_plans
 
     if args.codes and args.images_per_core_second:
         raise InputError('--images-per-core-second does not go with --codes: they are not encoded')
@@ -47,7 +47,7 @@ def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
 def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Answer queries and write the answers."""
     from hashing_model.model import HashModel
-    from pipelines.encoding.encode import local_model
+    from pipelines.encoding.models import local_model
     from pipelines.index.layout import table_weights
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
     from pipelines.query.answers import check_output, rejects_path
@@ -171,7 +171,8 @@ def duplicates(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print what a version holds, as a table or as JSON."""
-    from pipelines.index.summary import print_summary, summarize
+    from pipelines.index.summary import summarize
+    from pipelines.reports.index_table import print_summary
 
     summary = summarize(versions.read_manifest(files.absolute(args.index), args.version))
     if args.json:

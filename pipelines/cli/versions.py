@@ -18,7 +18,8 @@ from pipelines.index import versions as index_versions
 
 def versions(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Print the versions of an index, as a table or as JSON."""
-    from pipelines.index.summary import print_versions, summarize_versions
+    from pipelines.index.summary import summarize_versions
+    from pipelines.reports.index_table import print_versions
 
     index = files.absolute(args.index)
     found = index_versions.list_versions(index)
@@ -51,7 +52,7 @@ def rollback(args: argparse.Namespace, _: Sequence[str]) -> None:
 def prune(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Remove old versions and left-overs of dead builds."""
     from pipelines.index.prune import prune
-    from pipelines.index.summary import describe_size
+    from pipelines.reports.units import describe_size
 
     if args.older_than < 0:
         raise InputError(f'--older-than is {args.older_than:g}; 0 or more hours are possible')
@@ -67,8 +68,8 @@ def prune(args: argparse.Namespace, _: Sequence[str]) -> None:
 
 def verify(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Compare a version with its manifest; a line on standard output for everything that is wrong."""
-    from pipelines.index.summary import describe_size
     from pipelines.index.verify import verify
+    from pipelines.reports.units import describe_size
 
     started, index = time.monotonic(), files.absolute(args.index)
     version = index_versions.current_version(index) if args.version is None else args.version

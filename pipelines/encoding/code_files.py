@@ -1,6 +1,6 @@
 """Codes out of Parquet files with `image_id` and `code`, for indexes and queries without images or a model.
 
-Other Parquet columns are ignored. Images are read by `shards.py`.
+Other Parquet columns are ignored. Images are read by `inputs/shards.py`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,13 @@
 """One work unit of a build: records in, a table of image rows with their codes out, rejects beside it.
 
-Pure functions; `build_index.py` and `query_index.py` wrap them in Beam. Image bytes never leave a unit.
+Pure functions; `build/job.py` and `query/job.py` wrap them in Beam. Image bytes never leave a unit.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import shutil
-import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs as arrow_fs
 
-from hashing_model.errors import InputError
 from hashing_model.images.decode import Decoded, ImageError, Resizing, decode
 from hashing_model.model import HashModel
-from pipelines import files
+from pipelines.encoding.models import check_backbone
 from pipelines.index.code_tables import REJECTS, codes_to_arrow, images_schema
 from pipelines.records import Record, Reject
 
@@ -34,48 +27,6 @@ BATCH_SIZE = 32
 BATCH_BYTES = 64 << 20  # of encoded images; the last of a batch may go beyond
 DECODING_THREADS = 2
 KNOWN_AT_ONCE = 512  # images that are not encoded, in one batch with some that are
-
-_loading = threading.Lock()  # a runner may start several units at once in one process
-
-
-def load_model(uri: str, threads: int | None = None, fingerprint: str | None = None) -> HashModel:
-    """The model in a local folder or a bucket, loaded once per process; its backbone loads when it is first needed.
-
-    Args:
-        uri: the model's folder.
-        threads: see `HashModel.load`.
-        fingerprint: the model that is expected there, if any.
-
-    Raises:
-        InputError: no readable model there, or another than expected.
-    """
-    with _loading:
-        model = _load_model(uri, threads)
-    if fingerprint not in (None, model.fingerprint):
-        raise InputError(f'{uri} has the fingerprint {model.fingerprint[:12]}; the index wants {fingerprint[:12]}')
-    return model
-
-
-@functools.lru_cache(maxsize=1)
-def _load_model(uri: str, threads: int | None) -> HashModel:
-    return HashModel.load(local_model(uri), threads)
-
-
-def check_backbone(model: HashModel) -> None:
-    """`HashModel.check_backbone`, for one thread at a time: the first to come loads it for all."""
-    with _loading:
-        model.check_backbone()
-
-
-def local_model(uri: str) -> str:
-    """The path of a local model folder; of a copy, removed when the process ends, if the model is in a bucket."""
-    filesys, path = files.filesystem(uri)
-    if isinstance(filesys, arrow_fs.LocalFileSystem):
-        return path
-    copy = tempfile.mkdtemp(prefix='grainhash-model-')
-    atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    arrow_fs.copy_files(path, copy, source_filesystem=filesys)
-    return copy
 
 
 Measures = dict[str, list[int]]  # one number for each time that something was done

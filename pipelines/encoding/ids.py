@@ -3,7 +3,7 @@
 Both are found in buckets of ids, compared letter by letter.
 
 Hashes only choose an id's bucket and whom it is compared with, so no collision can drop a record. Pure functions over
-Arrow arrays; `compare_ids.py` has those over files.
+Arrow arrays; `build/id_buckets.py` has those over files.
 """
 
 from __future__ import annotations

@@ -1,5 +1,1 @@
-"""The index on disk and exact search in it, without Beam: `LocalIndex.open(index_dir).search(codes, k=10)`."""
-
-from pipelines.search.local_index import LocalIndex, SearchResult
-
-__all__ = ['LocalIndex', 'SearchResult']
+"""The index on disk: layout, manifest, versions, tables. No Beam, no TensorFlow, no search."""

@@ -1,6 +1,6 @@
 """The Parquet tables of a version, as arrays: images, rejects, code partitions and the sample.
 
-Paths come from `versions.py`, bytes go through `files.py`; here are the schemas and the conversion.
+Paths come from `versions.py`, bytes go through `../files.py`; here are the schemas and the conversion.
 """
 
 from __future__ import annotations

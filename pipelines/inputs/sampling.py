@@ -1,99 +1,108 @@
-"""Images out of shards with their codes: a uniform sample, or those of some ids. For `grainhash evaluate`."""
+"""A uniform sample of the records of shards, and the training images made of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from hashing_model.model import HashModel
-from pipelines.encoding.encode import encode_unit
-from pipelines.encoding.ids import find_duplicates, without_duplicates
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.records import Record, Reject, Source
+from hashing_model.images.decode import ImageError, Resizing, decode
+from hashing_model.labels import LabelLevel
+from pipelines.inputs.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
+from pipelines.records import Record, Reject
 
-ENOUGH = 3  # units are looked at in random order until they hold so many times the records wanted
-
-Items = Iterator[Record | Reject]
+T = TypeVar('T')
+MAX_UNITS = 64  # a sample reads no more of a large catalogue than this many of its units hold
 
 
-@dataclasses.dataclass(frozen=True)
-class ShardImages:
-    """The images of shards, encoded as they are asked for; duplicate ids are rejected.
+def sample_records(
+    units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, keep: Callable[[Record], T]
+) -> tuple[list[T], list[Reject]]:
+    """What to keep of at most `size` records drawn uniformly from those of `draw_units`.
+
+    Reservoir sampling (Vitter 1985, algorithm R): every record read is as likely to stay as any other.
 
     Args:
         units, options: see `read_unit`.
-        model: makes the codes.
-        rejects: what could not be read or decoded is added here.
-        progress: hears how many records were taken, of how many.
+        size: how many to draw.
+        seed: of the draw.
+        keep: called for the records that enter the reservoir, so that not all bytes are held; one for which it raises
+            ImageError is not drawn.
+
+    Returns:
+        What was kept, and what could not be read or decoded.
+    """
+    rng = np.random.default_rng(seed)
+    kept: list[T] = []
+    rejects: list[Reject] = []
+    seen = 0
+    for item in (item for unit in draw_units(units, rng) for item in read_unit(unit, options)):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        place = len(kept) if len(kept) < size else int(rng.integers(seen + 1))
+        if place < size:
+            try:
+                kept[place : place + 1] = [keep(item)]
+            except ImageError as e:
+                rejects.append(Reject(item.source, e.reason, e.detail, item.image_id))
+                continue
+        seen += 1
+    return kept, rejects
+
+
+def draw_units(units: Sequence[WorkUnit], rng: np.random.Generator) -> list[WorkUnit]:
+    """The units to sample, in random order: all, or as much as MAX_UNITS of them hold, where there are more.
+
+    That much is drawn from image files and from row groups of Parquet one by one, since catalogues are often sorted by
+    class; whole tar and TFRecord shards, which have no beginning in the middle, are drawn as they are.
+    """
+    pieces = list(units)
+    if len(units) > MAX_UNITS:
+        pieces = [piece for unit in units for piece in _pieces(unit)]
+    drawn = rng.permutation(len(pieces))[: round(len(pieces) * min(1, MAX_UNITS / max(len(units), 1)))]
+    return [pieces[i] for i in drawn]
+
+
+def _pieces(unit: WorkUnit) -> list[WorkUnit]:
+    if unit.format == FILES:
+        return [dataclasses.replace(unit, paths=(path,)) for path in unit.paths]
+    if unit.format == PARQUET and unit.row_groups:
+        return [dataclasses.replace(unit, row_groups=(group, group + 1)) for group in range(*unit.row_groups)]
+    return [unit]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSample:
+    """Training images: pixels uint8 [size, size, 3] each, labels by level, captions, and what could not be used.
+
+    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
     """
 
-    units: Sequence[WorkUnit]
-    options: ReadOptions
-    model: HashModel
-    rejects: list[Reject]
-    progress: Callable[[int, int], None]
-
-    def draw(self, size: int | None, seed: int) -> pa.Table:
-        """At most `size` records drawn uniformly, or all: a table of `code_tables.images_schema`.
-
-        Units are read twice, to count and to encode: encoding takes far longer than reading.
-        """
-        size = sys.maxsize if size is None else size
-        rng = np.random.default_rng(seed)
-        units, counts = _count(self.units, self.options, ENOUGH * size, rng)
-        total = sum(counts)
-        drawn = np.zeros(total, bool)
-        drawn[rng.choice(total, min(size, total), replace=False)] = True
-        return self._encode(self._at(units, counts, drawn))
-
-    def find(self, ids: Collection[str]) -> pa.Table:
-        """The records of some ids: a table of `code_tables.images_schema`; of several with one id, the first."""
-        return self._encode(self._listed(set(ids)))
-
-    def _at(self, units: Sequence[WorkUnit], counts: Sequence[int], drawn: NDArray[np.bool_]) -> Items:
-        """The items at the places drawn, the items of the units numbered through."""
-        total, taken, first = int(drawn.sum()), 0, 0
-        for unit, count in zip(units, counts, strict=True):
-            own = drawn[first : first + count]
-            first += count
-            if own.any():
-                for item in itertools.compress(read_unit(unit, self.options), own):
-                    taken += 1
-                    self.progress(taken, total)
-                    yield item
-
-    def _listed(self, wanted: set[str]) -> Items:
-        total = len(wanted)
-        for unit in self.units:
-            for item in read_unit(unit, self.options):
-                if not wanted:
-                    return
-                if isinstance(item, Record) and item.image_id in wanted:
-                    wanted.remove(item.image_id)
-                    self.progress(total - len(wanted), total)
-                    yield item
-
-    def _encode(self, items: Items) -> pa.Table:
-        unit = encode_unit(items, self.model)
-        images, dropped = without_duplicates(unit.images, find_duplicates(unit.images['image_id']))
-        rejects = [Reject(**{**row, 'source': Source(**row['source'])}) for row in dropped.to_pylist()]
-        self.rejects.extend([*unit.rejects, *rejects])
-        return images
+    images: Sequence[NDArray[np.uint8]]
+    labels: Mapping[str, LabelLevel]
+    captions: Sequence[str | None]
+    rejects: Sequence[Reject]
+    digest: str
 
 
-def _count(
-    units: Sequence[WorkUnit], options: ReadOptions, enough: int, rng: np.random.Generator
-) -> tuple[list[WorkUnit], list[int]]:
-    """Units in the order given, as many random ones as hold enough records, and how many each holds."""
-    counts: dict[int, int] = {}
-    for i in rng.permutation(len(units)).tolist():
-        if sum(counts.values()) >= enough:
-            break
-        counts[i] = sum(1 for _ in read_unit(units[i], options))
-    return [units[i] for i in sorted(counts)], [counts[i] for i in sorted(counts)]
+def sample_images(
+    units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, resizing: Resizing
+) -> TrainingSample:
+    """Decoded training images with their labels at all levels that any of them has; see `sample_records`."""
+
+    def keep(record: Record) -> tuple[NDArray[np.uint8], Record]:
+        digest = hashlib.sha256(record.data).digest()
+        return decode(record.data, resizing).pixels, dataclasses.replace(record, data=digest)
+
+    kept, rejects = sample_records(units, options, size, seed, keep)
+    levels = dict.fromkeys(level for _, record in kept for level in record.labels)
+    labels = {level: LabelLevel.from_values([r.labels.get(level, ()) for _, r in kept]) for level in levels}
+    known = [[r.image_id, r.data.hex(), sorted(r.labels.items())] for _, r in kept]
+    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return TrainingSample([pixels for pixels, _ in kept], labels, [r.caption for _, r in kept], rejects, digest)

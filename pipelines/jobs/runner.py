@@ -8,26 +8,19 @@ from __future__ import annotations
 import _thread
 import argparse
 import builtins
-import collections
 import contextlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
-from apache_beam.transforms.window import GlobalWindows
-from apache_beam.typehints.decorators import no_annotations
 
 from hashing_model.errors import BuildError, GateError, InputError
 
-NAMESPACE = 'grainhash'  # of the counters
-THREADS = 2  # per step: one computes while the other waits for a file
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
 JOB_SERVER_LOGS = 'FlinkJarJobServer', 'SparkJarJobServer'  # loggers of the lines of those that Beam starts
 WAITING = 'Still waiting for startup of environment'  # it says so every two minutes
@@ -184,71 +177,6 @@ def _stop(result: PipelineResult | None, cause: BaseException) -> None:
     raise JobLostError(f'the job could not be stopped ({problem}) and may be running on: {cause}') from cause
 
 
-def count(**numbers: int) -> None:
-    """Add to the job's counters of these names, from a step."""
-    for name, n in numbers.items():
-        Metrics.counter(NAMESPACE, name).inc(n)
-
-
-def distribute(**numbers: Iterable[int]) -> None:
-    """Add to the job's distributions of these names, from a step."""
-    for name, values in numbers.items():
-        distribution = Metrics.distribution(NAMESPACE, name)
-        for value in values:
-            distribution.update(value)
-
-
-def counters(result: PipelineResult) -> dict[str, int]:
-    """Totals of the counters that the job's steps kept."""
-    totals: dict[str, int] = {}
-    for counter in result.metrics().query()['counters']:
-        if counter.key.metric.namespace == NAMESPACE:
-            name = counter.key.metric.name
-            totals[name] = totals.get(name, 0) + (counter.result or 0)  # portable runners give None for 0
-    return totals
-
-
 def list_values(element: tuple[Any, Iterable[Any]]) -> tuple[Any, list[Any]]:
     """A group with all its values at hand."""
     return element[0], list(element[1])
-
-
-class InThreads(beam.DoFn):
-    """Calls a function of an element, and of side inputs, for THREADS elements of a bundle at once; emits its results.
-
-    For functions that spend their time outside Python's lock. They must not `count`, nor read the values of a
-    GroupByKey before `list_values`: counters, and values that a runner sends on demand, belong to the step's thread.
-    A bundle ends, well or not, only when all its calls have.
-    """
-
-    def __init__(self, function: Callable[..., Iterable[Any]]):
-        self.function = function
-
-    def start_bundle(self) -> None:
-        """Start the threads."""
-        self.pool = ThreadPoolExecutor(THREADS)
-        self.running: collections.deque[Future] = collections.deque()
-
-    @no_annotations  # Beam takes that of `*side_inputs` for the type of all together
-    def process(self, element: Any, *side_inputs: Any) -> Iterator[Any]:
-        """Start the work on an element; the results of an earlier one, if as many as there are threads are at work."""
-        if len(self.running) == THREADS:
-            yield from self._next()
-        self.running.append(self.pool.submit(lambda: list(self.function(element, *side_inputs))))
-
-    def finish_bundle(self) -> Iterator[Any]:
-        """The results that are left."""
-        while self.running:
-            for result in self._next():
-                if isinstance(result, beam.pvalue.TaggedOutput):
-                    yield beam.pvalue.TaggedOutput(result.tag, GlobalWindows.windowed_value(result.value))
-                else:
-                    yield GlobalWindows.windowed_value(result)
-        self.pool.shutdown()
-
-    def _next(self) -> list[Any]:
-        try:
-            return self.running.popleft().result()
-        except BaseException:
-            self.pool.shutdown(cancel_futures=True)  # what fails may be deleted: nobody must write on
-            raise

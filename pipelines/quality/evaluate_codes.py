@@ -1,7 +1,7 @@
 """Which images ask which, out of an index or encoded by a model, and the files that tell how they fared.
 
-What is measured is `hashing_model.evaluation.evaluate`'s business. Images are encoded by `sample_images.py`; neither Beam nor
-TensorFlow is needed here.
+What is measured is `hashing_model.evaluation.evaluate`'s business. Images are encoded by `coded_images.py`; neither
+Beam nor TensorFlow is needed here.
 
 grainhash evaluate --index INDEX --out DIR
 """

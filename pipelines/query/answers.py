@@ -1,6 +1,6 @@
 """The file of answers: its columns, its formats, and the file of rejects beside it.
 
-What stands in it is found by `query_index.py`; `near_duplicates.py` writes its groups so, too.
+What stands in it is found by `job.py`; `near_duplicates.py` writes its groups so, too.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
                                  -> ByPart -> GroupByKey -> Describe, images part by images part
                                  -> GroupByKey -> Render, block by block -> WriteAnswers, one file
 
-What every step counts travels to WriteAnswers, too, and is written beside the answers (`query_stats.py`).
+What every step counts travels to WriteAnswers, too, and is written beside the answers (`stats.py`).
 Files are read by row groups, and only those that can hold an answer. The answers equal an exhaustive search's, ranked
 by (distance, row); see `pipelines/index/layout.py` for why. What holds for all queries at once are ids, codes, bounds
 and radii; matches and answers go in blocks of queries.
@@ -34,11 +34,14 @@ from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import files
 from pipelines.encoding.code_files import read_query_codes
-from pipelines.encoding.encode import encode_unit, load_model
+from pipelines.encoding.encode import encode_unit
+from pipelines.encoding.models import load_model
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.jobs.runner import InThreads, list_values
+from pipelines.jobs.counts import counted, with_counts
+from pipelines.jobs.runner import list_values
+from pipelines.jobs.threads import InThreads
 from pipelines.query.answers import (
     ANSWERS_PER_BLOCK,
     answers_schema,
@@ -49,7 +52,7 @@ from pipelines.query.answers import (
     write_blocks,
     write_rows,
 )
-from pipelines.query.stats import bound_counts, counted, look_counts, radius_counts, with_counts, write_stats
+from pipelines.query.stats import bound_counts, look_counts, radius_counts, write_stats
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
 from pipelines.search.on_demand import bounded
 from pipelines.search.partition_reader import find_texts, read_near, read_rows

@@ -6,8 +6,8 @@
                -> Describe, images part by images part -> GroupByKey -> Render, block by block -> WriteGroups, one file
 
 Two images are in one group if a chain of images leads from one to the other, each within the radius of the next. Exact
-as searches are: two within the radius differ, in some table, in no more bits than that table's radius (`layout.py`).
-Links are joined by one worker, and a group is written by one.
+as searches are: two within the radius differ, in some table, in no more bits than that table's radius (see
+`index/layout.py`). Links are joined by one worker, and a group is written by one.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ from pipelines.index.layout import (
     table_weights,
 )
 from pipelines.index.manifest import Manifest, Partition
-from pipelines.jobs.runner import InThreads, list_values
+from pipelines.jobs.counts import counted, with_counts
+from pipelines.jobs.runner import list_values
+from pipelines.jobs.threads import InThreads
 from pipelines.query.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.query.job import cached_manifest
-from pipelines.query.stats import counted, read_counts, with_counts, write_stats
+from pipelines.query.stats import read_counts, write_stats
 from pipelines.search import kernels
 from pipelines.search.multi_index import number_rows
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning

@@ -1,7 +1,7 @@
 """What a query job did, by the counts of its steps: plan per table, bounds around a first look, what was read.
 
 Counts are data: they travel through the job as everything else does, so that a bundle which ran twice counts once, on
-any runner. The last step of `query_index.py`, and of `near_duplicates.py`, writes them beside the output; the command
+any runner. The last step of `job.py`, and of `near_duplicates.py`, writes them beside the output; the command
 line prints them.
 """
 
@@ -12,40 +12,16 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import files
 from pipelines.index.manifest import Manifest
+from pipelines.jobs.counts import add_counts
 from pipelines.search.partition_reader import Amount
 from pipelines.search.search_plan import SearchPlan
 
-COUNTS = 'counts'  # the output of a step that has its counts
 HEADER = ('table', 'bits', 'weight', 'probed', 'scanned', 'radius', 'expected rows', 'look', 'files', 'rows', 'MB')
-
-
-def counted(**numbers: int) -> beam.pvalue.TaggedOutput:
-    """What a step counted, by name, as an element of its output COUNTS."""
-    return beam.pvalue.TaggedOutput(COUNTS, numbers)
-
-
-def with_counts(step: beam.ParDo) -> beam.PTransform:
-    """A step with two outputs: its results, and COUNTS."""
-    return step.with_outputs(COUNTS, main='results')
-
-
-def add_counts(several: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sum by name.
-
-    >>> add_counts([{'rows_read': 2, 'answers': 1}, {'rows_read': 3}])
-    {'rows_read': 5, 'answers': 1}
-    """
-    totals: dict[str, int] = {}
-    for numbers in several:
-        for name, n in numbers.items():
-            totals[name] = totals.get(name, 0) + n
-    return totals
 
 
 def read_counts(read: Amount) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """A gallery in one HTML file: each query beside its answers at each granularity, with their distances.
 
-Looks and structure are in `report.html` and `report.css`; what fills them is here. The page loads nothing and
+Looks and structure are in `gallery.html` and `gallery.css`; what fills them is here. The page loads nothing and
 runs no script: pictures are thumbnails inside the file, each once. Searching, and fetching the pictures' bytes,
 is the caller's.
 """
@@ -24,7 +24,7 @@ from pipelines.records import Labels
 
 THUMBNAIL_PIXELS = 160
 THUMBNAIL_BYTES = 20 * 1024
-SEGMENT_COLORS = 6  # how many .s0, .s1, ... report.css has
+SEGMENT_COLORS = 6  # how many .s0, .s1, ... gallery.css has
 
 MEANINGS = {
     'coarse': 'same kind of thing',
@@ -125,14 +125,14 @@ def render(
     """
     page = _Page(segments, label_level_of or {})
     cards = [page.card(number, gallery) for number, gallery in enumerate(galleries, 1)]
-    return string.Template(_resource('report.html')).substitute(
+    return string.Template(_resource('gallery.html')).substitute(
         title=_text(title),
         intro=f'<p class="intro" dir="auto">{_text(intro)}</p>' if intro else '',
         facts=_facts(facts),
         legend=_legend(segments, made_of or {}),
         contents=page.contents(galleries),
         galleries='\n'.join(cards) or '<p class="none">no queries</p>',
-        style=_resource('report.css'),
+        style=_resource('gallery.css'),
         pictures=page.album.css(),
     )
 

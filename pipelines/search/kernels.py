@@ -1,8 +1,8 @@
 """The inner loops of exact search, compiled by numba: popcount, key probes, scans and bounded top-k.
 
 All codes are uint64 words (`hashing_model.codes.bits.to_words`); masks say which bits count and how much. The loops
-release the GIL, and are cached on disk where that can be written. They know neither files nor profiles: `plan.py`
-prepares their arguments.
+release the GIL, and are cached on disk where that can be written. They know neither files nor profiles:
+`search_plan.py` prepares their arguments.
 
 numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers
 in `multi_index.py` and `near_pairs.py` go on with what they have compiled.

@@ -1,6 +1,6 @@
 """All code tables of an index in memory, and exact search in them by `multi_index.py`: no files, no ids, no Beam.
 
-`LocalIndex` (`search.py`) fills them from a version's files; `MemoryTables.from_codes` takes bare codes.
+`LocalIndex` (`local_index.py`) fills them from a version's files; `MemoryTables.from_codes` takes bare codes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Exact search of a version that need not fit in memory: reads the row groups that can hold an answer, file by file.
 
-Local or in a bucket, without Beam. `query_index.py` makes the same looks as a Beam job, for many queries.
+Local or in a bucket, without Beam. `query/job.py` makes the same looks as a Beam job, for many queries.
 """
 
 from __future__ import annotations

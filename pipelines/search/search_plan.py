@@ -1,6 +1,6 @@
 """The plan of a batch of queries: which distances, bounds and radii make their answers exact, and what it finds.
 
-`LocalIndex` (`search.py`) and the query job (`pipelines/query/job.py`) run the same plans.
+`LocalIndex` (`local_index.py`) and the query job (`pipelines/query/job.py`) run the same plans.
 """
 
 from __future__ import annotations

@@ -29,11 +29,12 @@ from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
 from hashing_model.model import MODEL_FILE, MODEL_FILES, HashModel
 from pipelines import files
-from pipelines.encoding.encode import BATCH_SIZE, check_backbone, decoded_batches, load_model, sort_batch
+from pipelines.encoding.encode import BATCH_SIZE, decoded_batches, sort_batch
 from pipelines.encoding.ids import id_hashes
+from pipelines.encoding.models import check_backbone, load_model
 from pipelines.index import versions
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.jobs.runner import count
+from pipelines.jobs.counts import count
 from pipelines.records import Record, Reject
 
 SAMPLE_ROWS = 4096  # pictures on which the balance of the bits is measured

@@ -21,13 +21,13 @@ import apache_beam as beam
 import numpy as np
 
 from hashing_model.errors import BuildError
-from hashing_model.model import Extractor
+from hashing_model.features.extractor import Extractor
 from hashing_model.training.feature_key import FeatureKey, check_weights, extract_views
 from pipelines import files
-from pipelines.build.base import library_versions
 from pipelines.encoding.encode import decoded_batches, digest_of, rejects_table, sort_batch
+from pipelines.encoding.models import library_versions
 from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
-from pipelines.jobs.runner import count
+from pipelines.jobs.counts import count
 from pipelines.records import Record, Reject
 from pipelines.training.feature_cache import (
     Cache,

@@ -1,122 +1,24 @@
-"""Training images out of shards: a uniform sample of records, for `hashing_model.training.fit.fit`; and what to tell of a fit.
-
-grainhash train --images PATTERN... --model DIR
-"""
+"""How far a training is, and what to tell of it when it has ended."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import rich.progress
-from numpy.typing import NDArray
 from rich.console import Console
 
-from hashing_model.images.decode import ImageError, Resizing, decode
-from hashing_model.labels import LabelLevel
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
 from pipelines import files
-from pipelines.inputs.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
-from pipelines.records import Record, Reject
+from pipelines.records import Reject
 from pipelines.reports import plots
 
-T = TypeVar('T')
 TRAINING_FILE = 'training.json'
 CURVES_FILE = 'training.png'
-MAX_UNITS = 64  # a sample reads no more of a large catalogue than this many of its units hold
-
-
-def sample_records(
-    units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, keep: Callable[[Record], T]
-) -> tuple[list[T], list[Reject]]:
-    """What to keep of at most `size` records drawn uniformly from those of `draw_units`.
-
-    Reservoir sampling (Vitter 1985, algorithm R): every record read is as likely to stay as any other.
-
-    Args:
-        units, options: see `read_unit`.
-        size: how many to draw.
-        seed: of the draw.
-        keep: called for the records that enter the reservoir, so that not all bytes are held; one for which it raises
-            ImageError is not drawn.
-
-    Returns:
-        What was kept, and what could not be read or decoded.
-    """
-    rng = np.random.default_rng(seed)
-    kept: list[T] = []
-    rejects: list[Reject] = []
-    seen = 0
-    for item in (item for unit in draw_units(units, rng) for item in read_unit(unit, options)):
-        if isinstance(item, Reject):
-            rejects.append(item)
-            continue
-        place = len(kept) if len(kept) < size else int(rng.integers(seen + 1))
-        if place < size:
-            try:
-                kept[place : place + 1] = [keep(item)]
-            except ImageError as e:
-                rejects.append(Reject(item.source, e.reason, e.detail, item.image_id))
-                continue
-        seen += 1
-    return kept, rejects
-
-
-def draw_units(units: Sequence[WorkUnit], rng: np.random.Generator) -> list[WorkUnit]:
-    """The units to sample, in random order: all, or as much as MAX_UNITS of them hold, where there are more.
-
-    That much is drawn from image files and from row groups of Parquet one by one, since catalogues are often sorted by
-    class; whole tar and TFRecord shards, which have no beginning in the middle, are drawn as they are.
-    """
-    pieces = list(units)
-    if len(units) > MAX_UNITS:
-        pieces = [piece for unit in units for piece in _pieces(unit)]
-    drawn = rng.permutation(len(pieces))[: round(len(pieces) * min(1, MAX_UNITS / max(len(units), 1)))]
-    return [pieces[i] for i in drawn]
-
-
-def _pieces(unit: WorkUnit) -> list[WorkUnit]:
-    if unit.format == FILES:
-        return [dataclasses.replace(unit, paths=(path,)) for path in unit.paths]
-    if unit.format == PARQUET and unit.row_groups:
-        return [dataclasses.replace(unit, row_groups=(group, group + 1)) for group in range(*unit.row_groups)]
-    return [unit]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Training images: pixels uint8 [size, size, 3] each, labels by level, captions, and what could not be used.
-
-    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
-    """
-
-    images: Sequence[NDArray[np.uint8]]
-    labels: Mapping[str, LabelLevel]
-    captions: Sequence[str | None]
-    rejects: Sequence[Reject]
-    digest: str
-
-
-def sample_images(units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, resizing: Resizing) -> Sample:
-    """Decoded training images with their labels at all levels that any of them has; see `sample_records`."""
-
-    def keep(record: Record) -> tuple[NDArray[np.uint8], Record]:
-        digest = hashlib.sha256(record.data).digest()
-        return decode(record.data, resizing).pixels, dataclasses.replace(record, data=digest)
-
-    kept, rejects = sample_records(units, options, size, seed, keep)
-    levels = dict.fromkeys(level for _, record in kept for level in record.labels)
-    labels = {level: LabelLevel.from_values([r.labels.get(level, ()) for _, r in kept]) for level in levels}
-    known = [[r.image_id, r.data.hex(), sorted(r.labels.items())] for _, r in kept]
-    digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-    return Sample([pixels for pixels, _ in kept], labels, [r.caption for _, r in kept], rejects, digest)
 
 
 class TrainingLog:

@@ -1,0 +1,1 @@
+"""Exact image search with binary codes, rebuilt by batch jobs."""

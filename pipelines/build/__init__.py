@@ -1,0 +1,1 @@
+"""`grainhash build`: the job that makes a version of an index."""

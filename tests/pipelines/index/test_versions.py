@@ -1,0 +1,87 @@
+"""Versions of an index: their ids and paths, and which one is served."""
+
+import re
+
+import pytest
+
+from hashing_model.errors import InputError
+from pipelines.index import versions
+from pipelines.index.versions import check_index_folder, current_version, new_version_id, publish, read_manifest
+from tests.pipelines.index.test_manifest import small_manifest
+
+
+def write_version(index, version, **changes):
+    manifest = small_manifest(version=version, **changes)
+    folder = index / 'versions' / version
+    folder.mkdir(parents=True)
+    (folder / 'manifest.json').write_bytes(manifest.dumps())
+    return manifest
+
+
+def test_ids_sort_by_time_and_do_not_repeat():
+    ids = [new_version_id() for _ in range(50)]
+    assert len(set(ids)) == 50
+    assert all(re.fullmatch(r'20\d{6}T\d{6}Z-[0-9a-f]{6}', i) for i in ids)
+    seconds = [i.partition('-')[0] for i in ids]
+    assert seconds == sorted(seconds)
+
+
+def test_paths_are_those_of_the_design():
+    assert versions.version_folder('gs://bucket/index', 'v') == 'gs://bucket/index/versions/v'
+    assert versions.images_path(12) == 'images/part-00012.parquet'
+    assert versions.rejects_path(123456) == 'rejects/part-123456.parquet'
+    assert versions.codes_path(0, '0110', 3) == 'codes/table=0/prefix=0110/part-3.parquet'
+
+
+def test_the_version_published_last_is_served(tmp_path):
+    index = str(tmp_path)
+    first, second = (write_version(tmp_path, f'v{i}') for i in (1, 2))
+    publish(index, 'v1')
+    assert (tmp_path / 'CURRENT').read_bytes() == b'v1\n'
+    assert (current_version(index), read_manifest(index)) == ('v1', first)
+    publish(index, 'v2')
+    assert (current_version(index), read_manifest(index)) == ('v2', second)
+    assert read_manifest(index, 'v1') == first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['CURRENT', 'CURRENT.lock', 'versions']
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    index = str(tmp_path)
+    for folder in (index, f'{index}/none'):
+        with pytest.raises(InputError, match=r'is not an index: there is no .*/CURRENT'):
+            read_manifest(folder)
+    (tmp_path / 'versions' / 'v1').mkdir(parents=True)
+    with pytest.raises(InputError, match=r'has no finished version: there is no .*/CURRENT'):
+        read_manifest(index)
+    (tmp_path / 'CURRENT').write_bytes(b'v1\n')
+    with pytest.raises(InputError, match=r'has no version v1: there is no .*/versions/v1/manifest\.json'):
+        read_manifest(index)
+    with pytest.raises(InputError, match='has no version v7'):
+        read_manifest(index, 'v7')
+    (tmp_path / 'versions' / 'v1' / 'manifest.json').write_bytes(b'{')
+    with pytest.raises(InputError, match=r'versions/v1/manifest\.json is not a manifest'):
+        read_manifest(index)
+
+
+@pytest.mark.parametrize('content', [b'', b'\n', b'\xff\xfe', b'v1\nv2\n'])
+def test_a_damaged_current_is_told(tmp_path, content):
+    write_version(tmp_path, 'v1')
+    (tmp_path / 'CURRENT').write_bytes(content)
+    with pytest.raises(InputError, match='CURRENT'):
+        read_manifest(str(tmp_path))
+
+
+def test_an_index_is_built_into_a_new_or_empty_folder_or_an_index(tmp_path):
+    check_index_folder(str(tmp_path / 'new'))
+    check_index_folder(str(tmp_path))
+    (tmp_path / 'half').mkdir()
+    (tmp_path / 'half' / 'versions').mkdir()
+    (tmp_path / 'half' / 'notes.txt').write_bytes(b'')
+    check_index_folder(str(tmp_path / 'half'))
+    for name in 'dbca':
+        (tmp_path / 'photos').mkdir(exist_ok=True)
+        (tmp_path / 'photos' / name).write_bytes(b'')
+    with pytest.raises(InputError, match='photos is not an index: it holds a, b, c; give a new or empty folder'):
+        check_index_folder(str(tmp_path / 'photos'))
+    with pytest.raises(InputError, match='is a file; give a folder for the index'):
+        check_index_folder(str(tmp_path / 'photos' / 'a'))
