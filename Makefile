@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-fast test-flink lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/grainhash demo --out demo-out
+	$(BIN)/grainhash demo --output demo-out
 
 test: lint
 	$(BIN)/python -m pytest

@@ -233,7 +233,7 @@ def test_evaluating_an_index_loads_neither_tensorflow_nor_beam(tmp_path):
     code = (
         'import sys\n'
         'from pipelines.cli.main import main\n'
-        'assert main(["evaluate", "--index", sys.argv[1], "--out", sys.argv[2]]) == 0\n'
+        'assert main(["evaluate", "--index", sys.argv[1], "--output", sys.argv[2]]) == 0\n'
     )
     found, lines = loaded(code, str(tmp_path / 'index'), str(tmp_path / 'out'))
     assert found == []

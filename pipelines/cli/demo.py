@@ -1,6 +1,6 @@
 """The demo: fit a model on the embedded catalogue, build its index, ask it, show the answers as a gallery.
 
-    grainhash demo --out demo-out
+    grainhash demo --output demo-out
 
 The pictures that ask are another vendor's drawings of the same emoji; none of them is in the index.
 """
@@ -136,7 +136,7 @@ def _clear(out: Path) -> None:
     names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     strange = [name for name in names if name not in ours]
     if strange:
-        raise InputError(f'{out} holds {strange[0]}, which no demo made; give another folder with --out')
+        raise InputError(f'{out} holds {strange[0]}, which no demo made; give another folder with --output')
     for name in names:
         if (out / name).is_dir():
             shutil.rmtree(out / name)

@@ -198,7 +198,7 @@ def _describing(parser: argparse.ArgumentParser) -> None:
 def _features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', nargs='+', required=True, metavar='PATTERN', help=PATTERN_HELP)
     parser.add_argument(
-        '--out', required=True, metavar='DIR', help='folder of the features; what is there already is not made again'
+        '--output', required=True, metavar='DIR', help='folder of the features; what is there already is not made again'
     )
     _describing(parser)
     parser.add_argument(
@@ -217,7 +217,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--images', nargs='+', required=True, metavar='PATTERN', help=f'the catalogue to be indexed: {PATTERN_HELP}'
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder to save the calibrated model in')
+    parser.add_argument('--output', required=True, metavar='DIR', help='folder to save the calibrated model in')
     parser.add_argument(
         '--segments', metavar='NAME,...', help='whose thresholds to move (default: those not learned from labels)'
     )
@@ -236,7 +236,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         metavar='PATTERN',
         help='images that ask; without them a sample of the database asks, each image without itself',
     )
-    parser.add_argument('--out', required=True, metavar='DIR', help='folder for quality.json, split.json and the plots')
+    parser.add_argument(
+        '--output', required=True, metavar='DIR', help='folder for evaluation.json, split.json and the plots'
+    )
     parser.add_argument(
         '--profile',
         action='append',
@@ -442,7 +444,9 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--out', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)')
+    parser.add_argument(
+        '--output', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)'
+    )
     parser.add_argument('--catalogue', metavar='DIR', help="folder of the shards (default: the source tree's)")
 
 

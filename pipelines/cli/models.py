@@ -157,7 +157,7 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     threads = threads_per_worker(beam_options)
     spec, resizing, backbone = code_spec(args), _resizing(args), _backbone(args)
     groups = tuple(make_extractor(spec, resizing, backbone).groups)
-    out = files.absolute(args.out)
+    out = files.absolute(args.output)
     check_cache_folder(out)
     inputs = list_inputs(absolute(args.images))
     units = cut_units(inputs, options)
@@ -172,10 +172,10 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     config = FeaturesConfig(out, key, len(units), options, threads)
     result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
     if result is None:
-        tell(f'{args.out}: {STAGED}')
+        tell(f'{args.output}: {STAGED}')
         return
     reused = counters(result).get('reused', 0)
-    tell(f'{args.out}: {describe(read_manifest(out), reused)}, {time.monotonic() - started:.0f} s')
+    tell(f'{args.output}: {describe(read_manifest(out), reused)}, {time.monotonic() - started:.0f} s')
 
 
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -187,7 +187,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.training.calibration_job import CalibrationConfig, check_out, choose_segments, define_pipeline
 
     beam_options, options = pipeline_options(beam_args), read_options(args)
-    source, out = files.absolute(args.model), files.absolute(args.out)
+    source, out = files.absolute(args.model), files.absolute(args.output)
     model = HashModel.load(local_model(source))
     check_out(out, source)
     segments = choose_segments(model, args.segments)
@@ -197,7 +197,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     threads = threads_per_worker(beam_options)
     config = CalibrationConfig(source, model.fingerprint, out, model.spec, segments, len(units), options, threads)
     if run_pipeline(lambda root: define_pipeline(root, config, units), beam_options) is None:
-        tell(f'{args.out}: {STAGED}')
+        tell(f'{args.output}: {STAGED}')
         return
     made = HashModel.load(local_model(out))
     about = made.training['calibration']
@@ -210,7 +210,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         f'(mean over bits, {about["measured_on"]:,} images)'
     )
     tell(
-        f'{args.out}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
+        f'{args.output}: calibrated on {made.training["calibrated_on"]:,} images, fingerprint {made.fingerprint[:12]} '
         f'(was {model.fingerprint[:12]}), {time.monotonic() - started:.0f} s'
     )
 
@@ -224,7 +224,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
 
     _check_evaluate(args)
     profiles = [parse_pairs(text, '--profile') for text in args.profile or ()]
-    out = files.absolute(args.out)
+    out = files.absolute(args.output)
     check_folder(out)
     split = Split.read(files.absolute(args.split)) if args.split else None
     started, console = time.monotonic(), _stderr()
@@ -240,7 +240,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     if rejects:
         reasons = ', '.join(f'{n:,} {reason}' for reason, n in rejects.items())
         tell(f'{len(given.rejects):,} records could not be used: {reasons}')
-    tell(f'{args.out}: {", ".join(names)} in {time.monotonic() - started:.0f} s')
+    tell(f'{args.output}: {", ".join(names)} in {time.monotonic() - started:.0f} s')
 
 
 def _check_evaluate(args: argparse.Namespace) -> None:

@@ -185,7 +185,7 @@ def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Show all of it on the embedded catalogue."""
     from pipelines.cli.demo import run_demo
 
-    run_demo(Path(args.out), Path(args.catalogue) if args.catalogue else None)
+    run_demo(Path(args.output), Path(args.catalogue) if args.catalogue else None)
 
 
 def absolute(patterns: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 What is measured is `hashing_model.evaluation.evaluate`'s business. Images are encoded by `coded_images.py`; neither
 Beam nor TensorFlow is needed here.
 
-grainhash evaluate --index INDEX --out DIR
+grainhash evaluate --index INDEX --output DIR
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.index.manifest import DataFile, Manifest
 from pipelines.reports.plots import PLOTS
 
 FORMAT_VERSION = 1
-QUALITY_FILE, SPLIT_FILE = 'quality.json', 'split.json'
+EVALUATION_FILE, SPLIT_FILE = 'evaluation.json', 'split.json'
 COLUMNS = ['image_id', 'digest', 'labels', 'code']
 CATALOGUE_SIZES = (1_000_000, 100_000_000)
 MAX_IMAGES, MAX_QUERIES = 100_000, 1_000
@@ -210,11 +210,11 @@ def check_folder(folder: str) -> None:
     strange = [name for name in names if name not in _written()]
     if strange:
         raise InputError(f'{folder} holds {strange[0]}, which no evaluation wrote; give a new or empty folder')
-    files.check_writable(files.join(folder, QUALITY_FILE))
+    files.check_writable(files.join(folder, EVALUATION_FILE))
 
 
 def _written() -> Iterator[str]:
-    yield from (QUALITY_FILE, SPLIT_FILE, *PLOTS)
+    yield from (EVALUATION_FILE, SPLIT_FILE, *PLOTS)
 
 
 def write_results(folder: str, quality: Quality, split: Split, facts: Mapping[str, Any]) -> list[str]:
@@ -223,13 +223,13 @@ def write_results(folder: str, quality: Quality, split: Split, facts: Mapping[st
     Args:
         folder: see `check_folder`.
         quality, split: see `measure`.
-        facts: what else `quality.json` shall tell, such as the model; plain JSON values.
+        facts: what else `evaluation.json` shall tell, such as the model; plain JSON values.
     """
     figures = {'format_version': FORMAT_VERSION, **facts, 'split': split.describe(), **quality.to_json()}
     contents = {
         **{name: image for name, draw in PLOTS.items() if (image := draw(quality)) is not None},
         SPLIT_FILE: _json(dataclasses.asdict(split)),
-        QUALITY_FILE: _json(figures),
+        EVALUATION_FILE: _json(figures),
     }
     for name in _written():
         files.delete_file(files.join(folder, name))

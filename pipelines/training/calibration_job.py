@@ -1,6 +1,6 @@
 """The calibration job: thresholds of a model moved so that every bit splits a catalogue near its middle.
 
-    grainhash calibrate --model DIR --images PATTERN... --out DIR
+    grainhash calibrate --model DIR --images PATTERN... --output DIR
 
     units -> Reshuffle -> SumActivations -> AddTotals -> SaveCalibrated
 

@@ -1,6 +1,6 @@
 """The features job: work units -> feature groups of pictures and their views, in files that trainings read again.
 
-    grainhash features --images PATTERN... --out DIR
+    grainhash features --images PATTERN... --output DIR
 
     units -> Reshuffle -> MakeFeatures    a part of each unit that has none yet
           -> FinishFeatures               counts checked, features.json; parts of other pictures removed

@@ -27,7 +27,7 @@ QUERIES = 404  # pictures of query-twitter-00000
 
 
 def demo(out, *options, timeout=240):
-    return start('demo', '--out', out, *options, timeout=timeout)
+    return start('demo', '--output', out, *options, timeout=timeout)
 
 
 @pytest.fixture(scope='module')

@@ -52,9 +52,9 @@ def made(tmp_path_factory):
 
 
 def evaluated(out, *options):
-    """What `quality.json` tells, read strictly."""
-    succeed('evaluate', *options, '--out', out)
-    return json.loads((out / 'quality.json').read_text(), parse_constant=pytest.fail)
+    """What `evaluation.json` tells, read strictly."""
+    succeed('evaluate', *options, '--output', out)
+    return json.loads((out / 'evaluation.json').read_text(), parse_constant=pytest.fail)
 
 
 def from_images(folder, pattern='[ab].tar'):
@@ -88,7 +88,7 @@ def test_the_files_tell_what_the_pure_function_finds(made, tmp_path):
     assert (value['levels'], value['rejects']) == (['coarse', 'fine', 'item'], {})
     assert [p['name'] for p in value['profiles']] == ['look', 'look=3']
     assert value['profiles'][0]['levels']['coarse']['queries'] > 10
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(['quality.json', 'split.json', *PLOTS])
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(['evaluation.json', 'split.json', *PLOTS])
 
 
 def test_an_index_tells_the_same_as_its_images(made, tmp_path):
@@ -172,7 +172,7 @@ def test_a_split_may_part_one_set_of_images(made, tmp_path):
 )
 def test_what_is_no_split_or_of_other_images_is_refused(made, tmp_path, capsys, content, message):
     (tmp_path / 'split.json').write_text(content)
-    command = ['evaluate', '--index', made / 'index', '--split', tmp_path / 'split.json', '--out', tmp_path / 'out']
+    command = ['evaluate', '--index', made / 'index', '--split', tmp_path / 'split.json', '--output', tmp_path / 'out']
     assert main([str(word) for word in command]) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r'grainhash: error: .*\n', err)
@@ -208,7 +208,7 @@ def test_an_index_without_labels_or_digests_tells_of_its_codes(tmp_path, capsys)
     assert '250 different pictures (50.0% of all images) have one and the same code' in value['warnings']
     assert [c['images'] for c in value['catalogues']] == [500, 10**6, 10**8]
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == [
-        *('bit-balance.png', 'bit-correlation.png', 'quality.json', 'split.json')
+        *('bit-balance.png', 'bit-correlation.png', 'evaluation.json', 'split.json')
     ]
     out, err = capsys.readouterr()
     assert 'what is found' not in out
@@ -261,7 +261,7 @@ def test_a_later_evaluation_replaces_an_earlier_one(made, tmp_path):
 def test_a_folder_with_other_things_is_left_alone(made, tmp_path, capsys):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'thesis.txt').write_text('all of it')
-    assert main(['evaluate', '--index', str(made / 'index'), '--out', str(tmp_path / 'out')]) == 2
+    assert main(['evaluate', '--index', str(made / 'index'), '--output', str(tmp_path / 'out')]) == 2
     assert 'holds thesis.txt, which no evaluation wrote; give a new or empty folder' in capsys.readouterr().err
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['thesis.txt']
 
@@ -298,7 +298,7 @@ def test_queries_for_an_index_of_codes_are_refused(tmp_path, capsys):
     succeed('build', '--codes', codes, '--index', tmp_path / 'index')
     capsys.readouterr()
     query = str(CATALOGUE / TWITTER)
-    command = ['evaluate', '--index', str(tmp_path / 'index'), '--queries', query, '--out', str(tmp_path / 'out')]
+    command = ['evaluate', '--index', str(tmp_path / 'index'), '--queries', query, '--output', str(tmp_path / 'out')]
     assert main(command) == 2
     assert 'has no model to encode --queries with: it was built from codes' in capsys.readouterr().err
     assert not Path(tmp_path / 'out').exists()

@@ -192,7 +192,7 @@ def labelled(tmp_path_factory):
         ),
         (pc.field('caption') == 'x', lambda part, i: False),
     ],
-    ids=str,
+    ids=lambda value: '' if callable(value) else str(value),
 )
 def test_a_condition_keeps_the_images_that_fulfil_it(labelled, where, keeps, opened):
     index, codes = labelled[0][opened], labelled[1]

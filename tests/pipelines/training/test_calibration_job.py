@@ -62,7 +62,7 @@ def lopsided(pictures):
 
 
 def calibrate(images, model, out, *options):
-    succeed('calibrate', '--images', images, '--model', model, '--out', out, *options)
+    succeed('calibrate', '--images', images, '--model', model, '--output', out, *options)
     return HashModel.load(out)
 
 
@@ -216,21 +216,21 @@ def test_places_that_hold_something_else_are_refused(folder, tmp_path, capsys):
         (folder / 'model', tmp_path / 'notes' / 'todo.txt', 'is a file'),
         (tmp_path / 'notes', tmp_path / 'new', 'is not a model'),
     ):
-        assert main(['calibrate', '--images', f'{folder}/shards', '--model', str(model), '--out', str(out)]) == 2
+        assert main(['calibrate', '--images', f'{folder}/shards', '--model', str(model), '--output', str(out)]) == 2
         assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / 'new').exists()
 
 
 def test_a_catalogue_of_bad_records_makes_no_model(folder, tmp_path, capsys):
-    command = ['calibrate', '--images', f'{folder}/shards/bad.tar', '--model', f'{folder}/model', '--out']
+    command = ['calibrate', '--images', f'{folder}/shards/bad.tar', '--model', f'{folder}/model', '--output']
     assert main([*command, f'{tmp_path}/out']) == 1
     assert 'none of 3 records could be read: 1 empty, 2 not_an_image' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 
 def test_a_unit_or_a_record_that_is_lost_fails_the_job(folder, tmp_path, monkeypatch, capsys):
-    command = ['calibrate', '--images', f'{folder}/shards', '--model', f'{folder}/model', '--out', f'{tmp_path}/out']
+    command = ['calibrate', '--images', f'{folder}/shards', '--model', f'{folder}/model', '--output', f'{tmp_path}/out']
     true_sums = calibration_job.sum_unit
     for change, message in (({'units': 0}, '0 of 5 work units'), ({'pictures': 3}, 'records are missing')):
         monkeypatch.setattr(
@@ -261,7 +261,7 @@ def test_what_has_learned_from_labels_is_moved_only_if_named(folder, learned, tm
 
 
 def test_segments_that_are_not_there_and_models_of_labels_alone_are_refused(folder, learned, tmp_path, capsys):
-    command = ['calibrate', '--images', str(folder / 'shards'), '--out', str(tmp_path / 'out'), '--model']
+    command = ['calibrate', '--images', str(folder / 'shards'), '--output', str(tmp_path / 'out'), '--model']
     assert main([*command, str(learned), '--segments', 'look,coarse']) == 2
     assert "no segment 'coarse'; it has fine, look" in capsys.readouterr().err
     model = HashModel.load(learned)
@@ -302,7 +302,7 @@ def test_a_network_of_ones_own_goes_with_the_model(folder, pictures, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_make_the_same_model(folder, tmp_path, options):
-    command = ('calibrate', '--images', folder / 'shards', '--model', folder / 'model', '--out', tmp_path / 'out')
+    command = ('calibrate', '--images', folder / 'shards', '--model', folder / 'model', '--output', tmp_path / 'out')
     done = start(*command, *options)
     assert done.returncode == 0, done.stderr
     assert HashModel.load(tmp_path / 'out').fingerprint == HashModel.load(folder / 'calibrated').fingerprint

@@ -365,7 +365,7 @@ def trained(tmp_path_factory):
     for i in range(4):
         write_tar(folder / 'shards' / f'{i}.tar', tar_members(pictures[15 * i : 15 * i + 15]))
     options = ('--segments', 'coarse=6,look=8', '--input-size', 32, '--views', 2)
-    succeed('features', '--images', folder / 'shards', '--out', folder / 'cache', *options)
+    succeed('features', '--images', folder / 'shards', '--output', folder / 'cache', *options)
     return folder
 
 
@@ -448,11 +448,11 @@ def test_folders_of_other_things_are_refused(trained, tmp_path, capsys):
         (tmp_path / 'notes' / 'todo.txt', 'is a file'),
         (trained / 'cache', 'features of another kind'),
     ):
-        assert main(['features', *images, '--out', str(out)]) == 2
+        assert main(['features', *images, '--output', str(out)]) == 2
         assert message in capsys.readouterr().err
     assert main(['train', '--features', str(tmp_path / 'notes'), '--model', str(tmp_path / 'm')]) == 2
     assert 'holds no finished features' in capsys.readouterr().err
-    assert main(['features', *images, '--out', str(tmp_path / 'new'), '--views', '-1']) == 2
+    assert main(['features', *images, '--output', str(tmp_path / 'new'), '--views', '-1']) == 2
     assert '--views is -1' in capsys.readouterr().err
 
 
@@ -463,7 +463,7 @@ def test_folders_of_other_things_are_refused(trained, tmp_path, capsys):
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_write_the_same_bytes(trained, tmp_path, options):
     wanted = ('--segments', 'coarse=6,look=8', '--input-size', 32, '--views', 2)
-    done = start('features', '--images', trained / 'shards', '--out', tmp_path / 'cache', *wanted, *options)
+    done = start('features', '--images', trained / 'shards', '--output', tmp_path / 'cache', *wanted, *options)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / 'cache') == contents(trained / 'cache')
 
@@ -474,7 +474,7 @@ def test_a_killed_job_keeps_what_it_has_and_goes_on(tmp_path, pictures):
     for i in range(8):
         write_tar(tmp_path / 'shards' / f'{i}.tar', tar_members(pictures))
     images = ('--images', tmp_path / 'shards', '--input-size', 32, '--segments', 'look=8')
-    command = ('features', *images, '--out', tmp_path / 'cache')
+    command = ('features', *images, '--output', tmp_path / 'cache')
     with subprocess.Popen(
         [sys.executable, '-m', 'grainhash', *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE
     ) as job:
