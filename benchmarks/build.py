@@ -26,7 +26,8 @@ from pipelines.cli.main import main as grainhash
 from pipelines.encoding.encode import BATCH_SIZE
 from pipelines.encoding.models import load_model
 from pipelines.index import versions
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record
 
 

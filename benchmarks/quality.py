@@ -46,7 +46,8 @@ from hashing_model.model import HashModel
 from hashing_model.networks.loop import Checkpoint, Progress, Training
 from hashing_model.training.feature_set import FeatureSet, extract
 from hashing_model.training.fit import fit, fit_features, view_seeds
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record
 
 CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'

@@ -25,7 +25,8 @@ from PIL import Image
 from benchmarks.figures import show_rounds
 from pipelines.cli.main import main as grainhash
 from pipelines.index import versions
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record
 
 SHARD_IMAGES = 1000

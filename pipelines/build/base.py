@@ -29,7 +29,8 @@ from pipelines.encoding.models import CODING_LIBRARIES
 from pipelines.index import code_tables, versions
 from pipelines.index.manifest import DataFile, Manifest
 from pipelines.inputs.formats import common, parquet
-from pipelines.inputs.shards import FILES, PARQUET, InputFile, ReadOptions, WorkUnit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import FILES, PARQUET, InputFile, WorkUnit
 from pipelines.records import DUPLICATE_ID, TRANSIENT
 
 READ_AT_ONCE = 1 << 20

@@ -11,7 +11,7 @@ from pipelines import files
 from pipelines.index import versions
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile
-from pipelines.inputs.shards import ReadOptions
+from pipelines.inputs.options import ReadOptions
 from pipelines.quality.gate import Limits
 
 PARTITION_ROWS = 2_000_000

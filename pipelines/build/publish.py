@@ -29,7 +29,7 @@ from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.index.prune import prune_behind
 from pipelines.quality.gate import enforce, judge
-from pipelines.records import DUPLICATE_ID
+from pipelines.records import Tally
 from pipelines.search.search_plan import selectivity
 
 log = logging.getLogger(__name__)
@@ -177,23 +177,22 @@ def check_version(manifest: Manifest, folder: str) -> None:
 
 
 def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:
-    """The build's counters: records read = indexed + rejected + duplicates, or BuildError."""
+    """The manifest's counters of a build whose units are all finished.
+
+    Raises:
+        BuildError: a unit or records are missing, or nothing was indexed.
+    """
     if [p.number for p in parts] != list(range(units)):
         raise BuildError(f'{len(parts)} of {units} work units were finished')
     reasons = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
-    duplicates = reasons.pop(DUPLICATE_ID, 0)
-    counters = {
-        'records_read': sum(p.records_read for p in parts),
-        'indexed': sum(p.images.rows for p in parts),
-        'rejected': sum(reasons.values()),
-        'duplicates': duplicates,
+    tally = Tally.of(sum(p.records_read for p in parts), sum(p.images.rows for p in parts), reasons).check()
+    return {
+        'records_read': tally.read,
+        'indexed': tally.used,
+        'rejected': tally.rejected,
+        'duplicates': tally.duplicates,
+        'reasons': dict(tally.reasons),
     }
-    if counters['records_read'] != counters['indexed'] + counters['rejected'] + counters['duplicates']:
-        raise BuildError('records are missing: ' + ', '.join(f'{name} {n}' for name, n in counters.items()))
-    if not counters['indexed']:
-        why = ', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items())) or 'there was none'
-        raise BuildError(f'none of {counters["records_read"]} records could be indexed: {why}')
-    return {**counters, 'reasons': dict(sorted(reasons.items()))}
 
 
 def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64] | int) -> dict[str, Any]:

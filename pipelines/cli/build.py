@@ -20,7 +20,8 @@ from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
     from pipelines.build.base import Base
-    from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.inputs.options import ReadOptions
+    from pipelines.inputs.shards import InputFile, WorkUnit
     from pipelines.quality.gate import Limits
 
 DISCARD_AGAIN = (1, 3, 0)  # seconds after each attempt that fails

@@ -25,7 +25,8 @@ from hashing_model.model import HashModel
 from pipelines.cli import main as command_line
 from pipelines.encoding.encode import encode_unit
 from pipelines.index.code_tables import codes_from_arrow
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record
 from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, write_report
 from pipelines.search.local_index import LocalIndex, SearchResult

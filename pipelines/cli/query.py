@@ -22,7 +22,8 @@ from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 
 if TYPE_CHECKING:
-    from pipelines.inputs.shards import ReadOptions, WorkUnit
+    from pipelines.inputs.options import ReadOptions
+    from pipelines.inputs.shards import WorkUnit
 
 READING_OPTIONS = ('labels', 'labels_from', 'image_field', 'id_field', 'caption_field')
 STAGED = 'the job is staged; the work is done when someone starts it, as Dataflow does for a template'
@@ -211,7 +212,7 @@ def refuse(args: argparse.Namespace, options: Sequence[str], why: str) -> None:
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
     """Which column, feature or key holds what."""
-    from pipelines.inputs.shards import ReadOptions
+    from pipelines.inputs.options import ReadOptions
 
     labels = tuple(name.strip() for name in (args.labels or '').split(',') if name.strip())
     return ReadOptions(args.image_field, args.id_field, args.caption_field, labels, args.labels_from)

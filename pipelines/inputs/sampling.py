@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from hashing_model.images.decode import ImageError, Resizing, decode
 from hashing_model.labels import LabelLevel
-from pipelines.inputs.shards import FILES, PARQUET, ReadOptions, WorkUnit, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import FILES, PARQUET, WorkUnit, read_unit
 from pipelines.records import Record, Reject
 
 T = TypeVar('T')

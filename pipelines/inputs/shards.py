@@ -22,7 +22,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from hashing_model.errors import InputError
 from pipelines.inputs.formats import common, folder, parquet, tar, tfrecord
-from pipelines.inputs.formats.common import ReadOptions
+from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
 __all__ = ['InputFile', 'ReadOptions', 'WorkUnit', 'cut_units', 'list_inputs', 'list_units', 'read_member', 'read_unit']

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from hashing_model.model import HashModel
 from pipelines.encoding.encode import encode_unit
 from pipelines.encoding.ids import find_duplicates, without_duplicates
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.records import Record, Reject, Source
 
 ENOUGH = 3  # units are looked at in random order until they hold so many times the records wanted

@@ -45,9 +45,18 @@ def check_output(output: str) -> None:
     Raises:
         InputError: another suffix than SUFFIXES, or a place that does not take a file.
     """
+    check_suffix(output)
+    files.check_writable(output)
+
+
+def check_suffix(output: str) -> None:
+    """Refuse an output path whose format nobody knows.
+
+    Raises:
+        InputError: another suffix than SUFFIXES.
+    """
     if not output.endswith(SUFFIXES):
         raise InputError(f'{output} ends neither in .parquet nor in .jsonl')
-    files.check_writable(output)
 
 
 def rejects_path(output: str) -> str:

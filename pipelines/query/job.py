@@ -38,7 +38,8 @@ from pipelines.encoding.encode import encode_unit
 from pipelines.encoding.models import load_model
 from pipelines.index import code_tables, layout, versions
 from pipelines.index.manifest import DataFile, Manifest
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.counts import counted, with_counts
 from pipelines.jobs.runner import list_values
 from pipelines.jobs.threads import InThreads

@@ -333,8 +333,17 @@ def check_limits(
     """The segment weights of a search, if its limits make sense.
 
     Raises:
-        InputError: limits that are no whole numbers, k < 1, a negative radius, neither of both, or a profile that
-            `CodeSpec.weights` refuses.
+        InputError: see `check_k_and_radius`; or a profile that `CodeSpec.weights` refuses.
+    """
+    check_k_and_radius(k, radius)
+    return spec.weights(profile)
+
+
+def check_k_and_radius(k: int | None, radius: int | None) -> None:
+    """Refuse limits of a search that make no sense in any index.
+
+    Raises:
+        InputError: limits that are no whole numbers, k < 1, a negative radius, or neither of both.
     """
     if k is None and radius is None:
         raise InputError('give k, a radius, or both')
@@ -345,7 +354,6 @@ def check_limits(
         raise InputError(f'k is {k}; at least 1 is needed')
     if radius is not None and radius < 0:
         raise InputError(f'the radius is {radius}; it cannot be negative')
-    return spec.weights(profile)
 
 
 def selectivity(codes: NDArray[np.uint8], substring: Substring, queries: int = 256) -> tuple[float, ...]:

@@ -33,9 +33,10 @@ from pipelines.encoding.encode import BATCH_SIZE, decoded_batches, sort_batch
 from pipelines.encoding.ids import id_hashes
 from pipelines.encoding.models import check_backbone, load_model
 from pipelines.index import versions
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.counts import count
-from pipelines.records import Record, Reject
+from pipelines.records import Record, Reject, Tally
 
 SAMPLE_ROWS = 4096  # pictures on which the balance of the bits is measured
 QUANTUM = 2.0**-24  # activations are added as whole multiples of it, so that the order of adding does not matter
@@ -257,16 +258,9 @@ def save_calibrated(totals: Totals, config: CalibrationConfig) -> str:
     Raises:
         BuildError: units or records are missing, or no picture could be read.
     """
-    rejected = totals.reasons.total()
     if totals.units != config.unit_count:
         raise BuildError(f'{totals.units} of {config.unit_count} work units were finished')
-    if totals.records_read != totals.pictures + rejected:
-        raise BuildError(
-            f'records are missing: records_read {totals.records_read}, pictures {totals.pictures}, rejected {rejected}'
-        )
-    if not totals.pictures:
-        why = ', '.join(f'{n} {reason}' for reason, n in sorted(totals.reasons.items())) or 'there was none'
-        raise BuildError(f'none of {totals.records_read} records could be read: {why}')
+    Tally.of(totals.records_read, totals.pictures, totals.reasons).check()
     given = load_model(config.model, config.threads, config.fingerprint)
     check_backbone(given)
     model = calibrate(given, totals, config.segments)

@@ -38,10 +38,11 @@ from hashing_model.training.feature_set import FeatureSet
 from hashing_model.training.fit import choose_method, view_groups
 from pipelines import files
 from pipelines.index.code_tables import LABELS, SOURCE
-from pipelines.records import TRANSIENT, Record
+from pipelines.records import TRANSIENT, Record, Tally
 
 if TYPE_CHECKING:  # they load Beam
-    from pipelines.inputs.shards import InputFile, ReadOptions, WorkUnit
+    from pipelines.inputs.options import ReadOptions
+    from pipelines.inputs.shards import InputFile, WorkUnit
 
 FORMAT_VERSION = 2
 MANIFEST = 'features.json'
@@ -72,6 +73,12 @@ class Cache:
     def rows(self) -> int:
         """How many pictures there are."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the records of all parts."""
+        reasons = sum((collections.Counter(part.reasons) for part in self.parts), collections.Counter())
+        return Tally.of(sum(part.records_read for part in self.parts), self.rows, reasons)
 
 
 def view_path(view: int, name: str) -> str:

@@ -26,7 +26,8 @@ from hashing_model.training.feature_key import FeatureKey, check_weights, extrac
 from pipelines import files
 from pipelines.encoding.encode import decoded_batches, digest_of, rejects_table, sort_batch
 from pipelines.encoding.models import library_versions
-from pipelines.inputs.shards import ReadOptions, WorkUnit, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.counts import count
 from pipelines.records import Record, Reject
 from pipelines.training.feature_cache import (
@@ -161,17 +162,8 @@ def finish_features(_: None, config: FeaturesConfig, parts: Sequence[FeaturePart
     parts = sorted(parts, key=lambda part: part.number)
     if [part.number for part in parts] != list(range(config.unit_count)):
         raise BuildError(f'{len(parts)} of {config.unit_count} work units were finished')
-    reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter())
     cache = Cache(config.folder, config.key, tuple(parts))
-    counters = {
-        'records_read': sum(part.records_read for part in parts),
-        'pictures': cache.rows,
-        'rejected': reasons.total(),
-    }
-    if counters['records_read'] != counters['pictures'] + counters['rejected']:
-        raise BuildError('records are missing: ' + ', '.join(f'{name} {n}' for name, n in counters.items()))
-    if not cache.rows:
-        why = ', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items())) or 'there was none'
-        raise BuildError(f'none of {counters["records_read"]} records could be read: {why}')
-    write_manifest(cache, {**counters, 'reasons': dict(sorted(reasons.items()))}, library_versions())
+    tally = cache.tally.check()
+    counters = {'records_read': tally.read, 'pictures': tally.used, 'rejected': tally.rejected}
+    write_manifest(cache, {**counters, 'reasons': dict(tally.reasons)}, library_versions())
     return cache

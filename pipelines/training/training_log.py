@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from rich.console import Console
 from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
 from pipelines import files
-from pipelines.records import Reject
 from pipelines.reports import plots
 
 TRAINING_FILE = 'training.json'
@@ -74,6 +72,11 @@ class TrainingLog:
                     tf.summary.write(f'{progress.stage}/{name}', tf.constant(value), progress.step, scalar)
 
 
+def console() -> Console:
+    """Standard error, where progress is shown."""
+    return Console(stderr=True)
+
+
 def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Write `training.json`, and `training.png` with the curves if there are any, beside a model."""
     described = {**model.training, 'fingerprint': model.fingerprint, 'history': history}
@@ -107,8 +110,3 @@ def describe_training(model: HashModel) -> list[str]:
 def describe_shares(shares: Mapping[str, float]) -> str:
     """How much each feature group tells in a segment: `45 % top, 33 % high, 22 % mid`."""
     return ', '.join(f'{share:.0%} {name}'.replace('%', ' %') for name, share in shares.items())
-
-
-def describe_rejects(rejects: Iterable[Reject]) -> str:
-    """Rejects by reason, for a message: `3 truncated, 1 empty`."""
-    return ', '.join(f'{n} {reason}' for reason, n in collections.Counter(r.reason for r in rejects).most_common())

@@ -8,7 +8,6 @@ data: an `OSError` names it, so that the runner tries the unit again and an inde
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gzip
 import io
 import zlib
@@ -18,7 +17,6 @@ from typing import IO, Any
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.records import Labels, Record, Reject, Source
 
@@ -34,36 +32,6 @@ MAX_METADATA_BYTES = 4 << 20  # of a json, text or header member of a tar: parse
 
 _GZIP_MAGIC = b'\x1f\x8b'
 _BUFFER_BYTES = 1 << 18
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadOptions:
-    """Which column, key or feature of a shard holds what; None takes the format's usual names.
-
-    Args:
-        image: the image: a Parquet column, a feature of `tf.train.Example`, or a suffix within tar shards.
-        image_id: the id: a column, a feature, or a key of a tar shard's json members.
-        caption: the caption: likewise.
-        labels: label levels, coarse first; each is the column, feature or json key of its name.
-        labels_from: `folders` takes the names of the folders between the pattern's folder and an image file as labels,
-            at the levels that `labels` names, or `coarse` and `fine`.
-
-    Raises:
-        InputError: an unknown `labels_from`, or a label level given twice.
-    """
-
-    image: str | None = None
-    image_id: str | None = None
-    caption: str | None = None
-    labels: tuple[str, ...] = ()
-    labels_from: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, 'labels', tuple(self.labels))
-        if self.labels_from not in (None, 'folders'):
-            raise InputError(f"labels can be taken from 'folders', not from {self.labels_from!r}")
-        if len(set(self.labels)) < len(self.labels):
-            raise InputError(f'label levels repeat: {", ".join(self.labels)}')
 
 
 class BrokenShardError(Exception):

@@ -11,7 +11,7 @@ from apache_beam.io.filesystems import FileSystems
 from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.inputs.formats import common
-from pipelines.inputs.formats.common import ReadOptions
+from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
 LEVELS = ('coarse', 'fine')

@@ -21,7 +21,8 @@ from pyarrow import types
 from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.inputs.formats import common, folder
-from pipelines.inputs.formats.common import BrokenShardError, MetadataError, ReadOptions
+from pipelines.inputs.formats.common import BrokenShardError, MetadataError
+from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
 _IMAGE = ('image', 'jpg', 'png', 'webp', 'img', 'bytes', 'content')

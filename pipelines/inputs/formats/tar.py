@@ -16,7 +16,8 @@ from typing import Any
 
 from pipelines import records
 from pipelines.inputs.formats import common
-from pipelines.inputs.formats.common import MetadataError, ReadOptions
+from pipelines.inputs.formats.common import MetadataError
+from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
 # The key ends at the first dot of the file name, as WebDataset has it. `._x.jpg` (left by macOS) has no key.

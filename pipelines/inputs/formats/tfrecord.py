@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 
 from pipelines import records
 from pipelines.inputs.formats import common
-from pipelines.inputs.formats.common import BrokenShardError, ReadOptions
+from pipelines.inputs.formats.common import BrokenShardError
+from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
 _IMAGE = ('image/encoded', 'image')

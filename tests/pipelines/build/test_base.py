@@ -24,7 +24,8 @@ from pipelines.encoding import models
 from pipelines.encoding.encode import KnownImage
 from pipelines.encoding.ids import count_changes
 from pipelines.index import versions
-from pipelines.inputs.shards import FILES, PARQUET, TAR, InputFile, ReadOptions, WorkUnit, list_units
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import FILES, PARQUET, TAR, InputFile, WorkUnit, list_units
 from pipelines.jobs import blocks
 from tests.helpers.make_index import (
     ORIGIN,

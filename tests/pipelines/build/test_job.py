@@ -623,7 +623,7 @@ def test_a_row_lost_before_encoding_fails_the_build(served, capsys, monkeypatch)
     before = state(served / 'index')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert error_line(capsys) == (
-        'grainhash: error: records are missing: records_read 1000, indexed 998, rejected 0, duplicates 0'
+        'grainhash: error: records are missing: read 1,000, used 998, rejected 0, duplicates 0'
     )
     assert state(served / 'index') == before
 
@@ -645,7 +645,7 @@ def test_a_build_of_nothing_but_rejects_fails_and_the_old_version_stays(served, 
     before = state(served / 'index')
     write_codes(served / 'nameless.parquet', [None, ''], make_codes('uniform', 2, CodeSpec.parse('code=64')))
     assert main(['build', '--codes', f'{served}/nameless.parquet', '--index', f'{served}/index']) == 1
-    assert error_line(capsys) == 'grainhash: error: none of 2 records could be indexed: 2 missing_id'
+    assert error_line(capsys) == 'grainhash: error: none of 2 records could be used: 2 missing_id'
     assert state(served / 'index') == before
 
 

@@ -44,11 +44,11 @@ def test_counters_add_up():
 @pytest.mark.parametrize(
     ('parts', 'message'),
     [
-        ([finished(0, 5, 6)], 'records are missing: records_read 6, indexed 5, rejected 0, duplicates 0'),
-        ([finished(0, 5, 5, empty=1)], 'records_read 5, indexed 5, rejected 1'),
+        ([finished(0, 5, 6)], 'records are missing: read 6, used 5, rejected 0, duplicates 0'),
+        ([finished(0, 5, 5, empty=1)], 'read 5, used 5, rejected 1'),
         ([finished(0, 5, 5, duplicate_id=1)], 'duplicates 1'),
-        ([finished(0, 0, 3, empty=2, duplicate_id=1)], 'none of 3 records could be indexed: 2 empty'),
-        ([finished(0, 0, 0)], 'none of 0 records could be indexed'),
+        ([finished(0, 0, 3, empty=2, duplicate_id=1)], 'none of 3 records could be used: 2 empty'),
+        ([finished(0, 0, 0)], 'none of 0 records could be used'),
         ([], '0 of 1 work units were finished'),
         ([finished(1, 5, 5)], '1 of 1 work units were finished'),
         ([finished(0, 5, 5), finished(0, 5, 5)], '2 of 1 work units were finished'),

@@ -15,7 +15,8 @@ from pipelines.build.metrics_file import HELP, metrics
 from pipelines.build.stats import Stage, Work, read_stats
 from pipelines.build.unit_list import write_inputs, write_unit_list
 from pipelines.index import versions
-from pipelines.inputs.shards import ReadOptions, list_inputs, list_units
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_inputs, list_units
 from pipelines.jobs.counts import counters
 from pipelines.jobs.runner import pipeline_options, run_pipeline
 from tests.helpers.make_index import (

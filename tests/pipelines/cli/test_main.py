@@ -176,7 +176,7 @@ def test_a_build_that_fails_is_exit_code_1_and_leaves_no_file(made, monkeypatch,
     monkeypatch.chdir(made)
     before = everything(made)
     assert main(['build', '--codes', 'no-ids.parquet', '--index', 'new']) == 1
-    assert capsys.readouterr().err == 'grainhash: error: none of 2 records could be indexed: 2 missing_id\n'
+    assert capsys.readouterr().err == 'grainhash: error: none of 2 records could be used: 2 missing_id\n'
     assert {name: content for name, content in everything(made).items() if content is not None} == {
         name: content for name, content in before.items() if content is not None
     }

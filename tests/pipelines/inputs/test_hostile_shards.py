@@ -19,7 +19,8 @@ from pipelines import records
 from pipelines.encoding import encode
 from pipelines.encoding.encode import decoded_batches
 from pipelines.inputs.formats import common
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record, Reject, Source
 from tests.hashing_model.images.test_hostile_images import (
     MOST_MEMORY,

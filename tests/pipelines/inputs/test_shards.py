@@ -19,7 +19,8 @@ from hashing_model.images.decode import Resizing, decode
 from pipelines import records
 from pipelines.inputs import shards
 from pipelines.inputs.formats import common
-from pipelines.inputs.shards import ReadOptions, list_inputs, list_units, read_member, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_inputs, list_units, read_member, read_unit
 from pipelines.records import Record, Reject, Source
 
 

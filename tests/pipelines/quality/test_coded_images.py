@@ -5,7 +5,8 @@ import pytest
 
 from hashing_model.images.decode import decode
 from pipelines.index.code_tables import codes_from_arrow
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.quality import coded_images
 from pipelines.quality.coded_images import ENOUGH, ShardImages
 from tests.hashing_model.training.test_fit import fit_look

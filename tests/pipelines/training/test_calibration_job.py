@@ -17,7 +17,8 @@ from hashing_model.model import HashModel
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
 from pipelines.cli.main import main
-from pipelines.inputs.shards import ReadOptions, list_units, read_unit
+from pipelines.inputs.options import ReadOptions
+from pipelines.inputs.shards import list_units, read_unit
 from pipelines.training import calibration_job
 from pipelines.training.calibration_job import AddTotals, Totals, imbalance, sum_unit
 from tests.helpers.make_index import (
@@ -225,7 +226,7 @@ def test_places_that_hold_something_else_are_refused(folder, tmp_path, capsys):
 def test_a_catalogue_of_bad_records_makes_no_model(folder, tmp_path, capsys):
     command = ['calibrate', '--images', f'{folder}/shards/bad.tar', '--model', f'{folder}/model', '--output']
     assert main([*command, f'{tmp_path}/out']) == 1
-    assert 'none of 3 records could be read: 1 empty, 2 not_an_image' in capsys.readouterr().err
+    assert 'none of 3 records could be used: 2 not_an_image, 1 empty' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 

@@ -28,8 +28,9 @@ from hashing_model.networks.loop import Training
 from hashing_model.training.feature_key import FeatureKey, views_for
 from hashing_model.training.fit import view_seeds
 from pipelines.cli.main import main
+from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.sampling import sample_records
-from pipelines.inputs.shards import ReadOptions, cut_units, list_inputs
+from pipelines.inputs.shards import cut_units, list_inputs
 from pipelines.jobs.counts import counters
 from pipelines.jobs.runner import pipeline_options, run_pipeline
 from pipelines.records import BROKEN_SHARD, Record, Source
@@ -159,7 +160,7 @@ def test_what_cannot_be_read_is_counted_and_listed(shards, tmp_path, pictures, c
 
 def test_nothing_readable_is_no_cache(tmp_path):
     write_tar(tmp_path / 'a.tar', [('z.jpg', b'none at all')])
-    with pytest.raises(BuildError, match='none of 1 records could be read: 1 not_an_image'):
+    with pytest.raises(BuildError, match='none of 1 records could be used: 1 not_an_image'):
         make(tmp_path / 'a.tar', tmp_path / 'cache')
     assert not (tmp_path / 'cache' / 'features.json').exists()
 
@@ -171,7 +172,7 @@ def test_a_record_that_is_lost_fails_the_job(shards, tmp_path, monkeypatch):
 
     write_part = features_job.write_part
     monkeypatch.setattr(features_job, 'write_part', lose_one)
-    with pytest.raises(BuildError, match='records are missing: records_read 30, pictures 27, rejected 0'):
+    with pytest.raises(BuildError, match='records are missing: read 30, used 27'):
         make(shards, tmp_path / 'cache')
 
 

@@ -21,8 +21,9 @@ from hashing_model.model import HashModel
 from hashing_model.networks.loop import Progress
 from pipelines.cli.main import main
 from pipelines.inputs import shards
+from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.sampling import MAX_UNITS, draw_units, sample_images, sample_records
-from pipelines.inputs.shards import ReadOptions, WorkUnit, list_units, read_unit
+from pipelines.inputs.shards import WorkUnit, list_units, read_unit
 from pipelines.records import Record, Reject, Source
 from pipelines.training.training_log import (
     CURVES_FILE,
