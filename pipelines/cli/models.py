@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hashing_model.model import HashModel
     from hashing_model.networks.loop import Training
     from hashing_model.training.fit import History
-    from pipelines.quality.evaluate_codes import Images
+    from pipelines.quality.coded_images import Images
     from pipelines.records import Reject
 
 GRADIENT_STAGES = {'heads', 'fine-tuning'}
@@ -219,7 +219,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Measure how good the codes of an index or of a model are, and write figures and plots."""
     from rich.progress import Progress
 
-    from pipelines.quality.evaluate_codes import Split, check_folder, choose, measure, write_results
+    from pipelines.quality.measure import Split, check_folder, choose, measure, write_results
     from pipelines.reports.quality_table import print_quality
 
     _check_evaluate(args)
@@ -275,13 +275,13 @@ class _Evaluated:
 def _evaluated(args: argparse.Namespace, progress: Progress) -> _Evaluated:
     from hashing_model.model import HashModel
     from pipelines.encoding.models import load_model, local_model
-    from pipelines.quality.evaluate_codes import IndexImages
+    from pipelines.quality.coded_images import IndexImages
 
     rejects: list[Reject] = []
 
     def encoded(patterns: Sequence[str], model: HashModel) -> Images:
         from pipelines.inputs.shards import list_units
-        from pipelines.quality.coded_images import ShardImages
+        from pipelines.quality.shard_images import ShardImages
 
         options = read_options(args)
         units, task = list_units(absolute(patterns), options), progress.add_task('encoding', total=None)

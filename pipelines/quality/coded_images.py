@@ -1,100 +1,58 @@
-"""Images out of shards with their codes: a uniform sample, or those of some ids. For `grainhash evaluate`."""
+"""Images of an index with their codes: some drawn uniformly, or those of some ids. For `grainhash evaluate`.
+
+Those of shards, which have to be encoded, are in `shard_images.py`; neither Beam nor TensorFlow is needed here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
-from hashing_model.model import HashModel
-from pipelines.encoding.encode import encode_unit
-from pipelines.encoding.ids import find_duplicates, without_duplicates
-from pipelines.inputs.options import ReadOptions
-from pipelines.inputs.shards import WorkUnit, read_unit
-from pipelines.records import Record, Reject, Source
+from pipelines.index import code_tables
+from pipelines.index.manifest import DataFile, Manifest
 
-ENOUGH = 3  # units are looked at in random order until they hold so many times the records wanted
+COLUMNS = ['image_id', 'digest', 'labels', 'code']
 
-Items = Iterator[Record | Reject]
+
+class Images(Protocol):
+    """Where images with codes come from; tables have at least COLUMNS."""
+
+    def draw(self, size: int | None, seed: int) -> pa.Table:
+        """At most `size` images drawn uniformly, or all."""
+
+    def find(self, ids: Collection[str]) -> pa.Table:
+        """Those of some ids that are there."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardImages:
-    """The images of shards, encoded as they are asked for; duplicate ids are rejected.
+class IndexImages:
+    """The images of a version of an index, in its folder."""
 
-    Args:
-        units, options: see `read_unit`.
-        model: makes the codes.
-        rejects: what could not be read or decoded is added here.
-        progress: hears how many records were taken, of how many.
-    """
-
-    units: Sequence[WorkUnit]
-    options: ReadOptions
-    model: HashModel
-    rejects: list[Reject]
-    progress: Callable[[int, int], None]
+    folder: str
+    manifest: Manifest
 
     def draw(self, size: int | None, seed: int) -> pa.Table:
-        """At most `size` records drawn uniformly, or all: a table of `code_tables.images_schema`.
-
-        Units are read twice, to count and to encode: encoding takes far longer than reading.
-        """
-        size = sys.maxsize if size is None else size
-        rng = np.random.default_rng(seed)
-        units, counts = _count(self.units, self.options, ENOUGH * size, rng)
-        total = sum(counts)
-        drawn = np.zeros(total, bool)
-        drawn[rng.choice(total, min(size, total), replace=False)] = True
-        return self._encode(self._at(units, counts, drawn))
+        """At most `size` images drawn uniformly over all rows, or all: a table of COLUMNS."""
+        rows = self.manifest.rows
+        drawn = np.sort(np.random.default_rng(seed).choice(rows, min(size or rows, rows), replace=False))
+        firsts = np.cumsum([0, *(file.rows for file in self.manifest.images)])
+        of_part = np.split(drawn, np.searchsorted(drawn, firsts[1:-1]))
+        parts = zip(self.manifest.images, of_part, firsts, strict=False)
+        return pa.concat_tables([self._read(file).take(own - first) for file, own, first in parts if len(own)])
 
     def find(self, ids: Collection[str]) -> pa.Table:
-        """The records of some ids: a table of `code_tables.images_schema`; of several with one id, the first."""
-        return self._encode(self._listed(set(ids)))
+        """The images that have these ids: a table of COLUMNS."""
+        return pa.concat_tables([with_ids(self._read(file), ids) for file in self.manifest.images])
 
-    def _at(self, units: Sequence[WorkUnit], counts: Sequence[int], drawn: NDArray[np.bool_]) -> Items:
-        """The items at the places drawn, the items of the units numbered through."""
-        total, taken, first = int(drawn.sum()), 0, 0
-        for unit, count in zip(units, counts, strict=True):
-            own = drawn[first : first + count]
-            first += count
-            if own.any():
-                for item in itertools.compress(read_unit(unit, self.options), own):
-                    taken += 1
-                    self.progress(taken, total)
-                    yield item
-
-    def _listed(self, wanted: set[str]) -> Items:
-        total = len(wanted)
-        for unit in self.units:
-            for item in read_unit(unit, self.options):
-                if not wanted:
-                    return
-                if isinstance(item, Record) and item.image_id in wanted:
-                    wanted.remove(item.image_id)
-                    self.progress(total - len(wanted), total)
-                    yield item
-
-    def _encode(self, items: Items) -> pa.Table:
-        unit = encode_unit(items, self.model)
-        images, dropped = without_duplicates(unit.images, find_duplicates(unit.images['image_id']))
-        rejects = [Reject(**{**row, 'source': Source(**row['source'])}) for row in dropped.to_pylist()]
-        self.rejects.extend([*unit.rejects, *rejects])
-        return images
+    def _read(self, file: DataFile) -> pa.Table:
+        return code_tables.read_file(self.folder, file, COLUMNS)
 
 
-def _count(
-    units: Sequence[WorkUnit], options: ReadOptions, enough: int, rng: np.random.Generator
-) -> tuple[list[WorkUnit], list[int]]:
-    """Units in the order given, as many random ones as hold enough records, and how many each holds."""
-    counts: dict[int, int] = {}
-    for i in rng.permutation(len(units)).tolist():
-        if sum(counts.values()) >= enough:
-            break
-        counts[i] = sum(1 for _ in read_unit(units[i], options))
-    return [units[i] for i in sorted(counts)], [counts[i] for i in sorted(counts)]
+def with_ids(images: pa.Table, ids: Collection[str]) -> pa.Table:
+    """The rows of a table whose `image_id` is one of some ids, in the table's order."""
+    return images.filter(pc.is_in(images['image_id'], pa.array(list(ids), pa.string())))

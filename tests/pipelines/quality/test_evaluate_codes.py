@@ -14,7 +14,8 @@ from hashing_model.images.decode import decode
 from hashing_model.model import HashModel
 from pipelines.cli.main import main
 from pipelines.index.layout import cut_substrings
-from pipelines.quality.evaluate_codes import COLUMNS, IndexImages, Split, choose, measure
+from pipelines.quality.coded_images import COLUMNS, IndexImages
+from pipelines.quality.measure import Split, choose, measure
 from pipelines.reports.plots import PLOTS
 from tests.hashing_model.training.test_fit import fit_look
 from tests.hashing_model.training.test_fit import pictures as fitting

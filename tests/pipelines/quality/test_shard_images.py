@@ -7,8 +7,8 @@ from hashing_model.images.decode import decode
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import list_units, read_unit
-from pipelines.quality import coded_images
-from pipelines.quality.coded_images import ENOUGH, ShardImages
+from pipelines.quality import shard_images
+from pipelines.quality.shard_images import ENOUGH, ShardImages
 from tests.hashing_model.training.test_fit import fit_look
 from tests.hashing_model.training.test_fit import pictures as fitting
 from tests.helpers.make_index import catalogue_pictures, tar_members, write_tar
@@ -46,7 +46,7 @@ def test_codes_and_labels_are_those_of_the_pictures(shards):
 def test_every_image_is_as_likely_as_any_other(shards, monkeypatch):
     """Chi-square over seeds: samples of 9 look at all 24."""
     folder, model, ids = shards
-    monkeypatch.setattr(coded_images, 'encode_unit', lambda items, _: list(items))
+    monkeypatch.setattr(shard_images, 'encode_unit', lambda items, _: list(items))
     monkeypatch.setattr(ShardImages, '_encode', lambda self, items: [item.image_id for item in items])
     assert ENOUGH * 9 >= COUNT
     images = images_of(folder, model)
@@ -68,7 +68,7 @@ def test_no_more_shards_are_read_than_are_needed(shards, monkeypatch):
         opened.append(unit.number)
         return read_unit(unit, options)
 
-    monkeypatch.setattr(coded_images, 'read_unit', read)
+    monkeypatch.setattr(shard_images, 'read_unit', read)
     assert images_of(folder, model).draw(1, 0).num_rows == 1
     assert 1 <= len(set(opened)) <= 2  # 3 records are enough
 

@@ -1,9 +1,7 @@
-"""Which images ask which, out of an index or encoded by a model, and the files that tell how they fared.
+"""Which coded images ask which, how well they find each other, and the files that tell it.
 
-What is measured is `hashing_model.evaluation.evaluate`'s business. Images are encoded by `coded_images.py`; neither
-Beam nor TensorFlow is needed here.
-
-grainhash evaluate --index INDEX --output DIR
+The figures themselves are computed by `hashing_model.evaluation.evaluate`; `coded_images.py` reads the images of an
+index and `shard_images.py` encodes those of shards. Neither Beam nor TensorFlow is needed here.
 """
 
 from __future__ import annotations
@@ -11,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
@@ -25,12 +22,11 @@ from hashing_model.evaluation.figures import Quality
 from pipelines import files
 from pipelines.index import code_tables
 from pipelines.index.layout import cut_substrings
-from pipelines.index.manifest import DataFile, Manifest
+from pipelines.quality.coded_images import COLUMNS, Images, with_ids
 from pipelines.reports.plots import PLOTS
 
 FORMAT_VERSION = 1
 EVALUATION_FILE, SPLIT_FILE = 'evaluation.json', 'split.json'
-COLUMNS = ['image_id', 'digest', 'labels', 'code']
 CATALOGUE_SIZES = (1_000_000, 100_000_000)
 MAX_IMAGES, MAX_QUERIES = 100_000, 1_000
 
@@ -74,40 +70,6 @@ class Split:
 # Which images
 
 
-class Images(Protocol):
-    """Where images with codes come from; tables have at least COLUMNS."""
-
-    def draw(self, size: int | None, seed: int) -> pa.Table:
-        """At most `size` images drawn uniformly, or all."""
-
-    def find(self, ids: Collection[str]) -> pa.Table:
-        """Those of some ids that are there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexImages:
-    """The images of a version of an index, in its folder."""
-
-    folder: str
-    manifest: Manifest
-
-    def draw(self, size: int | None, seed: int) -> pa.Table:
-        """At most `size` images drawn uniformly over all rows, or all: a table of COLUMNS."""
-        rows = self.manifest.rows
-        drawn = np.sort(np.random.default_rng(seed).choice(rows, min(size or rows, rows), replace=False))
-        firsts = np.cumsum([0, *(file.rows for file in self.manifest.images)])
-        of_part = np.split(drawn, np.searchsorted(drawn, firsts[1:-1]))
-        parts = zip(self.manifest.images, of_part, firsts, strict=False)
-        return pa.concat_tables([self._read(file).take(own - first) for file, own, first in parts if len(own)])
-
-    def find(self, ids: Collection[str]) -> pa.Table:
-        """The images that have these ids: a table of COLUMNS."""
-        return pa.concat_tables([_with_ids(self._read(file), ids) for file in self.manifest.images])
-
-    def _read(self, file: DataFile) -> pa.Table:
-        return code_tables.read_file(self.folder, file, COLUMNS)
-
-
 def choose(
     images: Images,
     asking: Images | None,
@@ -141,17 +103,13 @@ def choose(
 
 
 def _pick(images: pa.Table, ids: Sequence[str], what: str) -> pa.Table:
-    found = _with_ids(images, ids)
+    found = with_ids(images, ids)
     if len(found) < len(ids):
         missing = min(set(ids) - set(found['image_id'].to_pylist()))
         raise InputError(
             f'{len(ids) - len(found):,} of the {len(ids):,} {what} of the split are not there, such as {missing}'
         )
     return found
-
-
-def _with_ids(images: pa.Table, ids: Collection[str]) -> pa.Table:
-    return images.filter(pc.is_in(images['image_id'], pa.array(list(ids), pa.string())))
 
 
 # Measuring
