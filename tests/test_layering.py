@@ -21,7 +21,7 @@ FLOORS = (
     ('hashing_model.heads',),
     ('hashing_model.networks', 'hashing_model.model'),
     ('hashing_model.training',),
-    ('pipelines.files', 'pipelines.records'),
+    ('pipelines.files', 'pipelines.records', 'pipelines.requests'),
     ('pipelines.index', 'pipelines.jobs', 'pipelines.inputs'),
     ('pipelines.search', 'pipelines.reports', 'pipelines.encoding'),
     ('pipelines.query', 'pipelines.quality', 'pipelines.training'),
@@ -46,7 +46,10 @@ PURE = {
 PURE_MAY_IMPORT = {'numpy', 'numba', 'llvmlite', *sys.stdlib_module_names}
 HEAVY = {'tensorflow', 'keras'}
 LATE = {*HEAVY, 'apache_beam'}  # what importing the packages must not load
-NO_BEAM = ('hashing_model', *(f'pipelines.{wing}' for wing in ('files', 'records', 'index', 'search', 'reports')))
+NO_BEAM = (
+    'hashing_model',
+    *(f'pipelines.{wing}' for wing in ('files', 'records', 'requests', 'index', 'search', 'reports')),
+)
 NO_TENSORFLOW = ('pipelines.index', 'pipelines.search')
 
 

@@ -11,7 +11,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from pipelines.cli.main import main, make_parser
+from pipelines.cli.arguments import make_parser
+from pipelines.cli.main import main
 
 
 def command_line(parameters: Sequence[str]) -> list[str]:

@@ -22,9 +22,9 @@ from pipelines.encoding.models import library_versions, local_model
 from pipelines.index import versions
 from pipelines.index.manifest import Manifest
 from pipelines.inputs.options import ReadOptions
-from pipelines.jobs.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, refuse, set_fields
 from pipelines.quality.gate import Limits
 from pipelines.records import Tally
+from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, refuse, set_fields
 
 if TYPE_CHECKING:
     from pipelines.build.base import Base

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.inputs.shards import MAX_UNIT_ROWS
 from pipelines.jobs.blocks import INLINE_BYTES
 from pipelines.jobs.threads import THREADS
+from pipelines.requests import option, set_fields, spec_of
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.
 #
@@ -319,6 +321,31 @@ class ScalePlan:
             expected_candidates(scale, CLUSTER_ROWS),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values: bytes, core-hours, and how many there are of what."""
+        scale = self.scale
+        return {
+            'images': scale.rows,
+            'segments': {segment.name: segment.bits for segment in scale.spec.segments},
+            'units': scale.units,
+            'tables': [
+                {'bits': t.substring.bits, 'partitions': t.partitions, 'files': t.files, 'file_rows': t.file_rows}
+                for t in self.tables
+            ],
+            'table_files': self.table_files,
+            'table_bytes': round(self.table_bytes),
+            'images_bytes': round(images_bytes(scale)),
+            'manifest_bytes': self.manifest_bytes,
+            'stored_bytes': round(self.stored_bytes),
+            'staged_bytes': round(self.staged_bytes),
+            'shuffled_bytes': round(self.shuffled_bytes),
+            'encoding_core_hours': round(self.encoding_hours, 3),
+            'indexing_core_hours': round(self.indexing_hours, 3),
+            'worker_bytes': round(self.worker_bytes),
+            'uniform_candidates': round(self.uniform_candidates, 1),
+            'clustered_candidates': round(self.clustered_candidates, 1),
+        }
+
     @property
     def blocks(self) -> list[Blocks]:
         """Of ids and of every table."""
@@ -389,3 +416,56 @@ class ScalePlan:
         in_run = min(scale.rows, max(RUN_ROWS, scale.rows_per_unit)) * of_run
         base = CODES_WORKER_BYTES if scale.from_codes else IMAGES_WORKER_BYTES
         return base + max(THREADS * sorting, THREADS * self.compared_bytes, THREADS * in_run, reading)
+
+
+# The command
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRequest:
+    """What to plan, before it is built.
+
+    Args:
+        images: how many images, one plan for each.
+        segments: bits per segment, as a code spec or `NAME=BITS,...`; the default ones if None.
+        codes: plan builds from codes, so that no image is encoded.
+        unit_rows: images per shard, or per work unit of large shards; None for as many as builds take.
+        partition_rows: rows a partition file should not exceed.
+        images_per_core_second: what one core encodes; None for what was measured.
+        workers: cores that share the work; None leaves out how long they take.
+        core_hour_price: of a core with its memory, in any currency; None leaves out money.
+
+    Raises:
+        InputError: a number that is not possible.
+    """
+
+    images: int | Sequence[int]
+    segments: str | CodeSpec | None = None
+    codes: bool = False
+    unit_rows: int | None = None
+    partition_rows: int = PARTITION_ROWS
+    images_per_core_second: float | None = None
+    workers: int | None = None
+    core_hour_price: float | None = None
+
+    def __post_init__(self) -> None:
+        set_fields(self, images=(self.images,) if isinstance(self.images, int) else tuple(self.images))
+        if self.codes and self.images_per_core_second:
+            raise InputError('--images-per-core-second does not go with --codes: they are not encoded')
+        for name in ('workers', 'core_hour_price'):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f'{option(name)} is {value:g}; more than 0 is needed')
+        self.scales  # noqa: B018 - raises what is wrong with one
+
+    @property
+    def scales(self) -> list[Scale]:
+        """What is to be built, for each number of images."""
+        spec, rate = spec_of(self.segments), self.images_per_core_second or IMAGES_PER_CORE_SECOND
+        images = [self.images] if isinstance(self.images, int) else self.images
+        return [Scale(rows, spec, self.codes, self.unit_rows, self.partition_rows, rate) for rows in images]
+
+
+def plan(request: PlanRequest) -> list[ScalePlan]:
+    """What indexes of some sizes take to build, to keep and to ask; a plan for each."""
+    return [ScalePlan.of(scale) for scale in request.scales]

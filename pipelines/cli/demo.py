@@ -7,12 +7,14 @@ The pictures that ask are another vendor's drawings of the same emoji; none of t
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +24,21 @@ from rich.table import Table
 from hashing_model.codes.bits import segment_distances
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines.cli import main as command_line
+from pipelines.build.build_index import BuildRequest, build_index
+from pipelines.cli.logs import tell, tell_report
 from pipelines.encoding.encode import encode_unit
 from pipelines.index.code_tables import codes_from_arrow
 from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import list_units, read_unit
+from pipelines.query.query_index import QueryRequest, query_index
 from pipelines.records import Record
 from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, write_report
+from pipelines.requests import option
 from pipelines.search.local_index import LocalIndex, SearchResult
+from pipelines.training.train_model import TrainRequest, train_model
 from pipelines.training.training_log import describe_shares
 
-CATALOGUE = Path(__file__).parents[1] / 'examples' / 'catalogue'
+CATALOGUE = Path(__file__).parents[2] / 'examples' / 'catalogue'
 PROFILES: dict[str, dict[str, int] | None] = {
     'coarse': {'coarse': 1},
     'fine': {'fine': 1},
@@ -53,6 +59,11 @@ The same with your own images (folders, .tar, .tfrecord or .parquet shards, loca
 """
 
 
+def demo(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Show all of it on the embedded catalogue."""
+    run_demo(Path(args.output), Path(args.catalogue) if args.catalogue else None)
+
+
 def run_demo(out: Path, catalogue: Path | None = None) -> None:
     """Everything, into the folder `out`; what an earlier demo left there is replaced.
 
@@ -68,16 +79,18 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     model, index = str(out / 'model'), str(out / 'index')
     answers, of_texts = str(out / 'answers.jsonl'), str(out / 'answers-to-texts.jsonl')
     started = time.monotonic()
-    for command in (
-        ['train', '--images', index_shards, '--model', model, '--input-size', '96', '--views', '1'],
-        ['build', '--images', index_shards, '--model', model, '--index', index, '--partition-rows', '1000'],
-        ['query', '--index', index, '--images', query_shards, '--k', str(ANSWERS), '--output', answers],
-    ):
-        _run(console, command)
+    _show(console, 'train', images=index_shards, model=model, input_size=96, views=1)
+    tell_report(train_model(TrainRequest(images=index_shards, model=model, input_size=96, views=1)), False)
+    _show(console, 'build', index=index, images=index_shards, model=model, partition_rows=1000)
+    request = BuildRequest(index=index, images=index_shards, model=model, partition_rows=1000)
+    tell_report(build_index(request, tell=tell), False)
+    _show(console, 'query', index=index, images=query_shards, k=ANSWERS, output=answers)
+    tell_report(query_index(QueryRequest(index=index, images=query_shards, k=ANSWERS, output=answers)), False)
     fitted = HashModel.load(model)
     texts, codes_of_texts = known_texts(fitted)
     if texts:  # a catalogue of one's own may have none of the words
-        _run(console, ['query', '--index', index, '--text', *TEXTS, '--k', str(ANSWERS), '--output', of_texts])
+        _show(console, 'query', index=index, text=TEXTS, k=ANSWERS, output=of_texts)
+        tell_report(query_index(QueryRequest(index=index, text=TEXTS, k=ANSWERS, output=of_texts)), False)
     records = read_all(query_shards)
     searcher = LocalIndex.open(index)
     codes = encode(records, fitted)
@@ -116,11 +129,12 @@ INTRO = (
 )
 
 
-def _run(console: Console, command: Sequence[str]) -> None:
-    console.print(f'$ grainhash {shlex.join(command)}', style='bold', soft_wrap=True)
-    code = command_line.main(command)
-    if code:
-        raise SystemExit(code)
+def _show(console: Console, command: str, **options: Any) -> None:
+    """Print the command that does what comes next."""
+    words = ['grainhash', command]
+    for name, value in options.items():
+        words += [option(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    console.print(f'$ {shlex.join(words)}', style='bold', soft_wrap=True)
 
 
 def _clear(out: Path) -> None:

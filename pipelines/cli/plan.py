@@ -1,15 +1,19 @@
-"""Scale plans as a table with a column for each, and what is in their way: `grainhash plan`."""
+"""`grainhash plan`: scale plans as a table with a column for each, and what is in their way."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from hashing_model.codes.spec import CodeSpec, Segment
+from pipelines.build import scale
 from pipelines.build.id_buckets import BUCKETS
-from pipelines.build.scale import NEIGHBOURS, QUERIES, ScalePlan, images_bytes
+from pipelines.build.scale import NEIGHBOURS, QUERIES, PlanRequest, ScalePlan, images_bytes
 from pipelines.index.layout import HISTOGRAM_BITS
 from pipelines.reports.units import describe_count, describe_hours, describe_size
 
@@ -17,6 +21,25 @@ from pipelines.reports.units import describe_count, describe_hours, describe_siz
 MANY_BLOCKS = 1e8
 MANY_FILES = 1e6
 BUCKET_BYTES = 0.5e9
+
+
+def plan(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Print what indexes of some sizes take."""
+    request = PlanRequest(
+        images=args.images,
+        segments=args.segments if args.bits is None else CodeSpec((Segment('code', args.bits),)),
+        codes=args.codes,
+        unit_rows=args.unit_rows,
+        partition_rows=args.partition_rows,
+        images_per_core_second=args.images_per_core_second,
+        workers=args.workers,
+        core_hour_price=args.core_hour_price,
+    )
+    plans = scale.plan(request)
+    if args.json:
+        print(json.dumps([p.to_json() for p in plans], indent=1))
+    else:
+        print_plans(plans, args.workers, args.core_hour_price)
 
 
 def print_plans(plans: Sequence[ScalePlan], workers: int | None = None, price: float | None = None) -> None:

@@ -1,100 +1,84 @@
-"""What the commands about versions do: list, promote, roll back, prune, verify. They load neither Beam nor TensorFlow.
-
-As in `commands.py`, each function takes the parsed arguments, and nothing here computes.
-"""
+"""`grainhash inspect`, `versions`, `promote`, `rollback`, `prune`, `verify`: they load neither Beam nor TensorFlow."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
+from typing import Any
 
 from hashing_model.errors import BuildError, InputError
 from pipelines import files
-from pipelines.cli.query import tell
+from pipelines.cli.logs import tell, tell_report
+from pipelines.index import maintenance
 from pipelines.index import versions as index_versions
+from pipelines.reports.units import describe_size
+
+
+def inspect(args: argparse.Namespace, _: Sequence[str]) -> None:
+    """Print what a version holds."""
+    from pipelines.index.summary import summarize
+    from pipelines.reports.index_table import print_summary
+
+    summary = summarize(index_versions.read_manifest(files.absolute(args.index), args.version))
+    _print_json(summary) if args.json else print_summary(summary)
 
 
 def versions(args: argparse.Namespace, _: Sequence[str]) -> None:
-    """Print the versions of an index, as a table or as JSON."""
+    """Print the versions of an index."""
     from pipelines.index.summary import summarize_versions
     from pipelines.reports.index_table import print_versions
 
     index = files.absolute(args.index)
-    found = index_versions.list_versions(index)
-    rows = summarize_versions(found, _served(index))
-    if args.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        print_versions(rows)
+    rows = summarize_versions(index_versions.list_versions(index), _served(index))
+    _print_json(rows) if args.json else print_versions(rows)
 
 
 def promote(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Make a finished version the served one."""
-    index = files.absolute(args.index)
-    believed = index_versions.look(index)
-    index_versions.read_manifest(index, args.version)
-    _serve(args.index, index, args.version, believed)
+    tell_report(maintenance.promote_version(args.index, args.version), args.json)
 
 
 def rollback(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Serve the newest finished version that is older than the served one."""
-    index = files.absolute(args.index)
-    believed = index_versions.look(index)
-    served = index_versions.current_version(index)
-    version = index_versions.version_before(index_versions.list_versions(index), served)
-    if version is None:
-        raise InputError(f'{args.index} has no finished version older than {served}, which is served')
-    _serve(args.index, index, version, believed)
+    tell_report(maintenance.roll_back(args.index), args.json)
 
 
 def prune(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Remove old versions and left-overs of dead builds."""
-    from pipelines.index.prune import prune
-    from pipelines.reports.units import describe_size
-
-    if args.older_than < 0:
-        raise InputError(f'--older-than is {args.older_than:g}; 0 or more hours are possible')
-    removed = prune(files.absolute(args.index), args.keep, time.time() - args.older_than * 3600)
-    for kind, names in (('version', removed.finished), ('dead build', removed.dead), ('left-over', removed.files)):
-        for name in names:
-            print(f'removed {kind} {name}')
+    report = maintenance.prune_index(args.index, args.keep, args.older_than)
+    if args.json:
+        tell_report(report, True)
+        return
+    for line in report.lines():
+        print(line)
     tell(
-        f'{args.index}: {len(removed.finished)} old versions, {len(removed.dead)} dead builds and '
-        f'{len(removed.files)} other left-over files removed, {describe_size(removed.bytes)}'
+        f'{args.index}: {len(report.finished):,} old versions, {len(report.dead):,} dead builds and '
+        f'{len(report.left_over):,} other left-over files removed, {describe_size(report.bytes)}'
     )
 
 
 def verify(args: argparse.Namespace, _: Sequence[str]) -> None:
-    """Compare a version with its manifest; a line on standard output for everything that is wrong."""
-    from pipelines.index.verify import verify
-    from pipelines.reports.units import describe_size
+    """Compare a version with its manifest; a line on standard output for everything that is wrong.
 
-    started, index = time.monotonic(), files.absolute(args.index)
-    version = index_versions.current_version(index) if args.version is None else args.version
-    folder = index_versions.version_folder(index, version)
-    try:
-        manifest = index_versions.read_manifest(index, version)
-        lines = verify(folder, manifest)
-    except InputError as e:
-        if not files.exists(files.join(folder, index_versions.MANIFEST_PATH)):
-            raise
-        lines = iter([str(e)])
-    problems = 0
-    for line in lines:
-        print(line, flush=True)
-        problems += 1
-    if problems:
-        raise BuildError(f'{args.index}: version {version} is not as it was built: {problems} problems')
-    listed = manifest.all_files
+    Raises:
+        BuildError: something is wrong.
+    """
+    report = maintenance.verify_index(args.index, args.version, None if args.json else _print_at_once)
+    if args.json:
+        tell_report(report, True)
+    if report.problems:
+        many = f'{len(report.problems):,} problems'
+        raise BuildError(f'{args.index}: version {report.version} is not as it was built: {many}')
     tell(
-        f'{args.index}: version {version} is whole: {manifest.rows:,} images, {len(listed):,} files, '
-        f'{describe_size(sum(file.bytes for file in listed))}, {time.monotonic() - started:.0f} s'
+        f'{args.index}: version {report.version} is whole: {report.rows:,} images, {report.files:,} files, '
+        f'{describe_size(report.bytes)}, {report.seconds:.0f} s'
     )
-    unsigned = sum(file.digest is None for file in listed)
-    if unsigned:
-        tell(f'{unsigned:,} files have no digest in this older manifest: sizes and codes were checked, not every byte')
+    if report.without_digest:
+        tell(
+            f'{report.without_digest:,} files have no digest in this older manifest: sizes and codes were checked, not '
+            'every byte'
+        )
 
 
 def _served(index: str) -> str | None:
@@ -105,9 +89,9 @@ def _served(index: str) -> str | None:
         return None
 
 
-def _serve(name: str, index: str, version: str, believed: index_versions.Current) -> None:
-    index_versions.publish(index, version, believed)
-    if believed.text == version:
-        tell(f'{name}: serves {version} already')
-    else:
-        tell(f'{name}: serves {version} now; it was {believed.text or "none"}')
+def _print_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptio
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from hashing_model.errors import BuildError, GateError, InputError
+from pipelines.requests import UnknownOptionError
 
 LOCAL_RUNNER = 'FnApiRunner'  # DirectRunner would first look for a binary to download
 JOB_SERVER_LOGS = 'FlinkJarJobServer', 'SparkJarJobServer'  # loggers of the lines of those that Beam starts
@@ -56,7 +57,7 @@ def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
         group._add_argparse_args(parser)
     known, unknown = parser.parse_known_args(list(beam_args))
     if unknown:
-        raise InputError(f'unknown option {unknown[0]}: neither grainhash nor Beam has it')
+        raise UnknownOptionError(unknown[0], 'neither grainhash nor Beam has it')
     return PipelineOptions([*beam_args, *([] if known.runner else [f'--runner={LOCAL_RUNNER}'])])
 
 

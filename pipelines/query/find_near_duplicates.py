@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from pipelines import files
 from pipelines.index import versions
-from pipelines.jobs.requests import STAGED, Report, Tell, set_fields, weights_of
 from pipelines.query.answers import check_output, check_suffix
+from pipelines.requests import STAGED, Report, Tell, set_fields, weights_of
 from pipelines.search.search_plan import Metric, check_k_and_radius, check_limits
 
 

@@ -20,8 +20,8 @@ from pipelines.index import versions
 from pipelines.index.layout import table_weights
 from pipelines.index.manifest import Manifest
 from pipelines.inputs.options import ReadOptions
-from pipelines.jobs.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, weights_of
 from pipelines.query.answers import check_output, check_suffix, rejects_path
+from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, weights_of
 from pipelines.search.search_plan import check_k_and_radius, check_limits
 
 if TYPE_CHECKING:

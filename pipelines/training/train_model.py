@@ -22,8 +22,8 @@ from hashing_model.networks.loop import Checkpoint, Training
 from pipelines import files
 from pipelines.encoding.models import local_model
 from pipelines.inputs.options import ReadOptions
-from pipelines.jobs.requests import STAGED, Paths, Report, Tell, check_one_of, option, paths_of, set_fields, spec_of
 from pipelines.records import Tally, describe_reasons
+from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, option, paths_of, set_fields, spec_of
 
 if TYPE_CHECKING:
     from hashing_model.training.fit import History

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hashing_model.codes.spec import CodeSpec
-from pipelines.cli.main import make_parser
+from pipelines.cli.arguments import make_parser
 from pipelines.jobs.runner import pipeline_options
 from tests.helpers.make_index import ROOT, build_by_hand, make_codes
 

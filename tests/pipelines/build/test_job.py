@@ -690,7 +690,7 @@ def test_a_read_only_index_is_refused_before_any_work(served, capsys):
 def test_a_disk_that_fails_during_the_build_leaves_the_served_version(served, capsys, monkeypatch):
     """A folder stands where the first partition of the new version must go."""
     before = state(served / 'index')
-    monkeypatch.setattr('pipelines.cli.build.versions.new_version_id', lambda: 'next')
+    monkeypatch.setattr('pipelines.build.build_index.versions.new_version_id', lambda: 'next')
     monkeypatch.setattr(partitions.versions, 'codes_path', lambda *_: 'images')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/index']) == 1
     assert 'next/images' in error_line(capsys)

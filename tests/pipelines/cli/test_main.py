@@ -1,7 +1,9 @@
 """The command line: bad input is one line and leaves nothing behind; help that reads well."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli.main import HELP, main, make_parser
+from pipelines.cli.arguments import COMMANDS, command_parser, index_as_option, make_parser
+from pipelines.cli.config import tomllib
+from pipelines.cli.main import main
 from tests.hashing_model.training.test_fit import encoded_pictures, fit_look, pictures
 from tests.helpers.make_index import ROOT, SPEC, build_by_hand, skewed_codes
-
-COMMANDS = tuple(HELP)
 
 
 def write_codes(path, codes):
@@ -101,7 +103,7 @@ BAD_INPUT = [
     (f'{QUERY} --k -3', 'k is -3; at least 1 is needed'),
     (f'{QUERY} --k all', 'give k, a radius, or both'),
     (f'{QUERY} --radius -1', 'the radius is -1'),
-    (f'{BUILD} --partition-rows 0', 'partition rows are 0'),
+    (f'{BUILD} --partition-rows 0', '--partition-rows is 0'),
     (f'{TRAIN} --max-images 0', '--max-images is 0'),
     (f'{TRAIN} --input-size 0', 'image size 0 is not'),
     (f'{TRAIN},look=8', 'look is given twice'),
@@ -111,6 +113,7 @@ BAD_INPUT = [
     ('plan --images 5 --unit-rows 0', 'unit rows are 0'),
     ('plan --images 5 --workers 0', '--workers is 0'),
     # options that need or exclude each other
+    ('plan --images 5 --workers -1', '--workers is -1'),
     ('plan --images 5 --codes --images-per-core-second 3', '--images-per-core-second does not go with --codes'),
     ('build --images photos --index new', '--images need --model'),
     (f'{BUILD} --model model', '--model does not go with --codes'),
@@ -136,7 +139,8 @@ BAD_INPUT = [
     ('evaluate --index index --output ids.txt/new', 'Not a directory|is a file'),
     # unknown options
     ('evaluate --index index --output new --rows 3', 'unknown option --rows'),
-    ('inspect index --jsn', 'unknown option --jsn'),
+    ('inspect index --jsn', 'unknown option --jsn; did you mean --json\\?'),
+    ('build --imges photos --codes codes.parquet --index new', 'unknown option --imges: .*; did you mean --images\\?'),
     (f'{TRAIN} --runner=FlinkRunner', 'unknown option --runner=FlinkRunner'),
     (f'{BUILD} --rows 3', 'unknown option --rows: neither grainhash nor Beam has it'),
     (f'{QUERY} --top 3', 'unknown option --top: neither grainhash nor Beam has it'),
@@ -195,7 +199,8 @@ def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsy
     ('command', 'message'),
     [
         ('', 'the following arguments are required: COMMAND'),
-        ('indx', "invalid choice: 'indx'"),
+        ('inspct', "invalid choice: 'inspct'"),
+        ('inspct', '; did you mean inspect?'),
         ('train --images photos', 'the following arguments are required: --model'),
         ('build --index new', 'one of the arguments --images --codes is required'),
         ('build --index new --images a --codes b', '--codes: not allowed with argument --images'),
@@ -205,7 +210,7 @@ def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsy
         ('plan --images 1.5', "argument --images: '1.5' is not a number"),
         ('plan --images 1001B', "argument --images: '1001B' is not a number up to 1000B"),
         ('plan --images 5 --bits 8 --segments a=8', '--segments: not allowed with argument --bits'),
-        ('inspect', 'the following arguments are required: INDEX'),
+        ('inspect', 'the following arguments are required: --index'),
         ('evaluate --index a', 'the following arguments are required: --output'),
         ('evaluate --index a --images b --output c', '--images: not allowed with argument --index'),
     ],
@@ -245,10 +250,10 @@ def test_an_interrupt_below_exec_is_exit_code_130(tmp_path, sent):
     """Python would end by the signal, had it been a KeyboardInterrupt."""
     (tmp_path / 'interrupted.py').write_text(
         'import signal, sys\n'
-        'from pipelines import __main__, commands\n'
+        'from pipelines.cli import main, versions\n'
         'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
-        f'commands.inspect = lambda *_: exec("signal.raise_signal(signal.{sent})", globals())\n'
-        'sys.exit(__main__.main(["inspect", "index"]))\n'
+        f'versions.inspect = lambda *_: exec("signal.raise_signal(signal.{sent})", globals())\n'
+        'sys.exit(main.main(["inspect", "index"]))\n'
     )
     command = [sys.executable, '-m', 'interrupted']
     environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'}
@@ -270,8 +275,8 @@ def test_the_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(['--help'])
     text = capsys.readouterr().out
-    for name, (sentence, _) in HELP.items():
-        assert re.search(rf'^  {name} +{re.escape(sentence[:30])}', text, re.MULTILINE)
+    for name, about in COMMANDS.items():
+        assert re.search(rf'^  {name} +{re.escape(about.help[:30])}', text, re.MULTILINE)
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -287,8 +292,7 @@ def test_the_help_explains_every_option_once(command, capsys, monkeypatch):
 
 
 def options_of(command):
-    (subparsers,) = (a for a in make_parser()._actions if a.dest == 'command')
-    return [a for a in subparsers.choices[command]._actions if a.dest != 'help']
+    return [a for a in command_parser(make_parser(), command)._actions if a.dest != 'help']
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -298,4 +302,128 @@ def test_help_texts_tell_their_defaults_and_end_alike(command):
         assert text[0].islower() or text.startswith(('Parquet', '--'))
         assert not text.endswith('.')
         if option.default not in (None, False):
-            assert f'default: {option.default}' in text or f'{option.default} (default' in text
+            shown = f'{option.default:,}' if isinstance(option.default, int) else option.default
+            assert f'default: {shown}' in text or f'{shown} (default' in text
+
+
+# The same design for every command
+
+
+@pytest.mark.parametrize(
+    'command',
+    ['inspect index', 'inspect --index index', 'inspect --json --index=index', 'inspect --json index'],
+)
+def test_an_index_stands_first_or_as_an_option(made, monkeypatch, capsys, command):
+    monkeypatch.chdir(made)
+    assert main(command.split()) == 0
+    assert '60' in capsys.readouterr().out
+
+
+def test_every_command_about_an_index_takes_it_first():
+    parser = make_parser()
+    for name in COMMANDS:
+        options = command_parser(parser, name).options
+        given = index_as_option(['my-index', '--verbose'], command_parser(parser, name))
+        wanted = ['--index', 'my-index', '--verbose'] if '--index' in options else ['my-index', '--verbose']
+        assert given == wanted
+        assert ('--index' in options) == (name not in ('train', 'features', 'calibrate', 'plan', 'demo'))
+
+
+@pytest.mark.parametrize(
+    ('given', 'wanted'),
+    [
+        ('--model m my-index --images a b', '--model m --index my-index --images a b'),
+        ('--images a b --model m', '--images a b --model m'),
+        ('--runner FlinkRunner my-index', '--runner FlinkRunner my-index'),
+        ('--runner=FlinkRunner my-index', '--runner=FlinkRunner --index my-index'),
+        ('my-index --index other', 'my-index --index other'),
+        ('--full my-index', '--full --index my-index'),
+    ],
+)
+def test_only_what_is_no_value_of_an_option_is_the_index(given, wanted):
+    assert index_as_option(given.split(), command_parser(make_parser(), 'build')) == wanted.split()
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    config = tmp_path / 'nightly.toml'
+    config.write_text(
+        'index = "none"\nmax_images = 5\n'
+        '[build]\ncodes = ["codes.parquet"]\nfull = true\nkeep = 3\npartition_rows = "10k"\n'
+        '[beam]\nrunner = "FlinkRunner"\n[train]\nmodel = "x"\n'
+    )
+    assert main(['build', 'new', '--config', str(config), '--keep', '7', '--print-config']) == 0
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed) == {
+        'build': {'index': 'new', 'codes': ['codes.parquet'], 'full': True, 'keep': 7, 'partition-rows': 10_000},
+        'beam': {'runner': 'FlinkRunner'},
+    }
+    again = tmp_path / 'again.toml'
+    again.write_text(printed)
+    assert main(['build', f'--config={again}', '--print-config']) == 0
+    assert capsys.readouterr().out == printed
+    assert main(['inspect', 'index', '--config', str(config)]) == 0  # what is for other commands is passed over
+
+
+@pytest.mark.parametrize(
+    ('command', 'printed'),
+    [
+        (
+            'query index --text a --text -x --output b.jsonl --k all --radius 3',
+            '[query]\nindex = "index"\ntext = ["a", "-x"]',
+        ),
+        ('plan --images 1k 2M', '[plan]\nimages = [1000, 2000000]\n'),
+    ],
+)
+def test_every_option_that_is_printed_is_read_again(tmp_path, capsys, command, printed):
+    command = command.replace('--text -x', '--text=-x')
+    assert main([*command.split(), '--print-config']) == 0
+    first = capsys.readouterr().out
+    assert first.startswith(printed)
+    (tmp_path / 'a.toml').write_text(first.replace('"-x"', '"x"'))
+    assert main([command.split()[0], '--config', str(tmp_path / 'a.toml'), '--print-config']) == 0
+    assert capsys.readouterr().out == first.replace('"-x"', '"x"')
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('[build]\nkeap = 3', 'build has no option --keap; did you mean --keep?'),
+        ('[biuld]\nkeep = 3', 'has a table [biuld], but no command is called so; did you mean build?'),
+        ('keep = ', 'cannot be read: '),
+        ('[build]\nconfig = "a"', 'build has no option --config'),
+        (None, 'cannot be read: '),
+    ],
+)
+def test_a_config_file_that_means_nothing_is_one_line(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / 'a.toml').write_text(content)
+    assert main(['build', 'new', '--config', str(tmp_path / 'a.toml')]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_shells_complete_commands_and_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(['--print-completion', 'bash'])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert '--max-reject-rate' in script
+    assert all(command in script for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ('command', 'keys'),
+    [
+        ('inspect index', {'version', 'images', 'tables'}),
+        ('verify index', {'problems', 'rows', 'bytes'}),
+        ('prune index --keep 1', {'finished', 'dead', 'bytes'}),
+        ('evaluate index --output new', {'quality', 'files', 'model'}),
+    ],
+)
+def test_reports_are_json_on_standard_output(made, tmp_path, monkeypatch, capsys, command, keys):
+    shutil.copytree(made / 'index', tmp_path / 'index')
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), '--json']) == 0
+    assert keys <= set(json.loads(capsys.readouterr().out, parse_constant=pytest.fail))

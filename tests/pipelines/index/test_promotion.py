@@ -127,8 +127,8 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
         assert start('build', '--codes', inputs[2], '--index', index).returncode == 0
         return codes_input(args)
 
-    monkeypatch.setattr('pipelines.cli.build.versions.new_version_id', lambda: 'slow')
-    monkeypatch.setattr('pipelines.cli.build._codes_input', meanwhile)
+    monkeypatch.setattr('pipelines.build.build_index.versions.new_version_id', lambda: 'slow')
+    monkeypatch.setattr('pipelines.build.build_index._codes_input', meanwhile)
     capsys.readouterr()
     assert main(['build', '--codes', inputs[1], '--index', str(index)]) == 1
     quick = current_version(str(index))

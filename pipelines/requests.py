@@ -124,6 +124,14 @@ def spec_of(segments: str | CodeSpec | None) -> CodeSpec:
     return CodeSpec.parse(segments) if segments else CodeSpec.default()
 
 
+class UnknownOptionError(InputError):
+    """An option that nobody knows; the command line adds the nearest that it knows."""
+
+    def __init__(self, given: str, why: str = ''):
+        super().__init__(f'unknown option {given}' + (f': {why}' if why else ''))
+        self.given = given
+
+
 def _options(names: Iterable[str]) -> str:
     *others, last = map(option, names)
     return f'{", ".join(others)} and {last}' if others else last
