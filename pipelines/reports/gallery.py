@@ -378,4 +378,4 @@ def _text(text: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return resources.files('pipelines').joinpath(name).read_text(encoding='utf-8')
+    return resources.files('pipelines.reports').joinpath(name).read_text(encoding='utf-8')

@@ -29,7 +29,6 @@ from pipelines.training.training_log import (
     CURVES_FILE,
     TRAINING_FILE,
     TrainingLog,
-    describe_rejects,
     describe_training,
     write_training,
 )
@@ -148,11 +147,6 @@ def test_a_record_that_does_not_decode_takes_no_place(tmp_path):
     few, rejects = sample_records(units, OPTIONS, 4, 0, lambda record: decode(record.data, SIZE).pixels)
     assert len(few) == 4
     assert NOT_AN_IMAGE in {r.reason for r in rejects}
-
-
-def test_rejects_are_told_by_how_often():
-    rejects = [Reject(Source('a', ''), reason, '') for reason in ('empty', 'truncated', 'truncated')]
-    assert describe_rejects(rejects) == '2 truncated, 1 empty'
 
 
 # Images and labels
