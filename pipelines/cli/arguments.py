@@ -477,7 +477,7 @@ def _demo(parser: Parser) -> None:
     parser.add_argument(
         '--output', default='demo-out', metavar='DIR', help='folder for the results (default: demo-out)'
     )
-    parser.add_argument('--catalogue', metavar='DIR', help="folder of the shards (default: the source tree's)")
+    parser.add_argument('--catalogue', metavar='DIR', help='folder of the shards (default: the embedded catalogue)')
 
 
 class Command(NamedTuple):

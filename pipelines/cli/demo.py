@@ -38,7 +38,7 @@ from pipelines.search.local_index import LocalIndex, SearchResult
 from pipelines.training.train_model import TrainRequest, train_model
 from pipelines.training.training_log import describe_shares
 
-CATALOGUE = Path(__file__).parents[2] / 'examples' / 'catalogue'
+CATALOGUE = Path(__file__).with_name('catalogue').resolve()  # in the repository a link to examples/catalogue
 PROFILES: dict[str, dict[str, int] | None] = {
     'coarse': {'coarse': 1},
     'fine': {'fine': 1},
@@ -72,7 +72,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     """
     catalogue = catalogue or CATALOGUE
     if not catalogue.is_dir():
-        raise InputError(f'no catalogue in {catalogue}: run from the source tree, or give --catalogue')
+        raise InputError(f'no catalogue in {catalogue}: give the folder of one with --catalogue')
     _clear(out)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     index_shards, query_shards = str(catalogue / 'index-*.tar.gz'), str(catalogue / 'query-twitter-00000.tar.gz')
