@@ -146,12 +146,13 @@ def pins(name):
 
 
 def requirements(*extras):
+    """What setup.py asks for on the image's Python."""
     from distutils.core import run_setup
 
     setup = run_setup(str(ROOT / 'setup.py'), stop_after='init')
-    return [
-        Requirement(text) for text in (*setup.install_requires, *(r for e in extras for r in setup.extras_require[e]))
-    ]
+    texts = (*setup.install_requires, *(r for e in extras for r in setup.extras_require[e]))
+    on = {'python_version': re.search(r'^FROM python:(3\.\d+)', (DEPLOY / 'Dockerfile').read_text(), re.MULTILINE)[1]}
+    return [r for r in map(Requirement, texts) if r.marker is None or r.marker.evaluate(on)]
 
 
 @pytest.mark.parametrize(('name', 'extras'), [('requirements.txt', ()), ('requirements-gpu.txt', ('gpu',))])
