@@ -3,7 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-flink lint clean
+FAST := -m 'not (slow or flink)'
+# The lowest versions that setup.py allows, and the Pythons it allows; as many of them as are installed here.
+LOWEST := .venv-lowest
+PYTHONS ?= 3.10 3.11 3.12 3.13
+
+.PHONY: demo test test-fast test-flink test-lowest test-python test-pythons lint dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grainhash demo --output demo-out
@@ -16,6 +21,21 @@ test-flink: $(VENV)/.installed-test
 
 test-fast: lint
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-lowest: $(LOWEST)/.installed-test
+	$(LOWEST)/bin/python -m pytest $(FAST)
+
+test-python: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(FAST)
+
+test-pythons:
+	@for version in $(PYTHONS); do \
+	    if ! python$$version -c '' 2> /dev/null; then \
+	        echo "python$$version is not here: left out"; \
+	    elif ! $(MAKE) test-python PYTHON=python$$version VENV=.venv-$$version; then \
+	        exit 1; \
+	    fi; \
+	done
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -34,5 +54,20 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+$(LOWEST)/.installed-test: setup.py
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --extra test \
+	    --output-file $(LOWEST)/requirements.txt setup.py
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	touch $@
+
+# What a release uploads: the archive of the sources, and the wheel built from it.
+dist: $(VENV)/.installed-test
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) demo-out build *.egg-info
+	rm -rf $(VENV) .venv-* demo-out build dist *.egg-info
