@@ -43,7 +43,7 @@ SCANNED = 1000  # queries that FAISS is timed on
 OPEN = """
 import json, resource, sys, time
 import numpy as np
-from pipelines.index import LocalIndex
+from pipelines.search.local_index import LocalIndex
 queries = np.load(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -133,7 +133,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
         | 'ListBlocks' >> beam.Map(list_values)
         | 'WritePartition' >> beam.ParDo(InThreads(write_partition), config, index_layout)
     )
-    sample = parts | 'SamplePart' >> beam.Map(sample_part, config) | 'Sample' >> beam.CombineGlobally(Sample())
+    sample = parts | 'SamplePart' >> beam.Map(sample_part, config) | 'Sample' >> beam.CombineGlobally(MergeSamples())
     return (
         root
         | 'Once' >> beam.Create([None])
@@ -312,7 +312,7 @@ class FinishPart(beam.DoFn):
         return versions.write_data_file(self.config.folder, name, rows, content)
 
 
-class Sample(beam.CombineFn):
+class MergeSamples(beam.CombineFn):
     """`keep_sample` of all parts: a uniform sample that a repeated bundle cannot change.
 
     Tables wait in a list until they are worth sorting out, so that many small parts cost little.

@@ -22,7 +22,7 @@ from pipelines import files
 from pipelines.build.base import CHANGES, UNSETTLED
 from pipelines.build.config import BuildConfig
 from pipelines.build.partitions import Part, TableLayout, WrittenPartition
-from pipelines.build.stats import Stage, Work, write_stats
+from pipelines.build.stats import BuildStage, Work, write_build_stats
 from pipelines.encoding.models import library_versions
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
@@ -59,8 +59,8 @@ def publish_version(
         check_version(manifest, config.folder)
         served = (config.believed or versions.look(config.index)).text
         manifest = judge(manifest, config.index, sample, config.gate, served)
-        stages = [*describe_stages(parts, partitions), Stage.of('check', [Work(started, time.time())])]
-        stats = write_stats(config.folder, manifest, stages, config.started)
+        stages = [*describe_stages(parts, partitions), BuildStage.of('check', [Work(started, time.time())])]
+        stats = write_build_stats(config.folder, manifest, stages, config.started)
         manifest = dataclasses.replace(manifest, build=stats)
         files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
         files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
@@ -83,12 +83,12 @@ def delete_staged(config: BuildConfig) -> None:
         log.warning('what was staged is left there: %s', e)
 
 
-def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[Stage]:
+def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[BuildStage]:
     """What was done until all files were there."""
     sums = sum((collections.Counter(p.sums) for p in parts), collections.Counter())
     milliseconds = {f'{name.removesuffix("_us")}_ms': us // 1000 for name, us in sums.items() if name.endswith('_us')}
     rejected = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
-    yield Stage.of(
+    yield BuildStage.of(
         'encode',
         [p.encoding for p in parts if p.encoding],
         records_read=sum(p.records_read for p in parts),
@@ -97,14 +97,14 @@ def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition
         image_bytes=sums['image_bytes'],
         **milliseconds,
     )
-    yield Stage.of(
+    yield BuildStage.of(
         'finish',
         [p.finishing for p in parts if p.finishing],
         indexed=sum(p.images.rows for p in parts),
         **{f'rejected_{reason}': count for reason, count in sorted(rejected.items())},
         bytes=sum(p.images.bytes for p in parts),
     )
-    yield Stage.of(
+    yield BuildStage.of(
         'partition',
         [work for *_, work in partitions],
         rows=sum(file.rows for _, _, file, _ in partitions),

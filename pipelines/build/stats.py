@@ -31,7 +31,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class BuildStage:
     """All work of one kind.
 
     Args:
@@ -51,7 +51,7 @@ class Stage:
     counts: Mapping[str, int | float]
 
     @classmethod
-    def of(cls, name: str, works: Sequence[Work], **counts: float) -> Stage:
+    def of(cls, name: str, works: Sequence[Work], **counts: float) -> BuildStage:
         """The stage of some pieces of work."""
         started, ended = min((w.started for w in works), default=0), max((w.ended for w in works), default=0)
         work_seconds = sum(w.ended - w.started for w in works)
@@ -63,7 +63,7 @@ class Stage:
         return ' '.join(f'{name}={value}' for name, value in {**words, **self.counts}.items())
 
 
-def write_stats(folder: str, manifest: Manifest, stages: Sequence[Stage], started: float) -> DataFile:
+def write_build_stats(folder: str, manifest: Manifest, stages: Sequence[BuildStage], started: float) -> DataFile:
     """Write a version's `build.json`, and log a line per stage.
 
     Args:

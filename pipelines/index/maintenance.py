@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.index import prune, verify, versions
+from pipelines.index import versions
 from pipelines.index.manifest import DataFile
+from pipelines.index.prune import prune_versions
+from pipelines.index.verify import verify_version
 from pipelines.requests import Report
 
 
@@ -91,7 +93,7 @@ def prune_index(index: str, keep: int, older_than: float = 24) -> PruneReport:
     """
     if older_than < 0:
         raise InputError(f'--older-than is {older_than:g}; 0 or more hours are possible')
-    removed = prune.prune(files.absolute(index), keep, time.time() - older_than * 3600)
+    removed = prune_versions(files.absolute(index), keep, time.time() - older_than * 3600)
     return PruneReport(index, tuple(removed.finished), tuple(removed.dead), tuple(removed.files), removed.bytes)
 
 
@@ -141,7 +143,7 @@ def verify_index(index: str, version: str | None = None, found: Callable[[str], 
     try:
         manifest = versions.read_manifest(folder, version)
         listed, rows = manifest.all_files, manifest.rows
-        for line in verify.verify(version_folder, manifest):
+        for line in verify_version(version_folder, manifest):
             problems.append(line)
             if found:
                 found(line)

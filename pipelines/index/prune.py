@@ -16,7 +16,7 @@ from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.files import FileInfo
 from pipelines.index import versions
-from pipelines.index.versions import Found
+from pipelines.index.versions import ListedVersion
 
 DEAD_AFTER = 24 * 3600  # seconds without a new file
 
@@ -26,7 +26,14 @@ _LEFT_OVER = re.compile(rf'{versions.STAGING_FOLDER}/.*|.*\.[0-9a-f]{{32}}\.tmp|
 
 @dataclasses.dataclass(frozen=True)
 class Removed:
-    """What `prune` removed: finished versions, dead builds, files they had left elsewhere, and the bytes of all."""
+    """What `prune_versions` removed.
+
+    Args:
+        finished: ids of the finished versions.
+        dead: ids of the builds that died.
+        files: uris of files that builds had left in versions that stay, or in the index's own folder.
+        bytes: the size of it all.
+    """
 
     finished: tuple[str, ...]
     dead: tuple[str, ...]
@@ -34,7 +41,7 @@ class Removed:
     bytes: int
 
 
-def prune(index: str, keep: int, before: float) -> Removed:
+def prune_versions(index: str, keep: int, before: float) -> Removed:
     """Remove all finished versions but the newest and the served one, and left-overs of builds that died.
 
     Args:
@@ -71,7 +78,7 @@ def prune(index: str, keep: int, before: float) -> Removed:
 def prune_behind(index: str, keep: int) -> None:
     """Prune after a build, whose version is served whatever becomes of the older ones: a problem is a warning."""
     try:
-        removed = prune(index, keep, time.time() - DEAD_AFTER)
+        removed = prune_versions(index, keep, time.time() - DEAD_AFTER)
     except OSError as e:
         _log.warning('%s: not all that is old could be removed; grainhash prune does it: %s', index, e)
         return
@@ -79,7 +86,7 @@ def prune_behind(index: str, keep: int) -> None:
         _log.info('%s: version %s is removed', index, name)
 
 
-def superseded(found: Sequence[Found], served: str | None, keep: int) -> list[str]:
+def superseded(found: Sequence[ListedVersion], served: str | None, keep: int) -> list[str]:
     """The finished versions, given the oldest first, that are neither served nor among the newest `keep`.
 
     Those that failed their gate are counted apart: however many nights fail, there is something to roll back to.
@@ -91,7 +98,9 @@ def superseded(found: Sequence[Found], served: str | None, keep: int) -> list[st
     return [f.version for f in finished if f.version in old]
 
 
-def dead_builds(found: Sequence[Found], served: str | None, touched: Mapping[str, float], before: float) -> list[str]:
+def dead_builds(
+    found: Sequence[ListedVersion], served: str | None, touched: Mapping[str, float], before: float
+) -> list[str]:
     """Versions without a manifest that nobody has written to since a time.
 
     One whose manifest cannot be read is no dead build: another release of grainhash may have written it.

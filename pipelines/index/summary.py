@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.index.manifest import Manifest
-from pipelines.index.versions import Found
+from pipelines.index.versions import ListedVersion
 
 
 def summarize(manifest: Manifest) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _summarize_table(manifest: Manifest, number: int) -> dict[str, Any]:
     }
 
 
-def summarize_versions(found: Sequence[Found], served: str | None) -> list[dict[str, Any]]:
+def summarize_versions(found: Sequence[ListedVersion], served: str | None) -> list[dict[str, Any]]:
     """Id, time, rows, bytes, gate and state of each version, as plain JSON values; null where no manifest tells."""
     return [
         {

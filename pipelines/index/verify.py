@@ -51,7 +51,7 @@ class Job:
     check: Callable[[pa.Table], Content] = lambda _: (None, 0)
 
 
-def verify(folder: str, manifest: Manifest) -> Iterator[str]:
+def verify_version(folder: str, manifest: Manifest) -> Iterator[str]:
     """Everything that is wrong with a version in a folder, a line each; nothing if it is whole.
 
     A file that is missing or changed is told once; what else follows from it is not told.

@@ -170,7 +170,7 @@ def read_manifest(index: str, version: str | None = None) -> Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class ListedVersion:
     """A version's folder, finished (with its `manifest`), without a manifest, or with one that cannot be read."""
 
     version: str
@@ -178,7 +178,7 @@ class Found:
     manifest: Manifest | None = None
 
 
-def list_versions(index: str) -> list[Found]:
+def list_versions(index: str) -> list[ListedVersion]:
     """Every version of an index: those not finished by id, then the finished ones, the oldest first.
 
     Raises:
@@ -190,21 +190,21 @@ def list_versions(index: str) -> list[Found]:
     return sorted((_find(index, name) for name in names), key=_age)
 
 
-def _find(index: str, version: str) -> Found:
+def _find(index: str, version: str) -> ListedVersion:
     if not files.exists(files.join(version_folder(index, version), MANIFEST_PATH)):
-        return Found(version, 'unfinished')
+        return ListedVersion(version, 'unfinished')
     try:
-        return Found(version, 'finished', read_manifest(index, version))
+        return ListedVersion(version, 'finished', read_manifest(index, version))
     except (InputError, OSError):
         exists = files.exists(files.join(version_folder(index, version), MANIFEST_PATH))
-        return Found(version, 'unreadable' if exists else 'unfinished')
+        return ListedVersion(version, 'unreadable' if exists else 'unfinished')
 
 
-def _age(found: Found) -> tuple[str, str]:
+def _age(found: ListedVersion) -> tuple[str, str]:
     return found.manifest.created if found.manifest else '', found.version
 
 
-def version_before(found: list[Found], served: str) -> str | None:
+def version_before(found: list[ListedVersion], served: str) -> str | None:
     """The newest finished version that is older than the served one, of `list_versions`; None if there is none.
 
     One that failed its gate is passed over: it was not served before.

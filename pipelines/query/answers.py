@@ -59,7 +59,7 @@ def check_suffix(output: str) -> None:
         raise InputError(f'{output} ends neither in .parquet nor in .jsonl')
 
 
-def rejects_path(output: str) -> str:
+def query_rejects_path(output: str) -> str:
     """Where queries that could not be read are listed: `answers.jsonl` -> `answers.rejects.jsonl`."""
     stem, dot, suffix = output.rpartition('.')
     return f'{stem}.rejects{dot}{suffix}'

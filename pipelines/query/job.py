@@ -47,13 +47,13 @@ from pipelines.query.answers import (
     ANSWERS_PER_BLOCK,
     answers_schema,
     from_stream,
-    rejects_path,
+    query_rejects_path,
     render_block,
     to_stream,
     write_blocks,
     write_rows,
 )
-from pipelines.query.stats import bound_counts, look_counts, radius_counts, write_stats
+from pipelines.query.stats import bound_counts, look_counts, radius_counts, write_query_stats
 from pipelines.records import UNKNOWN_ID, UNKNOWN_TEXT, Reject, Source
 from pipelines.search.on_demand import bounded
 from pipelines.search.partition_reader import find_texts, read_near, read_rows
@@ -161,7 +161,7 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
     else:
         home = planned | 'AtHome' >> beam.Map(lambda p: p.plan.at_home())
         near, of_first_look = partitions | 'FirstLook' >> Search(config, home)
-        seen = near | 'Bound' >> beam.Map(kth_distances, config.k)
+        seen = near | 'Bound' >> beam.Map(kth_bounds, config.k)
         plans, of_tighten = planned | 'Tighten' >> with_counts(beam.FlatMap(tighten, config, beam.pvalue.AsList(seen)))
         counts += of_first_look, of_tighten
     found, of_search = partitions | 'Search' >> Search(config, plans)
@@ -194,7 +194,7 @@ class Search(beam.PTransform):
 
     def expand(self, partitions: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:
         """(table, prefix, file) to (block of queries, matches)."""
-        search = beam.ParDo(InThreads(search_partition), self.config, self.plan)
+        search = beam.ParDo(InThreads(search_partition_file), self.config, self.plan)
         found, counts = partitions | 'Open' >> with_counts(search.with_output_types(tuple[int, Matches]))
         return found | 'KeepNearest' >> beam.CombinePerKey(KeepNearest(self.config.k)), counts
 
@@ -335,7 +335,7 @@ def _place(reject: Reject) -> tuple[str, str]:
     return shard, member.rjust(20) if member.isdigit() else member
 
 
-def search_partition(
+def search_partition_file(
     partition: tuple[int, str, DataFile], config: QueryConfig, plan: SearchPlan
 ) -> Iterator[tuple[int, Matches] | TaggedOutput]:
     """The answers of one partition file (table, prefix, file), in blocks of queries; the file is opened if needed."""
@@ -353,7 +353,7 @@ def search_partition(
             yield block, matches
 
 
-def kth_distances(element: tuple[int, Matches], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def kth_bounds(element: tuple[int, Matches], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The queries of a block that have k answers, and the distance of the k-th."""
     last = element[1].kth(k)
     return last.queries, last.distances
@@ -468,11 +468,11 @@ def write_answers(
     write_blocks(config.output, blocks, answers_schema(config.manifest.spec))
     if planned.rejects:
         rejects = pa.Table.from_pylist([dataclasses.asdict(r) for r in planned.rejects], code_tables.REJECTS)
-        write_rows(rejects_path(config.output), rejects)
+        write_rows(query_rejects_path(config.output), rejects)
     else:
-        files.delete_file(rejects_path(config.output))  # an earlier run's
+        files.delete_file(query_rejects_path(config.output))  # an earlier run's
     asked = {'index': config.index, 'version': config.version, 'k': config.k, 'radius': config.radius}
-    write_stats(config.output, {**asked, 'profile': config.profile}, counts)
+    write_query_stats(config.output, {**asked, 'profile': config.profile}, counts)
 
 
 def check_model(manifest: Manifest, fingerprint: str) -> None:

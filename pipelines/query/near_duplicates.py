@@ -43,7 +43,7 @@ from pipelines.jobs.runner import list_values
 from pipelines.jobs.threads import InThreads
 from pipelines.query.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.query.job import cached_manifest
-from pipelines.query.stats import read_counts, write_stats
+from pipelines.query.stats import read_counts, write_query_stats
 from pipelines.search import kernels
 from pipelines.search.multi_index import number_rows
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
@@ -333,4 +333,4 @@ def write_groups(
     """Write the output file, and what the job counted."""
     write_blocks(config.output, (block for _, block in sorted(rendered)), GROUPS)
     asked = {'index': config.index, 'version': config.version, 'radius': config.radius, 'profile': config.profile}
-    write_stats(config.output, asked, counts)
+    write_query_stats(config.output, asked, counts)

@@ -20,7 +20,7 @@ from pipelines.index import versions
 from pipelines.index.layout import table_weights
 from pipelines.index.manifest import Manifest
 from pipelines.inputs.options import ReadOptions
-from pipelines.query.answers import check_output, check_suffix, rejects_path
+from pipelines.query.answers import check_output, check_suffix, query_rejects_path
 from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, weights_of
 from pipelines.search.search_plan import check_k_and_radius, check_limits
 
@@ -171,7 +171,7 @@ def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell
     if staged:
         return QueryReport(request.output, manifest.version, seconds)
     totals = read_totals(output)
-    rejects = rejects_path(request.output)
+    rejects = query_rejects_path(request.output)
     if totals.get('rejected') and not totals.get('queries'):
         raise InputError(f'no query could be asked: see {rejects}')
     of_tables = table_weights([t.substring for t in manifest.tables], weights)

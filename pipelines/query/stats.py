@@ -66,7 +66,7 @@ def stats_path(output: str) -> str:
     return f'{output}.stats.json'
 
 
-def write_stats(output: str, asked: Mapping[str, Any], counts: Iterable[Iterable[Mapping[str, int]]]) -> None:
+def write_query_stats(output: str, asked: Mapping[str, Any], counts: Iterable[Iterable[Mapping[str, int]]]) -> None:
     """Write what was asked of which version, and the totals of what the steps counted, beside the output."""
     totals = add_counts(itertools.chain.from_iterable(counts))
     content = json.dumps({**asked, 'counters': dict(sorted(totals.items()))}, indent=1)

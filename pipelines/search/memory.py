@@ -35,7 +35,7 @@ Room = tuple[NDArray, ...]  # where the kernels write, see `multi_index.probe`
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class MemoryMatches:
     """Answers of some queries, and what they cost.
 
     Args:
@@ -51,7 +51,7 @@ class Found:
     visited: NDArray[np.int64]
 
     @classmethod
-    def joined(cls, parts: Sequence[Found]) -> Found:
+    def joined(cls, parts: Sequence[MemoryMatches]) -> MemoryMatches:
         """Answers of successive runs of queries as one."""
         firsts = np.cumsum([0, *(len(p.exact) for p in parts)])
         return cls(
@@ -190,7 +190,7 @@ class MemoryTables:
         allowed: NDArray[np.bool_] | None = None,
         exact: bool = True,
         threads: int = 1,
-    ) -> Found:
+    ) -> MemoryMatches:
         """The k nearest codes of each query, ranked by (weighted distance, row number).
 
         Args:
@@ -210,7 +210,7 @@ class MemoryTables:
         if len(runs) == 1:
             return job.search(runs[0])
         with ThreadPoolExecutor(len(runs)) as pool:
-            return Found.joined(list(pool.map(job.search, runs)))
+            return MemoryMatches.joined(list(pool.map(job.search, runs)))
 
 
 class _Job:
@@ -258,7 +258,7 @@ class _Job:
             return codes, numbers
         return np.ascontiguousarray(codes[:, self.subset]), numbers[self.subset]
 
-    def search(self, codes: NDArray[np.uint8]) -> Found:
+    def search(self, codes: NDArray[np.uint8]) -> MemoryMatches:
         """The answers of some queries, uint8 [Q, B]."""
         words = to_words(codes)
         queries = len(words)
@@ -277,9 +277,9 @@ class _Job:
         if self.k:  # already in order
             filled = np.arange(self.k) < sizes[:, None]
             at = np.flatnonzero(filled)
-            return Found(at // self.k, distances[at], answers[at], status == 0, visited)
+            return MemoryMatches(at // self.k, distances[at], answers[at], status == 0, visited)
         order = np.lexsort((probed[2], probed[1], probed[0]))
-        return Found(probed[0][order], probed[1][order], probed[2][order], status == 0, visited)
+        return MemoryMatches(probed[0][order], probed[1][order], probed[2][order], status == 0, visited)
 
     def _in_rounds(self, kernel: Callable[[int, Room], tuple[int, int]], out: Room) -> tuple[Room, list[NDArray]]:
         """Run a kernel until it is done; without k its answers are taken away each time that the room is full.

@@ -86,7 +86,7 @@ def view_path(view: int, name: str) -> str:
     return f'view={view}/part-{name}.parquet'
 
 
-def rejects_path(name: str) -> str:
+def feature_rejects_path(name: str) -> str:
     """The file of a part's rejects, below the cache's folder."""
     return f'{REJECTS_FOLDER}/part-{name}.parquet'
 
@@ -184,14 +184,14 @@ def find_part(folder: str, number: int, name: str, views: int) -> FeaturePart | 
     with _open(files.join(folder, view_path(0, name))) as file:
         rows = file.metadata.num_rows
     reasons: collections.Counter[str] = collections.Counter()
-    if files.exists(path := files.join(folder, rejects_path(name))):
+    if files.exists(path := files.join(folder, feature_rejects_path(name))):
         reasons.update(files.read_table(path, ['reason'])['reason'].to_pylist())
     if not reasons.keys().isdisjoint(TRANSIENT):
         return None
     return FeaturePart(number, name, rows, rows + reasons.total(), dict(reasons), reused=True)
 
 
-def write_manifest(cache: Cache, counters: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
+def write_cache(cache: Cache, counters: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
     """Write `features.json`, then remove the parts that it does not list."""
     described = {
         'format_version': FORMAT_VERSION,
@@ -205,13 +205,13 @@ def write_manifest(cache: Cache, counters: Mapping[str, Any], libraries: Mapping
     files.write_bytes(files.join(cache.folder, MANIFEST), content)
     names = [part.name for part in cache.parts]
     views = range(len(cache.key.view_seeds) + 1)
-    kept = {MANIFEST, *(view_path(view, name) for name in names for view in views), *map(rejects_path, names)}
+    kept = {MANIFEST, *(view_path(view, name) for name in names for view in views), *map(feature_rejects_path, names)}
     for path in files.sizes_below(cache.folder):
         if path not in kept and path.startswith(('view=', f'{REJECTS_FOLDER}/')):
             files.delete_file(files.join(cache.folder, path))
 
 
-def read_manifest(folder: str) -> Cache:
+def read_cache(folder: str) -> Cache:
     """The cache in a folder.
 
     Raises:
@@ -265,7 +265,7 @@ def check_cache_folder(folder: str, key: FeatureKey | None = None) -> None:
         raise InputError(f'{folder} holds {", ".join(names[:3])} and no features; give a new or empty folder')
     if key is None or MANIFEST not in names:
         return
-    other = read_manifest(folder).key
+    other = read_cache(folder).key
     if other.fingerprint != key.fingerprint:
         found, wanted = other.to_json(), key.to_json()
         name = next(name for name in wanted if found[name] != wanted[name])

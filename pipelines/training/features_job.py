@@ -34,11 +34,11 @@ from pipelines.training.feature_cache import (
     Cache,
     FeaturePart,
     PartWriter,
+    feature_rejects_path,
     find_part,
-    rejects_path,
     row_schema,
     to_rows,
-    write_manifest,
+    write_cache,
 )
 
 BATCH_SIZE = 64  # pictures at a time, and rows of a row group
@@ -143,7 +143,7 @@ def write_part(
             pixels = np.stack([d.pixels for d in decoded])
             for view, groups in enumerate(extract_views(pixels, digests, extractor, key)):
                 writer.write(view, to_rows(records, digests, groups, schemas[view]))
-        rejected = files.join(config.folder, rejects_path(name))
+        rejected = files.join(config.folder, feature_rejects_path(name))
         if rejects:
             files.write_table(rejected, rejects_table(rejects))
         else:
@@ -165,5 +165,5 @@ def finish_features(_: None, config: FeaturesConfig, parts: Sequence[FeaturePart
     cache = Cache(config.folder, config.key, tuple(parts))
     tally = cache.tally.check()
     counters = {'records_read': tally.read, 'pictures': tally.used, 'rejected': tally.rejected}
-    write_manifest(cache, {**counters, 'reasons': dict(tally.reasons)}, library_versions())
+    write_cache(cache, {**counters, 'reasons': dict(tally.reasons)}, library_versions())
     return cache

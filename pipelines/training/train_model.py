@@ -212,10 +212,10 @@ def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
 def _fit_features(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     from hashing_model.training.feature_key import check_weights
     from hashing_model.training.fit import fit_features, make_extractor
-    from pipelines.training.feature_cache import check_readable, load_features, read_manifest
+    from pipelines.training.feature_cache import check_readable, load_features, read_cache
     from pipelines.training.training_log import TrainingLog, console
 
-    cache, training = read_manifest(files.absolute(str(request.features))), request.training
+    cache, training = read_cache(files.absolute(str(request.features))), request.training
     key = cache.key
     made = {'input_size': key.resizing.size, 'resize': key.resizing.rule, 'backbone': key.backbone}
     for name, value in made.items():
@@ -346,7 +346,7 @@ def make_features(request: FeaturesRequest, beam_args: Sequence[str] = (), tell:
     from pipelines.inputs.shards import cut_units, list_inputs
     from pipelines.jobs.counts import counters
     from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.training.feature_cache import MANIFEST, check_cache_folder, part_name, read_manifest
+    from pipelines.training.feature_cache import MANIFEST, check_cache_folder, part_name, read_cache
     from pipelines.training.features_job import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
 
     # What is asked
@@ -372,7 +372,7 @@ def make_features(request: FeaturesRequest, beam_args: Sequence[str] = (), tell:
     result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
     if result is None:
         return FeaturesReport(request.output, time.monotonic() - started)
-    cache = read_manifest(out)
+    cache = read_cache(out)
     reused = counters(result).get('reused', 0)
     return FeaturesReport(request.output, time.monotonic() - started, cache.tally, len(key.view_seeds), reused)
 

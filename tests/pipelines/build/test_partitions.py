@@ -199,7 +199,7 @@ def test_the_combiner_keeps_the_sample_of_all_parts_in_any_order(monkeypatch):
     images = sampled(skewed_codes(300), np.arange(300), [f'image {i}' for i in range(300)])
     pieces = [images[start : start + 7] for start in range(0, 300, 7)]
     wanted = keep_sample(images).to_pylist()
-    combine = job.Sample()
+    combine = job.MergeSamples()
     for order in (range(len(pieces)), range(len(pieces))[::-1]):
         kept = [combine.create_accumulator() for _ in range(3)]
         for number in order:

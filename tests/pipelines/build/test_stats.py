@@ -12,7 +12,7 @@ from hashing_model.codes.spec import CodeSpec
 from pipelines.build.config import BuildConfig
 from pipelines.build.job import define_pipeline
 from pipelines.build.metrics_file import HELP, metrics
-from pipelines.build.stats import Stage, Work, read_stats
+from pipelines.build.stats import BuildStage, Work, read_stats
 from pipelines.build.unit_list import write_inputs, write_unit_list
 from pipelines.index import versions
 from pipelines.inputs.options import ReadOptions
@@ -149,7 +149,7 @@ def test_beam_keeps_counters_and_distributions(shop, tmp_path):
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.floats(0, 1e3)), max_size=5))
 def test_a_stage_lasts_from_its_first_begin_to_its_last_end(spans):
-    stage = Stage.of('sort', [Work(a, a + b) for a, b in spans], rows=7)
+    stage = BuildStage.of('sort', [Work(a, a + b) for a, b in spans], rows=7)
     assert stage.tasks == len(spans)
     assert stage.seconds == pytest.approx(
         max((a + b for a, b in spans), default=0) - min((a for a, _ in spans), default=0), abs=2e-3

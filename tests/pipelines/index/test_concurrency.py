@@ -12,7 +12,7 @@ import pytest
 from hashing_model.codes.spec import CodeSpec
 from pipelines.index import versions
 from pipelines.index.code_tables import REMOVED
-from pipelines.index.prune import prune
+from pipelines.index.prune import prune_versions
 from pipelines.search.local_index import LocalIndex
 from tests.helpers.make_index import ROOT, make_codes, make_version, start, write_codes
 
@@ -26,7 +26,7 @@ READER = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-from pipelines.index import LocalIndex
+from pipelines.search.local_index import LocalIndex
 
 index, queries, ending, in_memory = sys.argv[1], np.load(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == 'memory'
 while not ending.exists():
@@ -93,7 +93,7 @@ def test_readers_while_versions_are_promoted_and_pruned(tmp_path):
             add_version(index, number)
             if number % 5 == 0:
                 versions.publish(str(index), f'v{number - 1:03}')
-            prune(str(index), KEEP, 0)
+            prune_versions(str(index), KEEP, 0)
         wait_until(lambda: len(list(tmp_path.glob('*.jsonl'))) > 2)
     finally:
         ending.touch()
@@ -128,7 +128,7 @@ def test_a_reader_whose_version_is_pruned_is_told_so_in_one_line(in_memory, tmp_
     add_version(tmp_path, 2)
     assert opened.search(QUERIES, k=1).distances.ravel().tolist() == distances_of(1), 'it keeps its version'
     late = LocalIndex.open(str(tmp_path), 'v001', in_memory=in_memory)
-    prune(str(tmp_path), 1, 0)
+    prune_versions(str(tmp_path), 1, 0)
     message = rf'^cannot read {tmp_path}/versions/v001/\S+: {REMOVED}$'
     with pytest.raises(OSError, match=message):
         late.search(QUERIES, k=1)
@@ -147,7 +147,7 @@ def test_a_query_whose_version_is_pruned_fails_in_one_line(tmp_path, monkeypatch
 
     def prune_then_define(root, config, units):
         add_version(tmp_path / 'index', 2)
-        prune(str(tmp_path / 'index'), 1, 0)
+        prune_versions(str(tmp_path / 'index'), 1, 0)
         return define(root, config, units)
 
     monkeypatch.setattr(job, 'define_pipeline', prune_then_define)

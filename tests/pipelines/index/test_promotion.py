@@ -162,7 +162,7 @@ def test_publishing_again_changes_nothing(tmp_path, monkeypatch):
             rows.append(publish_version(*arguments))
             manifests.append((served_folder(tmp_path) / 'manifest.json').read_bytes())
 
-    monkeypatch.setattr('make_index.publish_version', publish_twice)
+    monkeypatch.setattr('tests.helpers.make_index.publish_version', publish_twice)
     config = build_by_hand(tmp_path, [skewed_codes(120)])
     assert rows == [120, 120]
     assert manifests[0] == manifests[1]

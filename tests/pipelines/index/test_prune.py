@@ -11,8 +11,8 @@ from hashing_model.codes.spec import CodeSpec
 from pipelines.cli.main import main
 from pipelines.index import prune as prune_index
 from pipelines.index import versions
-from pipelines.index.prune import left_overs, prune, superseded
-from pipelines.index.versions import Found, current_version, list_versions, publish
+from pipelines.index.prune import left_overs, prune_versions, superseded
+from pipelines.index.versions import ListedVersion, current_version, list_versions, publish
 from pipelines.search.local_index import LocalIndex
 from tests.helpers.make_index import (
     build_by_hand,
@@ -57,7 +57,11 @@ def everything(folder):
     ],
 )
 def test_the_newest_and_the_served_stay(keep, served, gone):
-    found = [Found('x', 'unfinished'), Found('y', 'unreadable'), *(Found(v, 'finished') for v in 'abcd')]
+    found = [
+        ListedVersion('x', 'unfinished'),
+        ListedVersion('y', 'unreadable'),
+        *(ListedVersion(v, 'finished') for v in 'abcd'),
+    ]
     assert superseded(found, served, keep) == list(gone)
 
 
@@ -108,15 +112,15 @@ def test_a_dead_build_goes_and_a_running_one_stays(tmp_path):
     (tmp_path / 'versions' / running.version / 'staging' / 'ids').write_bytes(b'just now')
     (tmp_path / 'versions' / 'empty').mkdir()
     kept = everything(tmp_path / 'versions' / running.version)
-    removed = prune(str(tmp_path), 1, time.time() - 31 * HOUR)
+    removed = prune_versions(str(tmp_path), 1, time.time() - 31 * HOUR)
     assert removed == prune_index.Removed((), (), (), 0)
-    removed = prune(str(tmp_path), 1, time.time() - 24 * HOUR)
+    removed = prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR)
     assert (removed.finished, removed.dead, removed.files) == ((), (dead.version,), ())
     assert removed.bytes > 1000
     assert sorted(names(tmp_path)) == sorted([served.version, running.version, odd.version, 'empty'])
     assert everything(tmp_path / 'versions' / running.version) == kept
     age(tmp_path / 'versions' / 'empty', 30)
-    assert prune(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('empty',)
+    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('empty',)
 
 
 def test_left_overs_in_finished_versions_go_when_old(tmp_path, capsys):
@@ -140,8 +144,8 @@ def test_left_overs_in_finished_versions_go_when_old(tmp_path, capsys):
 def test_an_index_without_a_finished_version(tmp_path):
     (tmp_path / 'versions' / 'dead').mkdir(parents=True)
     age(tmp_path / 'versions', 30)
-    assert prune(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('dead',)
-    assert prune(str(tmp_path), 1, time.time()).dead == ()
+    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('dead',)
+    assert prune_versions(str(tmp_path), 1, time.time()).dead == ()
     versions.check_index_folder(str(tmp_path))
 
 
@@ -261,7 +265,7 @@ def test_readers_while_versions_are_promoted_and_pruned(tmp_path):
         reader.start()
     for rows in range(61, 73):
         build_by_hand(tmp_path, [codes[:rows]])
-        prune(index, 3, 0)
+        prune_versions(index, 3, 0)
     ending.set()
     for reader in readers:
         reader.join()

@@ -16,7 +16,7 @@ from pipelines.cli.main import main
 from pipelines.index import layout, versions
 from pipelines.index.code_tables import IMAGES_OPTIONS, PARTITION_OPTIONS
 from pipelines.index.manifest import Manifest
-from pipelines.index.verify import covers_once, mixed_sum, verify
+from pipelines.index.verify import covers_once, mixed_sum, verify_version
 from tests.helpers.make_index import assemble, config_for, served_folder, skewed_codes, write_part
 
 IMAGES, CODES = 'images/part-00001.parquet', 'codes/table=2/prefix=0'
@@ -44,7 +44,7 @@ def paths_of(folder):
 
 
 def problems_of(index):
-    return list(verify(str(served_folder(index)), versions.read_manifest(str(index))))
+    return list(verify_version(str(served_folder(index)), versions.read_manifest(str(index))))
 
 
 def rewrite(index, path, table, **options):
@@ -250,7 +250,7 @@ def test_images_with_other_codes_differ_from_every_table(index):
 def test_the_manifest_of_another_version_is_found(index):
     folder = served_folder(index)
     folder.rename(folder.with_name('other'))
-    found = list(verify(str(folder.with_name('other')), versions.read_manifest(str(index), 'other')))
+    found = list(verify_version(str(folder.with_name('other')), versions.read_manifest(str(index), 'other')))
     assert found == [f'manifest.json is of version {folder.name}']
 
 

@@ -464,7 +464,7 @@ def test_a_repeated_step_fails_again_and_changes_nothing(tmp_path, monkeypatch):
             errors.append(str(error.value))
             contents.append(files.read_bytes(arguments[1].path('manifest.json')))
 
-    monkeypatch.setattr('make_index.publish_version', publish_twice)
+    monkeypatch.setattr('tests.helpers.make_index.publish_version', publish_twice)
     config = build_by_hand(tmp_path, [skewed_codes(120)], rejected=30)
     assert errors[0] == errors[1]
     assert contents[0] == contents[1]

@@ -35,7 +35,7 @@ from pipelines.jobs.counts import counters
 from pipelines.jobs.runner import pipeline_options, run_pipeline
 from pipelines.records import BROKEN_SHARD, Record, Source
 from pipelines.training import feature_cache, features_job
-from pipelines.training.feature_cache import draw_rows, load_features, part_name, read_manifest, view_path
+from pipelines.training.feature_cache import draw_rows, load_features, part_name, read_cache, view_path
 from pipelines.training.features_job import FeaturesConfig, NamedUnit, define_pipeline
 from tests.helpers.make_index import (
     PORTABLE,
@@ -77,7 +77,7 @@ def make(images, out, key=KEY, beam_args=()):
     named = [NamedUnit(unit, part_name(unit, known, OPTIONS, key.fingerprint)) for unit in units]
     config = FeaturesConfig(str(out), key, len(units))
     result = run_pipeline(lambda root: define_pipeline(root, config, named), pipeline_options(list(beam_args)))
-    return read_manifest(str(out)), counters(result)
+    return read_cache(str(out)), counters(result)
 
 
 def rows_of(cache, view=0):
@@ -243,7 +243,7 @@ def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatc
     stopped = contents(tmp_path / 'cache')
     assert len(stopped) == 6  # two parts of three views
     with pytest.raises(InputError, match='holds no finished features'):
-        read_manifest(str(tmp_path / 'cache'))
+        read_cache(str(tmp_path / 'cache'))
     monkeypatch.setattr(features_job, 'write_part', write_part)
     cache, counted = make(shards, tmp_path / 'cache')
     assert counted['reused'] == 20
@@ -428,12 +428,12 @@ def test_features_without_the_views_wanted_or_by_other_weights_are_refused(shard
     described['fingerprint'] = 'f' * 64
     (copy / 'features.json').write_text(json.dumps(described))
     with pytest.raises(InputError, match='by another version of grainhash'):
-        read_manifest(str(copy))
+        read_cache(str(copy))
 
 
 def test_a_damaged_part_is_named(trained, tmp_path, capsys):
     copy = shutil.copytree(trained / 'cache', tmp_path / 'copy')
-    part = copy / view_path(0, read_manifest(str(copy)).parts[2].name)
+    part = copy / view_path(0, read_cache(str(copy)).parts[2].name)
     part.write_bytes(part.read_bytes()[:-1000])
     command = ['train', '--features', str(copy), '--model', f'{tmp_path}/m', '--segments', 'look=4']
     assert main(command) == 1
