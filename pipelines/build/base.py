@@ -34,7 +34,6 @@ from pipelines.inputs.shards import FILES, PARQUET, InputFile, WorkUnit
 from pipelines.records import DUPLICATE_ID, TRANSIENT
 
 READ_AT_ONCE = 1 << 20
-CHANGES = 'added', 'changed', 'unchanged', 'removed'
 # The rejects of a unit that must be read again though nothing in it changed: another unit's images decide about
 # duplicates.
 UNSETTLED = TRANSIENT | {DUPLICATE_ID}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
-from pipelines.build.base import CHANGES
 from pipelines.build.stats import read_stats
 from pipelines.index import versions
+from pipelines.index.manifest import CHANGES
 
 
 def write_metrics(path: str, index: str, version: str, code: int, started: float) -> None:

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import BuildError
 from pipelines import files
-from pipelines.build.base import CHANGES, UNSETTLED
+from pipelines.build.base import UNSETTLED
 from pipelines.build.config import BuildConfig
 from pipelines.build.partitions import Part, TableLayout, WrittenPartition
 from pipelines.build.stats import BuildStage, Work, write_build_stats
 from pipelines.encoding.models import library_versions
 from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
-from pipelines.index.manifest import DataFile, Manifest, Partition, Table
+from pipelines.index.manifest import CHANGES, DataFile, Manifest, Partition, Table
 from pipelines.index.prune import prune_behind
 from pipelines.quality.gate import enforce, judge
 from pipelines.records import Tally

@@ -342,8 +342,8 @@ class ScalePlan:
             'encoding_core_hours': round(self.encoding_hours, 3),
             'indexing_core_hours': round(self.indexing_hours, 3),
             'worker_bytes': round(self.worker_bytes),
-            'uniform_candidates': round(self.uniform_candidates, 1),
-            'clustered_candidates': round(self.clustered_candidates, 1),
+            'uniform_candidates': round(float(self.uniform_candidates), 1),
+            'clustered_candidates': round(float(self.clustered_candidates), 1),
         }
 
     @property

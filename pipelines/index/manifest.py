@@ -18,6 +18,7 @@ from pipelines.index.layout import Substring
 
 FORMAT_VERSION = 1
 Gate = Literal['passed', 'failed', 'skipped']  # of a version, before it was served
+CHANGES = 'added', 'changed', 'unchanged', 'removed'
 _END = b'\n}'
 
 
