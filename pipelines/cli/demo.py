@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import list_units, read_unit
 from pipelines.query.query_index import QueryRequest, query_index
 from pipelines.records import Record
+from pipelines.reports.console import output_console
 from pipelines.reports.gallery import Answer, Fact, Picture, QueryGallery, Row, write_report
 from pipelines.requests import option
 from pipelines.search.local_index import LocalIndex, SearchResult
@@ -74,7 +74,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     if not catalogue.is_dir():
         raise InputError(f'no catalogue in {catalogue}: give the folder of one with --catalogue')
     _clear(out)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = output_console()
     index_shards, query_shards = str(catalogue / 'index-*.tar.gz'), str(catalogue / 'query-twitter-00000.tar.gz')
     model, index = str(out / 'model'), str(out / 'index')
     answers, of_texts = str(out / 'answers.jsonl'), str(out / 'answers-to-texts.jsonl')

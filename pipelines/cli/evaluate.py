@@ -11,10 +11,10 @@ from pipelines.cli.models import read_options
 
 def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     """Measure how good the codes of an index or of a model are, and write figures and plots."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from pipelines.quality import evaluate_codes
+    from pipelines.reports.console import progress_console
     from pipelines.reports.quality_table import print_quality
 
     request = evaluate_codes.EvaluateRequest(
@@ -31,7 +31,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
         split=args.split,
         read=read_options(args),
     )
-    console = Console(stderr=True)
+    console = progress_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task('encoding', total=None)
         report = evaluate_codes.evaluate(

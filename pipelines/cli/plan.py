@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from hashing_model.codes.spec import CodeSpec, Segment
@@ -15,6 +13,7 @@ from pipelines.build import scale
 from pipelines.build.id_buckets import BUCKETS
 from pipelines.build.scale import NEIGHBOURS, QUERIES, PlanRequest, ScalePlan, images_bytes
 from pipelines.index.layout import HISTOGRAM_BITS
+from pipelines.reports.console import output_console
 from pipelines.reports.units import describe_count, describe_hours, describe_size
 
 # Where `limits` warns.
@@ -50,7 +49,7 @@ def print_plans(plans: Sequence[ScalePlan], workers: int | None = None, price: f
         workers: processes of one core that share the work; None leaves out how long they take.
         price: of a core-hour with its memory, in any currency; None leaves out money.
     """
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    console = output_console(soft_wrap=True)
     spec = plans[0].scale.spec
     console.print(
         f'codes of {spec.bits} bits: {", ".join(f"{s.name} {s.bits}" for s in spec.segments)}; '

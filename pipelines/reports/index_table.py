@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.reports.console import output_console
 from pipelines.reports.units import describe_size
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary for people, on standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    console = output_console(soft_wrap=True)
     model = summary['model']
     console.print(f'version   {summary["version"]}, made {summary["created"]}, format {summary["format_version"]}')
     console.print(f'model     {model["method"]} {model["fingerprint"][:12]}' if model else 'model     none, from codes')
@@ -48,7 +47,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 def print_versions(rows: Sequence[dict[str, Any]]) -> None:
     """The versions for people, on standard output."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+    console = output_console(soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for name in ('version', 'created', 'rows', 'size', 'gate', 'state'):
         table.add_column(name, justify='right' if name in ('rows', 'size') else 'left')

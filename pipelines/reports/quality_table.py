@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from hashing_model.evaluation.code_health import BitHealth
 from hashing_model.evaluation.figures import CatalogueCost, LevelFigures, Quality
+from pipelines.reports.console import output_console
 
 
 def print_quality(quality: Quality, model: Mapping[str, str] | None) -> None:
     """The figures for people, on standard output."""
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = output_console()
     asked = 'each without itself' if quality.left_out == quality.queries else 'the queries are not in it'
     if 0 < quality.left_out < quality.queries:
         asked = f'{quality.left_out:,} without themselves'

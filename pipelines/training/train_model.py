@@ -186,14 +186,15 @@ def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     from hashing_model.training.fit import fit
     from pipelines.inputs.sampling import sample_images
     from pipelines.inputs.shards import list_units
-    from pipelines.training.training_log import TrainingLog, console
+    from pipelines.reports.console import progress_console
+    from pipelines.training.training_log import TrainingLog
 
     resizing, options = request.resizing, request.read
     units = list_units([files.absolute(pattern) for pattern in paths_of(request.images)], options)
     sample = sample_images(units, options, request.max_images, request.seed, resizing)
     asked = {**dataclasses.asdict(request), 'tensorboard': None}  # what is shown makes no difference to the model
     checkpoint = Checkpoint(Path(request.model, CHECKPOINT_FILE), {**asked, 'sample': sample.digest})
-    with TrainingLog(console(), request.tensorboard) as log:
+    with TrainingLog(progress_console(), request.tensorboard) as log:
         model, history = fit(
             sample.images,
             sample.labels,
@@ -212,8 +213,9 @@ def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
 def _fit_features(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     from hashing_model.training.feature_key import check_weights
     from hashing_model.training.fit import fit_features, make_extractor
+    from pipelines.reports.console import progress_console
     from pipelines.training.feature_cache import check_readable, load_features, read_cache
-    from pipelines.training.training_log import TrainingLog, console
+    from pipelines.training.training_log import TrainingLog
 
     cache, training = read_cache(files.absolute(str(request.features))), request.training
     key = cache.key
@@ -227,7 +229,7 @@ def _fit_features(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     extractor = make_extractor(spec, key.resizing, key.backbone)
     features, training = load_features(cache, extractor.groups, spec, training, request.max_images)
     check_weights(extractor, key)
-    with TrainingLog(console(), request.tensorboard) as log:
+    with TrainingLog(progress_console(), request.tensorboard) as log:
         fitted = fit_features(features, extractor, key.resizing, spec, training, log.report)
     return _Fitted(*fitted, _unused_labels(features.labels, request, spec))
 

@@ -72,11 +72,6 @@ class TrainingLog:
                     tf.summary.write(f'{progress.stage}/{name}', tf.constant(value), progress.step, scalar)
 
 
-def console() -> Console:
-    """Standard error, where progress is shown."""
-    return Console(stderr=True)
-
-
 def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Write `training.json`, and `training.png` with the curves if there are any, beside a model."""
     described = {**model.training, 'fingerprint': model.fingerprint, 'history': history}
