@@ -66,12 +66,12 @@ def set_fields(request: Any, **values: Any) -> None:
 
 
 def check_one_of(**given: Any) -> str:
-    """The name of the one value that is given, that is neither None nor empty.
+    """The name of the one value that is given, that is neither None nor an empty tuple.
 
     Raises:
         InputError: none is given, or several.
     """
-    names = [name for name, value in given.items() if value]
+    names = [name for name, value in given.items() if value not in (None, ())]
     if not names:
         raise InputError(f'one of {_options(given)} is needed')
     if len(names) > 1:

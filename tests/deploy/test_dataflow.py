@@ -25,7 +25,8 @@ import launch  # noqa: E402
 from launch import command_line, options_of  # noqa: E402
 
 TEMPLATES = ('build', 'query')
-NOT_ON_DATAFLOW = {'explain', 'metrics_file'}  # told when the job has ended, which no template waits for
+# Told when the job has ended, which no template waits for; and what comes from files of the machine that starts it.
+NOT_ON_DATAFLOW = {'explain', 'metrics_file', 'json', 'config', 'print_config'}
 REFUSED = {
     'index': ('index', 'gs://b', 'gs://bucket', 'gs://bucket/', 'gs://bucket/index/', 'gs://bucket/*', 's3://bucket/i'),
     'images': ('photos', 'gs://bucket', 'gs://bucket/a,', 'gs://bucket/a,b', ',gs://bucket/a'),
