@@ -110,7 +110,7 @@ def sort_by_numpy(codes: NDArray[np.uint8], substrings: tuple[layout.Substring, 
 
 def leftovers(index: Path, manifest: Manifest) -> list[str]:
     """Files below the index that are no part of the version."""
-    folder = Path(versions.version_folder(str(index), manifest.version))
+    folder = Path(versions.Version(str(index), manifest.version).folder)
     known = {folder / file.path for file in manifest.all_files}
     known |= {folder / versions.MANIFEST_PATH, index / versions.CURRENT}
     return sorted(str(path) for path in index.rglob('*') if path.is_file() and path not in known)

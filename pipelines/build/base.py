@@ -26,8 +26,9 @@ from pipelines import files
 from pipelines.build.part_runs import Runs
 from pipelines.encoding.encode import KnownImage
 from pipelines.encoding.models import CODING_LIBRARIES
-from pipelines.index import code_tables, versions
+from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.versions import Version, rejects_path
 from pipelines.inputs.formats import common, parquet
 from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import FILES, PARQUET, InputFile, WorkUnit
@@ -57,16 +58,19 @@ class Base:
     """A finished version and what its parts were made from.
 
     Args:
-        folder: of the version.
-        manifest: its manifest.
+        version: the handle, with its manifest.
         units: of its parts, in their order.
         records_read: of its parts.
     """
 
-    folder: str
-    manifest: Manifest
+    version: Version
     units: tuple[Origin, ...]
     records_read: tuple[int, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version's manifest."""
+        return self.version.manifest
 
     @functools.cached_property
     def runs(self) -> Runs:
@@ -79,11 +83,11 @@ class Base:
 
     def rejects_of(self, part: int) -> DataFile | None:
         """The rejects file of a part, if it rejected something."""
-        return self._rejects.get(versions.rejects_path(part))
+        return self._rejects.get(rejects_path(part))
 
     def path(self, file: DataFile) -> str:
         """The full path of one of its files."""
-        return files.join(self.folder, file.path)
+        return self.version.path(file.path)
 
 
 @functools.lru_cache(maxsize=1)
@@ -93,14 +97,14 @@ def open_base(index: str, version: str) -> Base:
     Raises:
         InputError: there is none that is readable and that tells what its parts were made from.
     """
-    manifest, folder = versions.read_manifest(index, version), versions.version_folder(index, version)
-    if manifest.units is None:
+    opened = Version.open(index, version)
+    if opened.manifest.units is None:
         raise InputError(
             f'version {version} does not say what its parts were made from: it is from before that was kept'
         )
-    table = files.read_table(files.join(folder, manifest.units.path))
+    table = opened.read_table(opened.manifest.units)
     rows = zip(*(table[name].to_pylist() for name in ('name', 'content', 'first', 'last')), strict=True)
-    return Base(folder, manifest, tuple(Origin(*row) for row in rows), tuple(table['records_read'].to_pylist()))
+    return Base(opened, tuple(Origin(*row) for row in rows), tuple(table['records_read'].to_pylist()))
 
 
 def check_base(

@@ -21,6 +21,7 @@ from pipelines.build.metrics_file import write_metrics
 from pipelines.encoding.models import library_versions, local_model
 from pipelines.index import versions
 from pipelines.index.manifest import Manifest
+from pipelines.index.versions import Version
 from pipelines.inputs.options import ReadOptions
 from pipelines.quality.gate import Limits
 from pipelines.records import Tally
@@ -166,16 +167,16 @@ def _build(request: BuildRequest, beam_args: Sequence[str], tell: Tell, version:
     units = with_base_parts(units, base, given.options) if base else units
 
     # The job; of one that fails nothing stays
-    folder = versions.version_folder(index, version)
-    files.check_writable(files.join(folder, versions.MANIFEST_PATH))
+    target = Version(index, version)
+    files.check_writable(target.manifest_path)
     try:
         config = BuildConfig(
             index=index,
             version=version,
             spec=given.spec,
-            unit_count=write_unit_list(folder, units),
-            inputs=write_inputs(folder, given.inputs),
-            model=_copy_model(files.absolute(request.model), folder) if request.model else None,
+            unit_count=write_unit_list(target, units),
+            inputs=write_inputs(target, given.inputs),
+            model=_copy_model(files.absolute(request.model), target.model_path) if request.model else None,
             model_info=given.model_info,
             options=given.options,
             partition_rows=request.partition_rows,
@@ -190,12 +191,12 @@ def _build(request: BuildRequest, beam_args: Sequence[str], tell: Tell, version:
     except JobLostError:
         raise
     except BaseException:
-        if not files.exists(files.join(folder, versions.MANIFEST_PATH)):
+        if not target.finished:
             _discard(index, version, tell)
         raise
     if result is None:
         return BuildReport(request.index, version, time.time() - started)
-    manifest = versions.read_manifest(index, version)
+    manifest = Version.open(index, version).manifest
     done = time.time() - started, tally_of(manifest), manifest.changes, len(manifest.images), manifest.gate
     return BuildReport(request.index, version, *done)
 
@@ -260,9 +261,8 @@ def _codes_input(request: BuildRequest) -> _BuildInput:
     return _BuildInput(units, inputs, plain, request.read)
 
 
-def _copy_model(model: str, version_folder: str) -> str:
+def _copy_model(model: str, copy: str) -> str:
     """Give a version its own copy of the model: what the build encodes with, and queries later; returns where."""
-    copy = files.join(version_folder, versions.MODEL_FOLDER)
     for name in MODEL_FILES:
         if files.exists(files.join(model, name)):
             files.write_bytes(files.join(copy, name), files.read_bytes(files.join(model, name)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines import files
-from pipelines.index import versions
 from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile
+from pipelines.index.versions import Version
 from pipelines.inputs.options import ReadOptions
 from pipelines.quality.gate import Limits
 
@@ -61,11 +61,7 @@ class BuildConfig:
         if self.keep is not None and self.keep < 1:
             raise InputError(f'--keep is {self.keep}; at least 1 is needed')
 
-    @property
-    def folder(self) -> str:
-        """The version's folder."""
-        return versions.version_folder(self.index, self.version)
-
-    def path(self, name: str) -> str:
-        """The full path of a file of the version."""
-        return files.join(self.folder, name)
+    @functools.cached_property
+    def index_version(self) -> Version:
+        """The version that is written."""
+        return Version(self.index, self.version)

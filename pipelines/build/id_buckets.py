@@ -64,7 +64,7 @@ def _put_ids(
     name: str, of_base: bool, run: int, ids: pa.Table, config: BuildConfig, rows: int
 ) -> Iterator[IdsOfBucket]:
     of_either = max(rows, open_base(config.index, config.base).manifest.rows) if config.base else rows
-    uri = config.path(f'{versions.STAGING_FOLDER}/{name}.arrow')
+    uri = config.index_version.path(f'{versions.STAGING_FOLDER}/{name}.arrow')
     for bucket, block in put_blocks(uri, split_ids(ids, id_buckets(of_either))):
         yield bucket, (of_base, run, block)
 

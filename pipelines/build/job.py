@@ -52,6 +52,7 @@ from pipelines.encoding.models import load_model
 from pipelines.index import versions
 from pipelines.index.code_tables import IMAGES_OPTIONS
 from pipelines.index.manifest import DataFile
+from pipelines.index.versions import Version
 from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.blocks import Block
 from pipelines.jobs.counts import count, distribute
@@ -98,14 +99,17 @@ class Staged:
 
 def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollection:
     """Wire the whole build of the work units of `write_unit_list`; the result is one element, the rows published."""
-    folder = root | 'Folder' >> beam.Create([config.folder])
+    # Encode, and find the ids that occur twice
+    version = root | 'Version' >> beam.Create([config.index_version])
     encoded = (
-        folder
+        version
         | 'Units' >> beam.FlatMap(read_unit_list)
         | 'Spread' >> beam.Reshuffle()
         | 'Encode' >> beam.ParDo(EncodeUnit(config)).with_outputs('left', main='staged')
     )
-    found = search_duplicates(folder, encoded, config)
+    found = search_duplicates(version, encoded, config)
+
+    # The images parts without duplicates, some together as runs
     parts = (
         {'staged': encoded.staged | 'ByPart' >> beam.Map(lambda s: (s.part, s)), 'duplicates': found.duplicates}
         | 'JoinDuplicates' >> beam.CoGroupByKey()
@@ -118,6 +122,8 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
         | 'GroupRuns' >> beam.GroupByKey()
         | 'ListParts' >> beam.Map(list_values)
     )
+
+    # How the keys are spread decides the prefixes; then the codes go to their partitions
     index_layout = beam.pvalue.AsSingleton(
         runs
         | 'CountKeys' >> beam.ParDo(InThreads(count_keys), config, rows)
@@ -133,6 +139,8 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
         | 'ListBlocks' >> beam.Map(list_values)
         | 'WritePartition' >> beam.ParDo(InThreads(write_partition), config, index_layout)
     )
+
+    # Once all files are there: check, judge, publish
     sample = parts | 'SamplePart' >> beam.Map(sample_part, config) | 'Sample' >> beam.CombineGlobally(MergeSamples())
     return (
         root
@@ -150,7 +158,7 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
     )
 
 
-def search_duplicates(folder: beam.PCollection, encoded: Any, config: BuildConfig) -> Any:
+def search_duplicates(version: beam.PCollection, encoded: Any, config: BuildConfig) -> Any:
     """Wire the comparison of all ids, bucket by bucket, of the `Staged` units and of the base's parts that were left.
 
     Returns:
@@ -166,7 +174,7 @@ def search_duplicates(folder: beam.PCollection, encoded: Any, config: BuildConfi
         | 'SplitIds' >> beam.ParDo(InThreads(split_run), config, rows).with_output_types(IdsOfBucket)
     )
     if config.base:
-        gone = folder | 'GoneParts' >> beam.FlatMap(parts_gone, config)
+        gone = version | 'GoneParts' >> beam.FlatMap(parts_gone, config)
         left = (
             (gone, encoded.left)
             | 'PartsLeft' >> beam.Flatten()
@@ -243,7 +251,9 @@ class EncodeUnit(beam.DoFn):
         return encode_unit(read_unit(unit, config.options), model, known)
 
     def _stage(self, kind: str, number: int, content: pa.Buffer) -> str:
-        uri = self.config.path(f'{versions.STAGING_FOLDER}/{kind}-{number:05d}-{files.digest(content)}.parquet')
+        uri = self.config.index_version.path(
+            f'{versions.STAGING_FOLDER}/{kind}-{number:05d}-{files.digest(content)}.parquet'
+        )
         files.write_bytes(uri, content)
         return uri
 
@@ -262,10 +272,10 @@ def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> Staged | N
     return Staged(unit.number, uris[0], images.rows, uris[1], base.records_read[part], origin, True)
 
 
-def parts_gone(folder: str, config: BuildConfig) -> list[int]:
-    """The parts of the base that are no unit's of a version's folder, as those of shards that were deleted."""
+def parts_gone(version: Version, config: BuildConfig) -> list[int]:
+    """The parts of the base that no unit of the new version takes over, such as those of shards that were deleted."""
     count = len(open_base(config.index, config.base).units)
-    return sorted(set(range(count)) - {unit.base_part for unit in read_unit_list(folder)})
+    return sorted(set(range(count)) - {unit.base_part for unit in read_unit_list(version)})
 
 
 class FinishPart(beam.DoFn):
@@ -309,7 +319,7 @@ class FinishPart(beam.DoFn):
         )
 
     def _write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
-        return versions.write_data_file(self.config.folder, name, rows, content)
+        return self.config.index_version.write(name, rows, content)
 
 
 class MergeSamples(beam.CombineFn):

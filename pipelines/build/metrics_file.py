@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
-from pipelines.build.stats import read_stats
+from pipelines.build.stats import read_build_stats
 from pipelines.index import versions
 from pipelines.index.manifest import CHANGES
+from pipelines.index.versions import Version
 
 
 def write_metrics(path: str, index: str, version: str, code: int, started: float) -> None:
@@ -29,7 +30,7 @@ def write_metrics(path: str, index: str, version: str, code: int, started: float
 
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
-    for metric in metrics(code, started, time.time(), read_stats(index, version), served_time(index)):
+    for metric in metrics(code, started, time.time(), read_build_stats(Version(index, version)), served_time(index)):
         if metric.name not in gauges:
             labels = ['index', *metric.labels]
             gauges[metric.name] = Gauge(f'grainhash_{metric.name}', HELP[metric.name], labels, registry=registry)
@@ -63,7 +64,7 @@ class Gauge:
 def metrics(
     code: int, started: float, ended: float, stats: Mapping[str, Any] | None, served: float | None
 ) -> Iterator[Gauge]:
-    """The metrics of a build that ended, given what `read_stats` and `served_time` find."""
+    """The metrics of a build that ended, given what `read_build_stats` and `served_time` find."""
     yield Gauge('build_exit_code', code)
     yield Gauge('build_ended_timestamp_seconds', ended)
     yield Gauge('build_seconds', ended - started)

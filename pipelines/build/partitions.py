@@ -75,14 +75,14 @@ def keep_sample(images: pa.Table) -> pa.Table:
 
 def read_part(part: Part, config: BuildConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Codes uint8 [N, B] and row numbers int64 [N] of an images part."""
-    codes = code_tables.codes_from_arrow(code_tables.read_file(config.folder, part.images, ['code'])['code'])
+    codes = code_tables.codes_from_arrow(config.index_version.read_table(part.images, ['code'])['code'])
     return codes, layout.row_numbers(part.number, len(codes))
 
 
 def sample_part(part: Part, config: BuildConfig) -> pa.Table:
     """A part's share of the sample."""
     schema = code_tables.sample_schema(config.spec.num_bytes)
-    images = code_tables.read_file(config.folder, part.images, ['code', 'image_id', 'labels'])
+    images = config.index_version.read_table(part.images, ['code', 'image_id', 'labels'])
     rows = pa.array(layout.row_numbers(part.number, len(images)))
     return keep_sample(images.append_column('row', rows).select(schema.names).cast(schema))
 
@@ -128,7 +128,7 @@ def cut_codes(
             (key, rows_batch(codes.take(places, axis=0), rows[places]))
             for key, places in partition_places(codes, rows, table, tables[table])
         )
-        uri = config.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
+        uri = config.index_version.path(f'{versions.STAGING_FOLDER}/codes-{run:05d}-{table}.arrow')
         for key, block in put_blocks(uri, batches):
             yield key, (run, block)
 
@@ -172,7 +172,7 @@ def write_partition(
     content = CodeRows(keys[order], codes.take(order, axis=0), rows[order]).to_table()
     name = versions.codes_path(table, prefix, number)
     written = files.table_bytes(content, **code_tables.PARTITION_OPTIONS)
-    file = versions.write_data_file(config.folder, name, len(content), written)
+    file = config.index_version.write(name, len(content), written)
     yield table, prefix, file, Work(started, time.time())
 
 

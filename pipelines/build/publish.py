@@ -28,6 +28,7 @@ from pipelines.index import code_tables, versions
 from pipelines.index.code_tables import UNITS
 from pipelines.index.manifest import CHANGES, DataFile, Manifest, Partition, Table
 from pipelines.index.prune import prune_behind
+from pipelines.index.versions import Version
 from pipelines.quality.gate import enforce, judge
 from pipelines.records import Tally
 from pipelines.search.search_plan import selectivity
@@ -52,33 +53,34 @@ def publish_version(
         BuildError: something is missing, or another version was published since the build began.
         GateError: the version is finished, but failed its gate.
     """
-    if not files.exists(config.path(versions.MANIFEST_PATH)):
+    version = config.index_version
+    if not version.finished:
         started = time.time()
         parts = sorted(parts, key=lambda p: p.number)
         manifest = describe_version(config, tables, parts, partitions, sample, changes)
-        check_version(manifest, config.folder)
+        check_version(version.with_manifest(manifest))
         served = (config.believed or versions.look(config.index)).text
-        manifest = judge(manifest, config.index, sample, config.gate, served)
+        manifest = judge(version.with_manifest(manifest), sample, config.gate, served)
         stages = [*describe_stages(parts, partitions), BuildStage.of('check', [Work(started, time.time())])]
-        stats = write_build_stats(config.folder, manifest, stages, config.started)
+        stats = write_build_stats(version.with_manifest(manifest), stages, config.started)
         manifest = dataclasses.replace(manifest, build=stats)
-        files.flush(config.folder)  # a manifest must not outlive a loss of power that its files do not
-        files.write_bytes(config.path(versions.MANIFEST_PATH), manifest.dumps(), durable=True)
-    manifest = versions.read_manifest(config.index, config.version)
+        files.flush(version.folder)  # a manifest must not outlive a loss of power that its files do not
+        files.write_bytes(version.manifest_path, manifest.dumps(), durable=True)
+    version = Version.open(config.index, config.version)
     try:
-        enforce(manifest, config.index)
+        enforce(version)
         versions.publish(config.index, config.version, config.believed)
     finally:
         delete_staged(config)
     if config.keep is not None:
         prune_behind(config.index, config.keep)
-    return manifest.rows
+    return version.manifest.rows
 
 
 def delete_staged(config: BuildConfig) -> None:
     """Remove what is not needed any more, which must not fail a build: `grainhash prune` removes what is left."""
     try:
-        files.delete_folder(config.path(versions.STAGING_FOLDER))
+        files.delete_folder(config.index_version.path(versions.STAGING_FOLDER))
     except OSError as e:
         log.warning('what was staged is left there: %s', e)
 
@@ -133,22 +135,22 @@ def describe_version(
         inputs=config.inputs,
         counters=add_counters(parts, config.unit_count),
         libraries=library_versions(),
-        sample=versions.write_data_file(config.folder, versions.SAMPLE_PATH, len(sample), sampled),
-        model_files=tuple(list_model_files(config.folder)),
-        units=write_units(config.folder, parts),
+        sample=config.index_version.write(versions.SAMPLE_PATH, len(sample), sampled),
+        model_files=tuple(list_model_files(config.index_version)),
+        units=write_units(config.index_version, parts),
         changes=add_changes(parts, config.base, changes) if config.base else None,
     )
 
 
-def list_model_files(folder: str) -> Iterator[DataFile]:
+def list_model_files(version: Version) -> Iterator[DataFile]:
     """The files of a version's model, if it has one, as they are."""
-    for name in files.sizes_below(files.join(folder, versions.MODEL_FOLDER)):
+    for name in files.sizes_below(version.model_path):
         path = f'{versions.MODEL_FOLDER}/{name}'
-        content = files.read_bytes(files.join(folder, path))
+        content = files.read_bytes(version.path(path))
         yield DataFile(path, 0, len(content), files.digest(content))
 
 
-def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
+def write_units(version: Version, parts: Sequence[Part]) -> DataFile:
     """Write what each part was made from, for a later incremental build."""
     rows = []
     for part in parts:
@@ -156,24 +158,25 @@ def write_units(folder: str, parts: Sequence[Part]) -> DataFile:
         content = part.origin.content if settled else ''
         rows.append({**dataclasses.asdict(part.origin), 'content': content, 'records_read': part.records_read})
     table = pa.Table.from_pylist(rows, schema=UNITS)
-    return versions.write_data_file(folder, versions.UNITS_PATH, len(table), files.table_bytes(table))
+    return version.write(versions.UNITS_PATH, len(table), files.table_bytes(table))
 
 
-def check_version(manifest: Manifest, folder: str) -> None:
+def check_version(version: Version) -> None:
     """Refuse to publish a version of which something is missing.
 
     Raises:
         BuildError: a table with other rows than were indexed, or a file that is not there in its size.
     """
+    manifest = version.manifest
     for number, table in enumerate(manifest.tables):
         held = sum(p.rows for p in table.partitions)
         if held != manifest.rows:
             raise BuildError(f'table {number} holds {held} rows; {manifest.rows} images were indexed')
-    sizes = files.sizes_below(folder)
+    sizes = files.sizes_below(version.folder)
     for file in manifest.all_files:
         if sizes.get(file.path) != file.bytes:
             found = 'is missing' if file.path not in sizes else f'has {sizes[file.path]} bytes instead of {file.bytes}'
-            raise BuildError(f'{files.join(folder, file.path)} {found}: it was changed during the build')
+            raise BuildError(f'{version.path(file.path)} {found}: it was changed during the build')
 
 
 def add_counters(parts: Sequence[Part], units: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.index import versions
-from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.manifest import DataFile
+from pipelines.index.versions import BUILD_PATH, Version
 
 FORMAT_VERSION = 1
 log = logging.getLogger(__name__)
@@ -63,18 +63,18 @@ class BuildStage:
         return ' '.join(f'{name}={value}' for name, value in {**words, **self.counts}.items())
 
 
-def write_build_stats(folder: str, manifest: Manifest, stages: Sequence[BuildStage], started: float) -> DataFile:
+def write_build_stats(version: Version, stages: Sequence[BuildStage], started: float) -> DataFile:
     """Write a version's `build.json`, and log a line per stage.
 
     Args:
-        folder: the version's.
-        manifest: as far as it is known.
+        version: with its manifest, as far as that is known.
         stages: in order.
         started: when the build began, in seconds since 1970.
     """
+    manifest = version.manifest
     value = {
         'format_version': FORMAT_VERSION,
-        'version': manifest.version,
+        'version': version.id,
         'started': round(started, 3),
         'seconds': round(time.time() - started, 3),
         'model': manifest.model,
@@ -89,12 +89,12 @@ def write_build_stats(folder: str, manifest: Manifest, stages: Sequence[BuildSta
     for stage in stages:
         log.info(stage.line())
     content = (json.dumps(value, indent=1) + '\n').encode()
-    return versions.write_data_file(folder, versions.BUILD_PATH, 0, content)
+    return version.write(BUILD_PATH, 0, content)
 
 
-def read_stats(index: str, version: str) -> dict[str, Any] | None:
+def read_build_stats(version: Version) -> dict[str, Any] | None:
     """The `build.json` of a version; None if there is none, or none that can be read."""
     try:
-        return json.loads(files.read_bytes(files.join(versions.version_folder(index, version), versions.BUILD_PATH)))
+        return json.loads(files.read_bytes(version.path(BUILD_PATH)))
     except (InputError, OSError):
         return None

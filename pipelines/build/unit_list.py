@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipelines import files
-from pipelines.index import versions
 from pipelines.index.code_tables import INPUTS
 from pipelines.index.manifest import DataFile
+from pipelines.index.versions import INPUTS_PATH, STAGING_FOLDER, Version
 from pipelines.inputs.shards import InputFile, WorkUnit
 
-NAME = f'{versions.STAGING_FOLDER}/work-units.parquet'  # below the version's folder, until the version is finished
+NAME = f'{STAGING_FOLDER}/work-units.parquet'  # below the version's folder, until the version is finished
 SCHEMA = pa.schema(
     [
         ('number', pa.int64()),
@@ -31,17 +31,17 @@ SCHEMA = pa.schema(
 )
 
 
-def write_inputs(folder: str, inputs: Sequence[InputFile]) -> DataFile:
-    """Write the list of files that a build reads into a version's folder, before the build."""
+def write_inputs(version: Version, inputs: Sequence[InputFile]) -> DataFile:
+    """Write the list of files that a build reads into its version, before the build."""
     paths = [i.path.encode(errors='backslashreplace').decode() for i in inputs]  # names need not be UTF-8
     columns = [paths, [i.size for i in inputs], [i.mtime for i in inputs], [i.generation for i in inputs]]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, INPUTS, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=INPUTS)
-    return versions.write_data_file(folder, versions.INPUTS_PATH, len(table), files.table_bytes(table))
+    return version.write(INPUTS_PATH, len(table), files.table_bytes(table))
 
 
-def write_unit_list(folder: str, units: Sequence[WorkUnit]) -> int:
-    """Write the work units of a build into its version's folder, before the build; returns how many there are."""
+def write_unit_list(version: Version, units: Sequence[WorkUnit]) -> int:
+    """Write the work units of a build into its version, before the build; returns how many there are."""
     rows = [
         {
             **dataclasses.asdict(unit),
@@ -50,12 +50,12 @@ def write_unit_list(folder: str, units: Sequence[WorkUnit]) -> int:
         }
         for unit in units
     ]
-    files.write_bytes(files.join(folder, NAME), files.table_bytes(pa.Table.from_pylist(rows, SCHEMA)))
+    files.write_bytes(version.path(NAME), files.table_bytes(pa.Table.from_pylist(rows, SCHEMA)))
     return len(rows)
 
 
-def read_unit_list(folder: str) -> list[WorkUnit]:
-    """The work units that were written into a version's folder.
+def read_unit_list(version: Version) -> list[WorkUnit]:
+    """The work units that were written into a version.
 
     Raises:
         OSError: there is no such file any more, or it is damaged.
@@ -71,5 +71,5 @@ def read_unit_list(folder: str) -> list[WorkUnit]:
             row['base_part'],
             tuple(row['base_parts']),
         )
-        for row in files.read_table(files.join(folder, NAME)).to_pylist()
+        for row in files.read_table(version.path(NAME)).to_pylist()
     ]

@@ -1,24 +1,18 @@
-"""The Parquet tables of a version, as arrays: images, rejects, code partitions and the sample.
+"""The Parquet tables of a version: their schemas, how they are written, and codes as Arrow columns and arrays.
 
-Paths come from `versions.py`, bytes go through `../files.py`; here are the schemas and the conversion.
+Files are read and written by `versions.Version`; nothing here touches one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from hashing_model.codes.bits import to_words
-from pipelines import files
-from pipelines.index import versions
-from pipelines.index.manifest import DataFile
-
-REMOVED = 'the version was removed after it was opened; open the index again'
 
 LABELS = pa.map_(pa.string(), pa.list_(pa.string()))
 SOURCE = pa.struct([('shard', pa.string()), ('member', pa.string())])
@@ -91,29 +85,6 @@ def sample_schema(num_bytes: int) -> pa.Schema:
     return pa.schema(
         [('code', pa.binary(num_bytes)), ('row', pa.int64()), ('image_id', pa.string()), ('labels', LABELS)]
     )
-
-
-def read_file(folder: str, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """A file of a version, or some of its columns.
-
-    Raises:
-        OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
-    """
-    path = files.join(folder, file.path)
-    try:
-        table = files.read_table(path, columns)
-    except OSError as e:
-        if was_removed(folder, e.__cause__):
-            raise OSError(f'cannot read {path}: {REMOVED}') from e
-        raise
-    if len(table) != file.rows:
-        raise OSError(f'{path} has {len(table)} rows; the manifest says {file.rows}')
-    return table
-
-
-def was_removed(folder: str, error: BaseException | None) -> bool:
-    """Whether a file cannot be read because the version has been pruned: its manifest goes first."""
-    return isinstance(error, FileNotFoundError) and not files.exists(files.join(folder, versions.MANIFEST_PATH))
 
 
 def codes_to_arrow(codes: NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:

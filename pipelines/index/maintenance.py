@@ -15,6 +15,7 @@ from pipelines.index import versions
 from pipelines.index.manifest import DataFile
 from pipelines.index.prune import prune_versions
 from pipelines.index.verify import verify_version
+from pipelines.index.versions import Version
 from pipelines.requests import Report
 
 
@@ -136,19 +137,18 @@ def verify_index(index: str, version: str | None = None, found: Callable[[str], 
     """
     started, folder = time.monotonic(), files.absolute(index)
     version = versions.current_version(folder) if version is None else version
-    version_folder = versions.version_folder(folder, version)
     problems: list[str] = []
     listed: tuple[DataFile, ...] = ()
     rows = 0
     try:
-        manifest = versions.read_manifest(folder, version)
-        listed, rows = manifest.all_files, manifest.rows
-        for line in verify_version(version_folder, manifest):
+        opened = Version.open(folder, version)
+        listed, rows = opened.manifest.all_files, opened.manifest.rows
+        for line in verify_version(opened):
             problems.append(line)
             if found:
                 found(line)
     except InputError as e:
-        if not files.exists(files.join(version_folder, versions.MANIFEST_PATH)):
+        if not Version(folder, version).finished:
             raise
         problems.append(str(e))
         if found:

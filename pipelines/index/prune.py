@@ -16,7 +16,7 @@ from hashing_model.errors import InputError
 from pipelines import files
 from pipelines.files import FileInfo
 from pipelines.index import versions
-from pipelines.index.versions import ListedVersion
+from pipelines.index.versions import ListedVersion, Version
 
 DEAD_AFTER = 24 * 3600  # seconds without a new file
 
@@ -55,7 +55,7 @@ def prune_versions(index: str, keep: int, before: float) -> Removed:
     if keep < 1:
         raise InputError(f'--keep is {keep}; at least 1 is needed')
     found, served = versions.list_versions(index), versions.look(index).text
-    held = {f.version: files.infos_below(versions.version_folder(index, f.version)) for f in found}
+    held = {f.version: files.infos_below(Version(index, f.version).folder) for f in found}
     touched = {name: _last_touched(index, name, infos) for name, infos in held.items()}
     finished = [version for version in superseded(found, served, keep) if versions.retire(index, version)]
     dead = [
@@ -64,12 +64,12 @@ def prune_versions(index: str, keep: int, before: float) -> Removed:
         if versions.retire(index, version, finished=False)
     ]
     for version in (*finished, *dead):
-        files.delete_folder(versions.version_folder(index, version))
+        files.delete_folder(Version(index, version).folder)
     staying = [f.version for f in found if f.state == 'finished' and f.version not in finished]
     left = _remove_left_overs(index, before)
     for version in staying:
-        left += _remove_left_overs(versions.version_folder(index, version), before, held[version])
-        files.delete_empty_folder(files.join(versions.version_folder(index, version), versions.STAGING_FOLDER))
+        left += _remove_left_overs(Version(index, version).folder, before, held[version])
+        files.delete_empty_folder(Version(index, version).path(versions.STAGING_FOLDER))
     freed = sum(info.size for version in (*finished, *dead) for info in held[version].values())
     uris, infos = zip(*left, strict=True) if left else ((), ())
     return Removed(tuple(finished), tuple(dead), uris, freed + sum(info.size for info in infos))
@@ -129,4 +129,4 @@ def _last_touched(index: str, version: str, infos: Mapping[str, FileInfo]) -> fl
     """Time of the newest file of a version; without any, of its folder."""
     if infos:
         return max(info.time for info in infos.values())
-    return files.time_of(versions.version_folder(index, version))
+    return files.time_of(Version(index, version).folder)

@@ -29,6 +29,7 @@ from pipelines.index.code_tables import (
     sample_schema,
 )
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.versions import Version
 
 THREADS = 4  # files in memory at once; reading, hashing and decoding leave Python's lock
 IMAGES = -1  # the group of the images parts; other groups are numbers of tables
@@ -51,22 +52,22 @@ class Job:
     check: Callable[[pa.Table], Content] = lambda _: (None, 0)
 
 
-def verify_version(folder: str, manifest: Manifest) -> Iterator[str]:
-    """Everything that is wrong with a version in a folder, a line each; nothing if it is whole.
+def verify_version(version: Version) -> Iterator[str]:
+    """Everything that is wrong with a version, a line each; nothing if it is whole.
 
     A file that is missing or changed is told once; what else follows from it is not told.
     """
-    sizes = files.sizes_below(folder)
-    yield from layout_problems(manifest, folder)
+    manifest, sizes = version.manifest, files.sizes_below(version.folder)
+    yield from layout_problems(version)
     yield from listing_problems(manifest, sizes)
-    sample = read_sample(folder, manifest)
+    sample = read_sample(version)
     yield from sample_problems(manifest, sample[0])
     jobs = [job for job in list_jobs(manifest, sample) if sizes.get(job.file.path) == job.file.bytes]
     complete = set(range(IMAGES, len(manifest.tables)))
     complete -= {job.group for job in list_jobs(manifest, sample) if sizes.get(job.file.path) != job.file.bytes}
     sums = dict.fromkeys(range(IMAGES, len(manifest.tables)), 0)
     with ThreadPoolExecutor(THREADS) as pool:
-        for job, (problem, total) in zip(jobs, pool.map(functools.partial(check_file, folder), jobs), strict=True):
+        for job, (problem, total) in zip(jobs, pool.map(functools.partial(check_file, version), jobs), strict=True):
             if problem:
                 yield f'{job.file.path} {problem}'
             if total is None:
@@ -78,9 +79,10 @@ def verify_version(folder: str, manifest: Manifest) -> Iterator[str]:
             yield f'codes/table={table} holds other rows or codes than the images'
 
 
-def layout_problems(manifest: Manifest, folder: str) -> Iterator[str]:
+def layout_problems(version: Version) -> Iterator[str]:
     """What is wrong with the manifest alone."""
-    if folder.rpartition('/')[2] != manifest.version:
+    manifest = version.manifest
+    if version.id != manifest.version:
         yield f'{versions.MANIFEST_PATH} is of version {manifest.version}'
     for number, table in enumerate(manifest.tables):
         held = sum(p.rows for p in table.partitions)
@@ -119,12 +121,12 @@ def listing_problems(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]
             yield f'{path} does not belong to the version'
 
 
-def read_sample(folder: str, manifest: Manifest) -> Sampled:
+def read_sample(version: Version) -> Sampled:
     """Rows and codes of the sample; none where something is wrong with the file, which its own job tells."""
-    (job,) = [job for job in list_jobs(manifest) if job.file == manifest.sample]
-    if check_file(folder, job)[0]:
+    (job,) = [job for job in list_jobs(version.manifest) if job.file == version.manifest.sample]
+    if check_file(version, job)[0]:
         return NO_SAMPLE
-    table = files.read_table(files.join(folder, manifest.sample.path))
+    table = version.read_table(job.file)
     return table['row'].to_numpy(), codes_from_arrow(table['code'])
 
 
@@ -160,10 +162,10 @@ def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
     yield from (Job(file) for file in manifest.other_files)
 
 
-def check_file(folder: str, job: Job) -> Content:
+def check_file(version: Version, job: Job) -> Content:
     """Read a file and compare it with what the manifest says of it."""
     try:
-        content = files.read_bytes(files.join(folder, job.file.path))
+        content = files.read_bytes(version.path(job.file.path))
     except OSError as e:
         return f'cannot be read: {e}', None
     if job.file.digest not in (None, files.digest(content)):

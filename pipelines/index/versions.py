@@ -1,15 +1,19 @@
 """The versions of an index: `CURRENT` names the served one, `versions/<id>/` holds each.
 
-This module owns the paths of an index; nothing else spells them. `CURRENT` moves by `publish` alone.
+`Version` is the handle of one: its folder, its manifest, reading and writing its files. The functions below it are
+about all versions of an index. This module owns the paths of an index; nothing else spells them. `CURRENT` moves by
+`publish` alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Literal
 
 import pyarrow as pa
@@ -21,19 +25,10 @@ from pipelines.index.current import Current
 from pipelines.index.manifest import DataFile, Manifest
 
 CURRENT = 'CURRENT'
+REMOVED = 'the version was removed after it was opened; open the index again'
+
 log = logging.getLogger(__name__)
 _VERSION = re.compile(r'\w[\w.-]*', re.ASCII)
-
-
-def new_version_id() -> str:
-    """A new id; ids sort by the time they were made, to the second."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    return f'{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}'
-
-
-def version_folder(index: str, version: str) -> str:
-    """Where a version lives."""
-    return files.join(index, 'versions', version)
 
 
 def images_path(part: int) -> str:
@@ -61,9 +56,143 @@ MODEL_FOLDER = 'model'
 STAGING_FOLDER = 'staging'
 
 
-def write_data_file(folder: str, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
-    """Write a file of a version; returns how the manifest lists it."""
-    return DataFile(name, rows, files.write_bytes(files.join(folder, name), content), files.digest(content))
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """The handle of one version of an index: where its files are, what its manifest says, reading and writing them.
+
+    A handle may travel to other processes, with every step of a Beam job. It is pickled as its two texts; each process
+    reads the manifest for itself, once.
+
+    Args:
+        index: absolute path or uri of the index.
+        id: the version's id, its folder's name.
+    """
+
+    index: str
+    id: str
+
+    def __reduce__(self) -> tuple[type[Version], tuple[str, str]]:
+        return Version, (self.index, self.id)  # without the manifest
+
+    @classmethod
+    def open(cls, index: str, version: str) -> Version:
+        """The handle of a finished version, whose manifest is read now.
+
+        Raises:
+            InputError: no such version, or not readable by this library.
+        """
+        if not _VERSION.fullmatch(version):
+            raise InputError(f'{index} has no version {version!r}')
+        handle = cls(index, version)
+        try:
+            content = files.read_bytes(handle.manifest_path)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise InputError(f'{index} has no version {version}: there is no {handle.manifest_path}') from e
+        return handle.with_manifest(Manifest.loads(content, handle.manifest_path))
+
+    @property
+    def folder(self) -> str:
+        """The folder that holds all its files."""
+        return files.join(self.index, 'versions', self.id)
+
+    def path(self, name: str) -> str:
+        """The full path of one of its files or folders, given the path below its folder."""
+        return files.join(self.folder, name)
+
+    @property
+    def manifest_path(self) -> str:
+        """The full path of its manifest."""
+        return self.path(MANIFEST_PATH)
+
+    @property
+    def model_path(self) -> str:
+        """The full path of the folder of its model; versions of codes have none."""
+        return self.path(MODEL_FOLDER)
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """The manifest of a version that was finished when the handle was made; read once per process.
+
+        Raises:
+            OSError: the version has been removed since.
+            InputError: not readable by this library.
+        """
+        return _read_once(self.index, self.id)
+
+    def with_manifest(self, manifest: Manifest) -> Version:
+        """A handle of this version with a manifest in memory, such as one that is not written yet."""
+        handle = Version(self.index, self.id)
+        handle.__dict__['manifest'] = manifest  # where `cached_property` keeps it
+        return handle
+
+    @property
+    def finished(self) -> bool:
+        """Whether its manifest is there."""
+        return files.exists(self.manifest_path)
+
+    def read_table(self, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """One of its Parquet files, or some columns of it.
+
+        Raises:
+            OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
+        """
+        path = self.path(file.path)
+        try:
+            table = files.read_table(path, columns)
+        except OSError as e:
+            if self.was_removed(e.__cause__):
+                raise OSError(f'cannot read {path}: {REMOVED}') from e
+            raise
+        if len(table) != file.rows:
+            raise OSError(f'{path} has {len(table)} rows; the manifest says {file.rows}')
+        return table
+
+    def was_removed(self, error: BaseException | None) -> bool:
+        """Whether a file cannot be read because the version has been pruned: its manifest goes first."""
+        return isinstance(error, FileNotFoundError) and not self.finished
+
+    def write(self, name: str, rows: int, content: bytes | pa.Buffer) -> DataFile:
+        """Write one of its files; returns how the manifest lists it."""
+        return DataFile(name, rows, files.write_bytes(self.path(name), content), files.digest(content))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(index: str, version: str) -> Manifest:
+    try:
+        return Version.open(index, version).manifest
+    except InputError as e:
+        handle = Version(index, version)
+        if not handle.finished:
+            raise OSError(f'cannot read {handle.folder}: {REMOVED}') from e
+        raise
+
+
+def open_version(index: str, version: str | None = None) -> Version:
+    """The handle of a version, of the served one by default; its manifest is read now.
+
+    Raises:
+        InputError: no index there, no such version, or not readable by this library.
+    """
+    if version is not None:
+        return Version.open(index, version)
+    wanted = current_version(index)
+    try:
+        return Version.open(index, wanted)
+    except InputError:
+        if current_version(index) != wanted:  # moved on, and the old one pruned, between two reads
+            return open_version(index)
+        raise
+
+
+def read_manifest(index: str, version: str | None = None) -> Manifest:
+    """The manifest of a version; see `open_version`."""
+    return open_version(index, version).manifest
+
+
+def new_version_id() -> str:
+    """A new id; ids sort by the time they were made, to the second."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return f'{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}'
 
 
 def check_index_folder(index: str) -> None:
@@ -83,8 +212,7 @@ def check_index_folder(index: str) -> None:
 
 def discard(index: str, version: str) -> None:
     """Remove what a version has so far, and the index's folders if nothing else is in them."""
-    folder = version_folder(index, version)
-    files.delete_folder(folder)
+    files.delete_folder(Version(index, version).folder)
     for parent in (files.join(index, 'versions'), index):
         files.delete_empty_folder(parent)
 
@@ -123,7 +251,7 @@ def publish(index: str, version: str, believed: Current | None = None) -> None:
     """
     path = files.join(index, CURRENT)
     with current.locked(path):
-        if not files.exists(files.join(version_folder(index, version), MANIFEST_PATH)):
+        if not Version(index, version).finished:
             raise BuildError(f'{index} has no finished version {version}; it was removed meanwhile')
         try:
             current.move(path, version, believed or look(index))
@@ -143,30 +271,11 @@ def retire(index: str, version: str, finished: bool = True) -> bool:
         False, and nothing happened, if it is served, or was finished though it should not have been.
     """
     with current.locked(files.join(index, CURRENT)):
-        path = files.join(version_folder(index, version), MANIFEST_PATH)
-        if look(index).text == version or (not finished and files.exists(path)):
+        retired = Version(index, version)
+        if look(index).text == version or (not finished and retired.finished):
             return False
-        files.delete_file(path)
+        files.delete_file(retired.manifest_path)
         return True
-
-
-def read_manifest(index: str, version: str | None = None) -> Manifest:
-    """The manifest of a version; of the served one by default.
-
-    Raises:
-        InputError: no such version, or not readable by this library.
-    """
-    wanted = current_version(index) if version is None else version
-    if not _VERSION.fullmatch(wanted):
-        raise InputError(f'{index} has no version {wanted!r}')
-    path = files.join(version_folder(index, wanted), MANIFEST_PATH)
-    try:
-        content = files.read_bytes(path)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        if version is None and current_version(index) != wanted:  # moved on, and the old one pruned, between two reads
-            return read_manifest(index)
-        raise InputError(f'{index} has no version {wanted}: there is no {path}') from e
-    return Manifest.loads(content, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,13 +300,13 @@ def list_versions(index: str) -> list[ListedVersion]:
 
 
 def _find(index: str, version: str) -> ListedVersion:
-    if not files.exists(files.join(version_folder(index, version), MANIFEST_PATH)):
+    handle = Version(index, version)
+    if not handle.finished:
         return ListedVersion(version, 'unfinished')
     try:
-        return ListedVersion(version, 'finished', read_manifest(index, version))
+        return ListedVersion(version, 'finished', Version.open(index, version).manifest)
     except (InputError, OSError):
-        exists = files.exists(files.join(version_folder(index, version), MANIFEST_PATH))
-        return ListedVersion(version, 'unreadable' if exists else 'unfinished')
+        return ListedVersion(version, 'unreadable' if handle.finished else 'unfinished')
 
 
 def _age(found: ListedVersion) -> tuple[str, str]:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.index import code_tables
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.versions import Version
 
 COLUMNS = ['image_id', 'digest', 'labels', 'code']
 
@@ -31,10 +31,14 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class IndexImages:
-    """The images of a version of an index, in its folder."""
+    """The images of a version of an index."""
 
-    folder: str
-    manifest: Manifest
+    version: Version
+
+    @property
+    def manifest(self) -> Manifest:
+        """The version's manifest."""
+        return self.version.manifest
 
     def draw(self, size: int | None, seed: int) -> pa.Table:
         """At most `size` images drawn uniformly over all rows, or all: a table of COLUMNS."""
@@ -50,7 +54,7 @@ class IndexImages:
         return pa.concat_tables([with_ids(self._read(file), ids) for file in self.manifest.images])
 
     def _read(self, file: DataFile) -> pa.Table:
-        return code_tables.read_file(self.folder, file, COLUMNS)
+        return self.version.read_table(file, COLUMNS)
 
 
 def with_ids(images: pa.Table, ids: Collection[str]) -> pa.Table:

@@ -17,7 +17,7 @@ from hashing_model.evaluation.figures import Quality
 from hashing_model.model import HashModel
 from pipelines import files
 from pipelines.encoding.models import load_model, local_model
-from pipelines.index import versions
+from pipelines.index.versions import open_version
 from pipelines.inputs.options import ReadOptions
 from pipelines.quality.coded_images import Images, IndexImages
 from pipelines.quality.measure import Split, check_folder, choose, measure, write_results
@@ -170,16 +170,15 @@ def _given(request: EvaluateRequest, progress: Progress | None) -> _Given:
         images = _encoded(paths_of(request.images), model, request.read, rejects, progress)
         return _Given(images, asking, model.spec, facts, rejects)
     index = files.absolute(request.index)
-    manifest = versions.read_manifest(index, request.version)
-    folder = versions.version_folder(index, manifest.version)
-    asking = None
+    version = open_version(index, request.version)
+    manifest, asking = version.manifest, None
     if queries:
         if manifest.model is None:
             raise InputError(f'{request.index} has no model to encode --queries with: it was built from codes')
-        model = load_model(files.join(folder, versions.MODEL_FOLDER), fingerprint=manifest.model['fingerprint'])
+        model = load_model(version.model_path, fingerprint=manifest.model['fingerprint'])
         asking = _encoded(queries, model, request.read, rejects, progress)
     facts |= {'version': manifest.version, 'model': manifest.model}
-    return _Given(IndexImages(folder, manifest), asking, manifest.spec, facts, rejects, manifest.rows)
+    return _Given(IndexImages(version), asking, manifest.spec, facts, rejects, manifest.rows)
 
 
 def _encoded(

@@ -25,9 +25,10 @@ from hashing_model.evaluation.evaluate import label_levels
 from hashing_model.evaluation.ranking import rank
 from hashing_model.labels import LabelLevel
 from pipelines import files
-from pipelines.index import code_tables, versions
+from pipelines.index import code_tables
 from pipelines.index.layout import NOT_PROBED
 from pipelines.index.manifest import DataFile, Gate, Manifest
+from pipelines.index.versions import QUALITY_PATH, Version
 from pipelines.search.on_demand import search_file
 from pipelines.search.partition_reader import opened
 from pipelines.search.search_plan import SearchPlan, plan_search
@@ -113,18 +114,16 @@ class Compared:
         return self.served - self.new
 
 
-def judge(manifest: Manifest, index: str, sample: pa.Table, limits: Limits | None, served: str | None) -> Manifest:
+def judge(version: Version, sample: pa.Table, limits: Limits | None, served: str | None) -> Manifest:
     """Check a version that is written but for its manifest, and write `quality.json`; returns the manifest with both.
 
     Args:
-        manifest: of the version, as far as it is known.
-        index: absolute path or uri.
+        version: with its manifest, as far as that is known.
         sample: rows of `code_tables.sample_schema`.
         limits: None for no checks.
-        served: the version to compare with, None if there is none.
+        served: id of the version to compare with, None if there is none.
     """
-    folder = versions.version_folder(index, manifest.version)
-    checks = list(check(folder, manifest, sample, limits, *read_served(index, served))) if limits else []
+    checks = list(check(version, sample, limits, *read_served(version.index, served))) if limits else []
     gate: Gate = 'skipped' if limits is None else 'failed' if any(c.passed is False for c in checks) else 'passed'
     found = {
         'format_version': FORMAT_VERSION,
@@ -133,23 +132,23 @@ def judge(manifest: Manifest, index: str, sample: pa.Table, limits: Limits | Non
         'checks': [dataclasses.asdict(c) for c in checks],
     }
     content = (json.dumps(found, indent=1, allow_nan=False) + '\n').encode()
-    quality = versions.write_data_file(folder, versions.QUALITY_PATH, 0, content)
-    return dataclasses.replace(manifest, gate=gate, quality=quality)
+    quality = version.write(QUALITY_PATH, 0, content)
+    return dataclasses.replace(version.manifest, gate=gate, quality=quality)
 
 
-def enforce(manifest: Manifest, index: str) -> None:
+def enforce(version: Version) -> None:
     """Refuse to serve a version that failed its gate.
 
     Raises:
         GateError: it did; the message has what failed, and how to serve it all the same.
     """
-    if manifest.gate != 'failed':
+    if version.manifest.gate != 'failed':
         return
-    path = files.join(versions.version_folder(index, manifest.version), versions.QUALITY_PATH)
+    path = version.path(QUALITY_PATH)
     failed = [c['detail'] for c in json.loads(files.read_bytes(path))['checks'] if c['passed'] is False]
     raise GateError(
-        f'version {manifest.version} is finished but not served, because it failed its gate: {"; ".join(failed)}; '
-        f'see {path}; grainhash promote {index} {manifest.version} serves it all the same'
+        f'version {version.id} is finished but not served, because it failed its gate: {"; ".join(failed)}; '
+        f'see {path}; grainhash promote {version.index} {version.id} serves it all the same'
     )
 
 
@@ -158,25 +157,23 @@ def read_served(index: str, version: str | None) -> tuple[Served | None, str]:
     if version is None:
         return None, 'no version was served before'
     try:
-        manifest = versions.read_manifest(index, version)
-        sample = code_tables.read_file(versions.version_folder(index, version), manifest.sample)
+        served = Version.open(index, version)
+        sample = served.read_table(served.manifest.sample)
     except (InputError, OSError) as e:
         return None, f'version {version}, which is served, cannot be read: {" ".join(str(e).split())}'
-    return Served(version, manifest.rows, manifest.spec, sample), ''
+    return Served(version, served.manifest.rows, served.manifest.spec, sample), ''
 
 
-def check(
-    folder: str, manifest: Manifest, sample: pa.Table, limits: Limits, served: Served | None, why_none: str
-) -> Iterator[Check]:
-    """All checks of a version, given its folder, manifest and sample, and the served version or why there is none."""
-    codes = code_tables.codes_from_arrow(sample['code'])
+def check(version: Version, sample: pa.Table, limits: Limits, served: Served | None, why_none: str) -> Iterator[Check]:
+    """All checks of a version, given its sample, and the served version or why there is none."""
+    manifest, codes = version.manifest, code_tables.codes_from_arrow(sample['code'])
     yield reject_rate(manifest.counters, limits.max_reject_rate)
     if served:
         yield fewer_rows(manifest.rows, served, limits.max_fewer_rows)
     else:
         yield skipped('fewer_rows', limits.max_fewer_rows, why_none)
-    yield readable_files(folder, manifest)
-    yield self_retrieval(folder, manifest, sample[:ASKED])
+    yield readable_files(version)
+    yield self_retrieval(version, sample[:ASKED])
     yield equal_codes(codes, limits.max_equal_codes)
     yield entropy(codes, manifest, limits.min_entropy)
     if served:
@@ -214,19 +211,19 @@ def fewer_rows(rows: int, served: Served, limit: float) -> Check:
     return Check('fewer_rows', share, limit, share <= limit, detail)
 
 
-def readable_files(folder: str, manifest: Manifest) -> Check:
+def readable_files(version: Version) -> Check:
     """How many Parquet files of the version cannot be opened, or have other rows than the manifest says."""
-    listed = manifest.data_files
+    listed = version.manifest.data_files
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        problems = [p for p in pool.map(functools.partial(_footer_problem, folder), listed) if p]
+        problems = [p for p in pool.map(functools.partial(_footer_problem, version), listed) if p]
     told = f', the first: {problems[0]}' if problems else ''
     detail = f'{len(problems):,} of {len(listed):,} files cannot be read{told}'
     return Check('readable_files', len(problems), 0, not problems, detail)
 
 
-def _footer_problem(folder: str, file: DataFile) -> str | None:
+def _footer_problem(version: Version, file: DataFile) -> str | None:
     try:
-        with opened(folder, file):
+        with opened(version, file):
             return None
     except OSError as e:
         return ' '.join(str(e).split())
@@ -235,13 +232,14 @@ def _footer_problem(folder: str, file: DataFile) -> str | None:
 # What is found
 
 
-def self_retrieval(folder: str, manifest: Manifest, asked: pa.Table) -> Check:
+def self_retrieval(version: Version, asked: pa.Table) -> Check:
     """How many of some images are not found at distance 0 by every table, searched alone in the files written.
 
     Args:
-        folder, manifest: of the version.
+        version: with its manifest.
         asked: rows of `code_tables.sample_schema`.
     """
+    manifest = version.manifest
     codes, of_image = np.unique(code_tables.codes_from_arrow(asked['code']), axis=0, return_inverse=True)
     rows = asked['row'].to_numpy()
     plan = plan_search(manifest.spec, manifest.tables, manifest.rows, codes[:0], codes, k=None, radius=0)
@@ -249,7 +247,7 @@ def self_retrieval(folder: str, manifest: Manifest, asked: pa.Table) -> Check:
     def search(table: int, prefix: str, file: DataFile) -> tuple[set[tuple[int, int, int]], str | None]:
         """(table, query, row) of the answers that are wanted, and what is wrong with the file."""
         try:
-            found, _ = search_file(folder, table, prefix, file, _alone(plan, table))
+            found, _ = search_file(version, table, prefix, file, _alone(plan, table))
         except OSError as e:
             return set(), ' '.join(str(e).split())
         wanted = found.take(np.isin(found.rows, rows))  # other images may have these codes, too

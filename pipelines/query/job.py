@@ -36,8 +36,9 @@ from pipelines import files
 from pipelines.encoding.code_files import read_query_codes
 from pipelines.encoding.encode import encode_unit
 from pipelines.encoding.models import load_model
-from pipelines.index import code_tables, layout, versions
+from pipelines.index import code_tables, layout
 from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.versions import Version
 from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import WorkUnit, read_unit
 from pipelines.jobs.counts import counted, with_counts
@@ -98,36 +99,20 @@ class QueryConfig:
     profile: dict[str, int] | None = None
     threads: int | None = None
 
-    @property
-    def folder(self) -> str:
-        """The version's folder."""
-        return versions.version_folder(self.index, self.version)
+    @functools.cached_property
+    def index_version(self) -> Version:
+        """The version that is asked; its manifest does not travel, each process reads it for itself."""
+        return Version(self.index, self.version)
 
     @property
     def manifest(self) -> Manifest:
-        """The version's manifest, which each process reads for itself: it is too large to travel with every step."""
-        return cached_manifest(self.index, self.version)
+        """The manifest of the version that is asked."""
+        return self.index_version.manifest
 
     @property
     def block_queries(self) -> int:
         """How many queries are searched for, described and written together."""
         return max(ANSWERS_PER_BLOCK // (self.k or ALL_WITHIN_RADIUS), 1)
-
-
-@functools.lru_cache(maxsize=1)
-def cached_manifest(index: str, version: str) -> Manifest:
-    """The manifest of a version that was there when the command began.
-
-    Raises:
-        OSError: it has been removed since.
-    """
-    try:
-        return versions.read_manifest(index, version)
-    except InputError as e:
-        folder = versions.version_folder(index, version)
-        if not files.exists(files.join(folder, versions.MANIFEST_PATH)):  # it was there when the command began
-            raise OSError(f'cannot read {folder}: {code_tables.REMOVED}') from e
-        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,10 +280,10 @@ def find_ids(
     part: DataFile, config: QueryConfig, ids: Sequence[str], ordered: Sequence[str]
 ) -> Iterator[QueryBlock | TaggedOutput]:
     """The queried ids, also given in ascending order, that are in one images part, with their codes; bytes read."""
-    rows, read = find_texts(config.folder, part, 'image_id', pa.array(ids, pa.string()), ordered)
+    rows, read = find_texts(config.index_version, part, 'image_id', pa.array(ids, pa.string()), ordered)
     places = np.flatnonzero(rows >= 0)
     if len(places):
-        found, more = read_rows(config.folder, part, rows[places], ['code'])
+        found, more = read_rows(config.index_version, part, rows[places], ['code'])
         read += more
         yield QueryBlock(places, [ids[i] for i in places.tolist()], code_tables.codes_from_arrow(found['code']))
     yield counted(bytes_read=read.bytes)
@@ -344,7 +329,7 @@ def search_partition_file(
     if not len(which):
         return
     rows, read = read_near(
-        config.folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
+        config.index_version, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table]
     )
     yield counted(**look_counts(1 if plan.reach else 2, table, read))
     starts = np.arange(0, len(plan.codes) + config.block_queries, config.block_queries)
@@ -367,7 +352,7 @@ def tighten(
     if seen:
         queries, distances = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
         plan = plan.nearer(queries, distances)
-    plan, read = bounded(config.folder, config.manifest, plan)
+    plan, read = bounded(config.index_version, plan)
     yield plan
     yield counted(bytes_read=read.bytes, **bound_counts('after', plan), **radius_counts(plan))
 
@@ -417,7 +402,7 @@ def describe_answers(
     part, blocks = element
     several = [np.frombuffer(block, ANSWER) for block in blocks]
     rows = np.unique(np.concatenate([answers['row'] for answers in several])).astype(np.int64)
-    images, read = read_rows(config.folder, config.manifest.images[part], rows, [*DESCRIBED, 'code'])
+    images, read = read_rows(config.index_version, config.manifest.images[part], rows, [*DESCRIBED, 'code'])
     yield counted(bytes_read=read.bytes)
     for answers in several:
         of_block = images.take(np.searchsorted(rows, answers['row']))

@@ -13,6 +13,7 @@ as searches are: two within the radius differ, in some table, in no more bits th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +26,7 @@ from apache_beam.pvalue import TaggedOutput
 from numpy.typing import NDArray
 
 from hashing_model.codes.bits import segment_distances, to_words
-from pipelines import files
-from pipelines.index import code_tables, versions
+from pipelines.index import code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import (
     choose_radii,
@@ -38,11 +38,11 @@ from pipelines.index.layout import (
     table_weights,
 )
 from pipelines.index.manifest import Manifest, Partition
+from pipelines.index.versions import Version
 from pipelines.jobs.counts import counted, with_counts
 from pipelines.jobs.runner import list_values
 from pipelines.jobs.threads import InThreads
 from pipelines.query.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
-from pipelines.query.job import cached_manifest
 from pipelines.query.stats import read_counts, write_query_stats
 from pipelines.search import kernels
 from pipelines.search.multi_index import number_rows
@@ -90,15 +90,15 @@ class DuplicatesConfig:
     profile: dict[str, int] | None = None
     table_radii: tuple[int, ...] = ()
 
-    @property
-    def folder(self) -> str:
-        """The version's folder."""
-        return versions.version_folder(self.index, self.version)
+    @functools.cached_property
+    def index_version(self) -> Version:
+        """The version whose images are grouped; its manifest does not travel, each process reads it for itself."""
+        return Version(self.index, self.version)
 
     @property
     def manifest(self) -> Manifest:
-        """The version's manifest, read once per process."""
-        return cached_manifest(self.index, self.version)
+        """The manifest of that version."""
+        return self.index_version.manifest
 
     @property
     def segment_weights(self) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ def plan_radii(config: DuplicatesConfig) -> tuple[int, ...]:
         OSError: the sample cannot be read.
     """
     manifest, metric = config.manifest, Metric.of(config.manifest.spec, config.segment_weights)
-    sample, _ = read_all(config.folder, manifest.sample, ['code'])
+    sample, _ = read_all(config.index_version, manifest.sample, ['code'])
     codes = to_words(code_tables.codes_from_arrow(sample['code']))
     distinct = codes[distinct_codes(codes & np.bitwise_or.reduce(metric.masks, axis=0))[0]]
     rows = math.ceil(manifest.rows * len(distinct) / max(len(codes), 1))
@@ -216,11 +216,11 @@ def _read_distinct(
     substring = config.manifest.tables[partition.table].substring
     mask, kept, links, total = np.bitwise_or.reduce(metric.masks, axis=0), [], [], Amount()
     for file in partition.files:
-        table, read = read_all(config.folder, file, CODE_COLUMNS)
+        table, read = read_all(config.index_version, file, CODE_COLUMNS)
         codes = code_tables.codes_from_arrow(table['code'])
         numbers = np.empty(len(codes), np.int64)
         if not number_rows(table['row'].to_numpy(), config.part_starts, numbers):
-            raise OSError(f'{files.join(config.folder, file.path)}: rows that no images part has')
+            raise OSError(f'{config.index_version.path(file.path)}: rows that no images part has')
         distinct, equal = _distinct(CodeRows(substring_keys(codes, substring), codes, numbers), mask)
         kept.append(distinct)
         links.append(equal)
@@ -291,7 +291,7 @@ def describe_members(
     """What one images part knows of its members of groups, by block, as Arrow streams; and the bytes read for it."""
     part, members = element[0], np.frombuffer(element[1], MEMBER)
     rows = members['row'].astype(np.int64)
-    images, read = read_rows(config.folder, config.manifest.images[part], rows, DESCRIBED)
+    images, read = read_rows(config.index_version, config.manifest.images[part], rows, DESCRIBED)
     images = images.append_column('group', pa.array(np.ascontiguousarray(members['group'])))
     images = images.append_column('row', pa.array((np.int64(part) << 32) + rows))
     yield counted(bytes_read=read.bytes)

@@ -16,9 +16,9 @@ from hashing_model.errors import InputError
 from hashing_model.model import HashModel
 from pipelines import files
 from pipelines.encoding.models import local_model
-from pipelines.index import versions
 from pipelines.index.layout import table_weights
 from pipelines.index.manifest import Manifest
+from pipelines.index.versions import open_version
 from pipelines.inputs.options import ReadOptions
 from pipelines.query.answers import check_output, check_suffix, query_rejects_path
 from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, weights_of
@@ -137,7 +137,8 @@ def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell
     # What is asked
     options = pipeline_options(beam_args)
     index = files.absolute(request.index)
-    manifest = versions.read_manifest(index)
+    version = open_version(index)
+    manifest = version.manifest
     profile = weights_of(request.profile)
     weights = check_limits(manifest.spec, request.k, request.radius, profile)
     check_output(request.output)
@@ -148,7 +149,6 @@ def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell
     asking = [path for unit in units for path in unit.paths] + [path for path in (request.ids, request.texts) if path]
     if output in map(files.absolute, asking):
         raise InputError(f'{request.output} asks; give another file for the answers')
-    folder = versions.version_folder(index, manifest.version)
     config = QueryConfig(
         index=index,
         version=manifest.version,
@@ -156,7 +156,7 @@ def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell
         ids=files.absolute(request.ids) if request.ids else None,
         texts=files.absolute(request.texts) if request.texts else None,
         text=tuple(request.text),
-        model=files.join(folder, versions.MODEL_FOLDER) if request.encodes else None,
+        model=version.model_path if request.encodes else None,
         options=request.read,
         k=None if request.k is None else min(request.k, manifest.rows),
         radius=request.radius,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from hashing_model.errors import InputError
 from pipelines import files
-from pipelines.index import code_tables, versions
-from pipelines.index.manifest import DataFile, Manifest, Partition
+from pipelines.index import code_tables
+from pipelines.index.manifest import DataFile, Partition
+from pipelines.index.versions import Version, open_version
 from pipelines.search import multi_index
 from pipelines.search.memory import MemoryTables
 from pipelines.search.on_demand import search_on_demand
@@ -63,9 +64,9 @@ class LocalIndex:
         >>> index.search(codes, k=10, where={'fine': 'cat'}).image_ids  # doctest: +SKIP
     """
 
-    def __init__(self, folder: str, manifest: Manifest, in_memory: bool = True):
-        self.folder = folder
-        self.manifest = manifest
+    def __init__(self, version: Version, in_memory: bool = True):
+        self.version = version
+        self.manifest = manifest = version.manifest
         self.spec = manifest.spec
         self.in_memory = in_memory
         self._part_starts = np.cumsum([0, *(file.rows for file in manifest.images)])
@@ -84,9 +85,7 @@ class LocalIndex:
         Raises:
             InputError: no index there, no such version, or one that this library cannot read.
         """
-        root = files.absolute(index)
-        manifest = versions.read_manifest(root, version)
-        return cls(versions.version_folder(root, manifest.version), manifest, in_memory)
+        return cls(open_version(files.absolute(index), version), in_memory)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -94,7 +93,7 @@ class LocalIndex:
     @functools.cached_property
     def sample(self) -> NDArray[np.uint8]:
         """The version's sample of codes, uint8 [S, B]."""
-        return code_tables.codes_from_arrow(code_tables.read_file(self.folder, self.manifest.sample, ['code'])['code'])
+        return code_tables.codes_from_arrow(self.version.read_table(self.manifest.sample, ['code'])['code'])
 
     @functools.cached_property
     def tables(self) -> MemoryTables:
@@ -138,7 +137,7 @@ class LocalIndex:
         if not self.in_memory:
             plan = plan_search(self.spec, self.manifest.tables, len(self), codes[:0], codes, k, radius, profile)
             chosen = None if allowed is None else lambda rows, file: allowed[self._numbers_of(rows, [file])]
-            matches, read = search_on_demand(self.folder, self.manifest, plan, chosen, exact)
+            matches, read = search_on_demand(self.version, plan, chosen, exact)
             complete = np.ones(len(codes), bool) if exact else plan.complete_at_home(matches)
             return self._result(matches, wanted, complete, np.full(len(codes), read.rows))
         found = self.tables.search(codes, k, radius, profile, allowed, exact, threads)
@@ -174,11 +173,11 @@ class LocalIndex:
         """Which images of a part fulfil a condition, and the label levels that any of them has."""
         file = self.manifest.images[part]
         if not isinstance(where, pc.Expression):
-            labels = code_tables.read_file(self.folder, file, ['labels'])['labels']
+            labels = self.version.read_table(file, ['labels'])['labels']
             kept = (has_label(labels, level, values) for level, values in where.items())
             levels = {level for chunk in labels.chunks for level in pc.unique(chunk.keys).to_pylist()}
             return functools.reduce(np.logical_and, kept, np.ones(len(labels), bool)), levels
-        filesystem, path = files.filesystem(files.join(self.folder, file.path))
+        filesystem, path = files.filesystem(self.version.path(file.path))
         try:
             found = ds.dataset(path, filesystem=filesystem, format='parquet').to_table(columns={'kept': where})['kept']
             if not pa.types.is_boolean(found.type):
@@ -209,7 +208,7 @@ class LocalIndex:
         if not there.all():
             raise InputError(f'row {rows[~there][0]} is no row of this index')
         pieces = [
-            read_rows(self.folder, self.manifest.images[part], rows[parts == part] & 0xFFFFFFFF, chosen)[0]
+            read_rows(self.version, self.manifest.images[part], rows[parts == part] & 0xFFFFFFFF, chosen)[0]
             for part in np.unique(parts).tolist()
         ]
         if not pieces:
@@ -227,7 +226,7 @@ class LocalIndex:
 
     def _read_partition(self, number: int, partition: Partition) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Codes and rows of a partition, in the table's order; each of its files is in order by itself."""
-        parts = [code_tables.read_file(self.folder, file, ['code', 'row']) for file in partition.files]
+        parts = [self.version.read_table(file, ['code', 'row']) for file in partition.files]
         codes = [code_tables.codes_from_arrow(part['code']) for part in parts]
         rows = [part['row'].to_numpy() for part in parts]
         if len(parts) == 1:
@@ -240,7 +239,7 @@ class LocalIndex:
         """Rows (images part << 32 | row in it) of some files counted through from 0, as the tables in memory do."""
         numbers = np.empty(len(rows), np.int64)
         if not multi_index.number_rows(rows, self._part_starts, numbers):
-            names = ', '.join(files.join(self.folder, file.path) for file in found_in)
+            names = ', '.join(self.version.path(file.path) for file in found_in)
             raise OSError(f'{names}: rows that no images part has')
         return numbers
 

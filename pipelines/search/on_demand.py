@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.index import code_tables
-from pipelines.index.manifest import DataFile, Manifest
+from pipelines.index.manifest import DataFile
+from pipelines.index.versions import Version
 from pipelines.search.partition_reader import Amount, read_all, read_near
 from pipelines.search.search_plan import Matches, SearchPlan, add_matches
 
@@ -21,15 +22,14 @@ Allowed: TypeAlias = Callable[[NDArray[np.int64], DataFile], NDArray[np.bool_]]
 
 
 def search_on_demand(
-    folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None, exact: bool = True
+    version: Version, plan: SearchPlan, allowed: Allowed | None = None, exact: bool = True
 ) -> tuple[Matches, Amount]:
     """The exact answers of a plan: after a first look for near answers, a second one that certifies them.
 
     At most the needed rows of one file are in memory at once, beside the answers.
 
     Args:
-        folder: path or uri of the version.
-        manifest: its manifest.
+        version: of the index.
         plan: from `plan_search`; with no sample given to it, this reads the sample if that pays.
         allowed: which rows may be answers; None allows all.
         exact: False takes what the first look finds (`SearchPlan.complete_at_home` tells what that is worth).
@@ -41,49 +41,47 @@ def search_on_demand(
         OSError: a file is missing or damaged; the message names it.
     """
     if not exact:
-        return look(folder, manifest, plan.at_home(), allowed)
+        return look(version, plan.at_home(), allowed)
     read = Amount()
     if plan.k is not None:
-        found, first = look(folder, manifest, plan.at_home(), allowed)
-        plan, of_sample = bounded(folder, manifest, plan.tightened(found), allowed)
+        found, first = look(version, plan.at_home(), allowed)
+        plan, of_sample = bounded(version, plan.tightened(found), allowed)
         read = first + of_sample
-    matches, last = look(folder, manifest, plan, allowed)
+    matches, last = look(version, plan, allowed)
     return matches, read + last
 
 
-def look(folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[Matches, Amount]:
+def look(version: Version, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[Matches, Amount]:
     """What the radii of a plan find, and how much was read for it."""
     kept, read = [Matches.merged([], plan.k)], Amount()
-    for number, table in enumerate(manifest.tables):
+    for number, table in enumerate(version.manifest.tables):
         for partition in table.partitions:
             for file in partition.files:
-                more, amount = search_file(folder, number, partition.prefix, file, plan, allowed)
+                more, amount = search_file(version, number, partition.prefix, file, plan, allowed)
                 kept, read = add_matches(kept, more, plan.k), read + amount
     return Matches.merged(kept, plan.k), read
 
 
 def search_file(
-    folder: str, table: int, prefix: str, file: DataFile, plan: SearchPlan, allowed: Allowed | None = None
+    version: Version, table: int, prefix: str, file: DataFile, plan: SearchPlan, allowed: Allowed | None = None
 ) -> tuple[Matches, Amount]:
     """What one partition file has for the queries of a plan; it is opened if its prefix is near enough to one."""
     which = plan.queries_for(table, prefix)
     if not len(which):
         return Matches.merged([], plan.k), Amount()
-    rows, amount = read_near(folder, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table])
+    rows, amount = read_near(version, file, plan.substrings[table], plan.keys(table)[which], plan.radii[which, table])
     if allowed is not None:
         rows = rows.take(allowed(rows.rows, file))
     return plan.search(table, prefix, rows, which), amount
 
 
-def bounded(
-    folder: str, manifest: Manifest, plan: SearchPlan, allowed: Allowed | None = None
-) -> tuple[SearchPlan, Amount]:
+def bounded(version: Version, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[SearchPlan, Amount]:
     """The plan, with bounds from the version's sample for those queries that are worth reading it."""
-    queries = plan.worth_sampling(manifest.sample.rows)
+    queries = plan.worth_sampling(version.manifest.sample.rows)
     if not len(queries):
         return plan, Amount()
-    sample, read = read_all(folder, manifest.sample, ['code'] if allowed is None else ['code', 'row'])
+    sample, read = read_all(version, version.manifest.sample, ['code'] if allowed is None else ['code', 'row'])
     codes = code_tables.codes_from_arrow(sample['code'])
     if allowed is not None:
-        codes = codes[allowed(sample['row'].to_numpy(), manifest.sample)]
+        codes = codes[allowed(sample['row'].to_numpy(), version.manifest.sample)]
     return plan.sampled(queries, codes), read

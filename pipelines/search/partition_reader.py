@@ -22,6 +22,7 @@ from pipelines.index import code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, intervals_near, substring_keys
 from pipelines.index.manifest import DataFile
+from pipelines.index.versions import REMOVED, Version
 
 CODE_COLUMNS = ('code', 'row')  # the key is in the code: computing it takes as long as decoding it, and reads less
 FOOTER_BYTES = 65_536  # what Arrow reads at the end of a file at first
@@ -47,19 +48,19 @@ class Amount:
 
 
 def read_near(
-    folder: str, file: DataFile, substring: Substring, query_keys: NDArray[np.int64], radii: NDArray[np.int64]
+    version: Version, file: DataFile, substring: Substring, query_keys: NDArray[np.int64], radii: NDArray[np.int64]
 ) -> tuple[CodeRows, Amount]:
     """The row groups of a file of a table in which some query may have an answer, as one run of rows.
 
     Args:
-        folder, file: of the version, and one of its partition files.
+        version, file: of an index, and one of its partition files.
         substring: the table's.
         query_keys, radii: int64 [Q], the queries' values of the substring, and how many of its bits may differ.
 
     Raises:
         OSError: see `opened`.
     """
-    with opened(folder, file) as parquet:
+    with opened(version, file) as parquet:
         lows, highs = key_ranges(parquet.metadata, substring.bits)
         groups = np.flatnonzero(intervals_near(query_keys, radii, lows, highs)).tolist()
         table, amount = _read_groups(parquet, file, groups, CODE_COLUMNS)
@@ -67,18 +68,20 @@ def read_near(
     return CodeRows(substring_keys(codes, substring), codes, table['row'].to_numpy()), amount
 
 
-def read_rows(folder: str, file: DataFile, rows: NDArray[np.int64], columns: Sequence[str]) -> tuple[pa.Table, Amount]:
+def read_rows(
+    version: Version, file: DataFile, rows: NDArray[np.int64], columns: Sequence[str]
+) -> tuple[pa.Table, Amount]:
     """Some rows of a file, in the order asked, out of the row groups that hold any of them.
 
     Args:
-        folder, file: of the version, and one of its files.
+        version, file: of an index, and one of its files.
         rows: int64 [R], numbers of rows in the file; they may repeat.
         columns: names of columns.
 
     Raises:
         OSError: see `opened`.
     """
-    with opened(folder, file) as parquet:
+    with opened(version, file) as parquet:
         sizes = np.array([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)], np.int64)
         group_of = np.searchsorted(np.cumsum(sizes), rows, side='right')
         groups = np.unique(group_of)
@@ -88,12 +91,12 @@ def read_rows(folder: str, file: DataFile, rows: NDArray[np.int64], columns: Seq
 
 
 def find_texts(
-    folder: str, file: DataFile, column: str, texts: pa.Array, ordered: Sequence[str]
+    version: Version, file: DataFile, column: str, texts: pa.Array, ordered: Sequence[str]
 ) -> tuple[NDArray[np.int64], Amount]:
     """The rows of a file that hold some texts, out of the row groups between whose least and greatest any of them lies.
 
     Args:
-        folder, file: of the version, and one of its files.
+        version, file: of an index, and one of its files.
         column: of texts, none null; of equal ones the first is found.
         texts: what to find, T texts.
         ordered: the same in ascending order.
@@ -104,7 +107,7 @@ def find_texts(
     Raises:
         OSError: see `opened`.
     """
-    with opened(folder, file) as parquet:
+    with opened(version, file) as parquet:
         groups = [
             group
             for group, (least, greatest) in enumerate(text_ranges(parquet.metadata, column))
@@ -117,24 +120,24 @@ def find_texts(
     return rows[pc.fill_null(pc.index_in(texts, table[column]), -1).to_numpy()], amount
 
 
-def read_all(folder: str, file: DataFile, columns: Sequence[str]) -> tuple[pa.Table, Amount]:
+def read_all(version: Version, file: DataFile, columns: Sequence[str]) -> tuple[pa.Table, Amount]:
     """Whole columns of a file.
 
     Raises:
         OSError: see `opened`.
     """
-    with opened(folder, file) as parquet:
+    with opened(version, file) as parquet:
         return _read_groups(parquet, file, range(parquet.num_row_groups), columns)
 
 
 @contextlib.contextmanager
-def opened(folder: str, file: DataFile) -> Iterator[pq.ParquetFile]:
+def opened(version: Version, file: DataFile) -> Iterator[pq.ParquetFile]:
     """A Parquet file of a version, open; ranges are read at once and together, which matters in a bucket.
 
     Raises:
         OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
     """
-    uri = files.join(folder, file.path)
+    uri = version.path(file.path)
     filesys, path = files.filesystem(uri)
     try:
         with filesys.open_input_file(path) as stream:
@@ -143,7 +146,7 @@ def opened(folder: str, file: DataFile) -> Iterator[pq.ParquetFile]:
                 yield parquet
                 return
     except (pa.ArrowInvalid, OSError) as e:
-        reason = code_tables.REMOVED if code_tables.was_removed(folder, e) else e
+        reason = REMOVED if version.was_removed(e) else e
         raise OSError(f'cannot read {uri}: {reason}') from e
     raise OSError(f'{uri} has {parquet.metadata.num_rows} rows; the manifest says {file.rows}')
 

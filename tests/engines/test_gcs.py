@@ -108,13 +108,13 @@ def test_a_few_queries_of_a_bucket_read_a_few_row_groups(bucket, tmp_path):
     found = [(row['distance'], row['image_id']) for row in read_answers(bucket, 'out/few.jsonl')]
     assert found == [(d, str(i)) for answers in expected for d, i in answers]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith('read ')]
-    manifest = versions.read_manifest(f'{BUCKET}/large')
+    version = versions.open_version(f'{BUCKET}/large')
+    manifest = version.manifest
     rows, of = (int(n.replace(',', '')) for n in re.search(r'tables ([\d,]+) of ([\d,]+) rows', line).groups())
     assert of == len(codes) * len(manifest.tables)
     assert 0 < rows < of / 3
-    folder = versions.version_folder(f'{BUCKET}/large', manifest.version)
     plan = plan_search(spec, manifest.tables, manifest.rows, codes[:0], codes[:2], 3)
-    matches, _ = search_on_demand(folder, manifest, plan)
+    matches, _ = search_on_demand(version, plan)
     starts = np.array([0, 20_000])
     places = starts[matches.rows >> 32] + (matches.rows & 0xFFFFFFFF)
     assert list(zip(matches.distances, places, strict=True)) == [a for answers in expected for a in answers]
@@ -158,7 +158,7 @@ def test_unchanged_objects_are_taken_over_by_their_generation(bucket, tmp_path):
     def build():
         done = succeed('build', *both)
         manifest = versions.read_manifest(f'{BUCKET}/nights')
-        folder = versions.version_folder(f'{BUCKET}/nights', manifest.version)
+        folder = versions.Version(f'{BUCKET}/nights', manifest.version).folder
         return done.stderr, files.read_table(files.join(folder, manifest.inputs.path))['generation'].to_pylist()
 
     _, generations = build()

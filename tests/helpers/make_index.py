@@ -113,7 +113,12 @@ def start(*command, timeout=150):
 
 def served_folder(index):
     """The folder of the served version."""
-    return Path(versions.version_folder(str(index), versions.current_version(str(index))))
+    return Path(versions.Version(str(index), versions.current_version(str(index))).folder)
+
+
+def served_version(index):
+    """The handle of the served version."""
+    return versions.open_version(str(index))
 
 
 def read_served(index):
@@ -143,7 +148,7 @@ def config_for(index, parts, spec=SPEC, partition_rows=50):
     inputs = [InputFile(f'shard-{i}.tar', 1000 + i, 1.5e9) for i in range(parts)]
     model = {'fingerprint': 'f' * 64, 'method': 'itq'}
     version = versions.new_version_id()
-    listed = write_inputs(versions.version_folder(str(index), version), inputs)
+    listed = write_inputs(versions.Version(str(index), version), inputs)
     return BuildConfig(str(index), version, spec, parts, listed, 'model', model, (), partition_rows)
 
 
@@ -158,11 +163,11 @@ def write_part(number, codes, config, rejected=0):
     images = images_table(records, codes, sizes)
     rejects = [Reject(Source(f'shard-{number}.tar', f'x{i}'), MISSING_ID, 'none') for i in range(rejected)]
     content = files.table_bytes(images, **IMAGES_OPTIONS)
-    written = versions.write_data_file(config.folder, name, len(images), content)
+    written = config.index_version.write(name, len(images), content)
     rejects_file = None
     if rejected:
         content = files.table_bytes(rejects_table(rejects))
-        rejects_file = versions.write_data_file(config.folder, rejects_name, rejected, content)
+        rejects_file = config.index_version.write(rejects_name, rejected, content)
     reasons = {MISSING_ID: rejected} if rejected else {}
     return Part(number, written, rejects_file, len(codes) + rejected, reasons, ORIGIN)
 
@@ -212,7 +217,7 @@ def make_version(index, spec, parts, partition_rows=2_000_000, version='made'):
         partition_rows: see `BuildConfig`.
         version: the version's id.
     """
-    listed = write_inputs(versions.version_folder(str(index), version), [])
+    listed = write_inputs(versions.Version(str(index), version), [])
     config = BuildConfig(str(index), version, spec, len(parts), listed, partition_rows=partition_rows, gate=None)
     firsts = np.cumsum([0, *map(len, parts)]).tolist()
     assemble(config, [write_codes_part(i, codes, config, firsts[i]) for i, codes in enumerate(parts)])
@@ -225,7 +230,7 @@ def write_codes_part(number, codes, config, first=0):
     columns = [known.get(field.name, pa.nulls(len(codes), field.type)) for field in schema]
     path = versions.images_path(number)
     content = files.table_bytes(pa.table(columns, schema=schema), **IMAGES_OPTIONS)
-    written = versions.write_data_file(config.folder, path, len(codes), content)
+    written = config.index_version.write(path, len(codes), content)
     return Part(number, written, None, len(codes), {}, ORIGIN)
 
 

@@ -372,7 +372,7 @@ def test_other_options_read_again_but_keep_the_codes(pictures, model, tmp_path, 
 
 
 def base_of(*origins):
-    return Base('', None, tuple(origins), (0,) * len(origins))
+    return Base(None, tuple(origins), (0,) * len(origins))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=8), st.integers(0, 9), st.integers(0, 9))

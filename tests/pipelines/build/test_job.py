@@ -732,14 +732,13 @@ def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     codes = make_codes('uniform', 300, CodeSpec.parse('code=64'))
     units, inputs = list_code_units([write_code_files(tmp_path, codes, 2)])
     index, spec = str(tmp_path / 'index'), CodeSpec.parse('code=64')
-    listed = write_inputs(versions.version_folder(index, 'v1'), inputs)
-    folder = versions.version_folder(index, 'v1')
-    config = BuildConfig(index, 'v1', spec, write_unit_list(folder, units), listed)
+    version = versions.Version(index, 'v1')
+    config = BuildConfig(index, 'v1', spec, write_unit_list(version, units), write_inputs(version, inputs))
     del SEEN[:]
     run_pipeline(lambda root: job.define_pipeline(root, config) | beam.Map(see), pipeline_options([]))
     assert SEEN == [300]
     assert read_served(tmp_path / 'index').version == 'v1'
-    read = code_tables.read_file(str(served_folder(index)), read_served(index).inputs)
+    read = versions.open_version(str(index)).read_table(read_served(index).inputs)
     assert read['path'].to_pylist() == [i.path for i in inputs]
     assert json.loads((tmp_path / 'index/versions/v1/manifest.json').read_text())['counters']['indexed'] == 300
 

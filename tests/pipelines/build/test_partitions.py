@@ -47,7 +47,7 @@ def test_every_row_is_in_every_table_once_under_its_prefix_and_in_order(tmp_path
         found = []
         for partition in table.partitions:
             for file in partition.files:
-                rows = pq.read_table(config.path(file.path), partitioning=None).to_pylist()
+                rows = pq.read_table(config.index_version.path(file.path), partitioning=None).to_pylist()
                 assert file.path.startswith(f'codes/table={number}/prefix={partition.prefix}/part-')
                 assert len(rows) == file.rows <= 2 * config.partition_rows
                 assert (tmp_path / 'versions' / config.version / file.path).stat().st_size == file.bytes
@@ -66,7 +66,7 @@ def sample_codes(config, manifest):
     """Those of the sample, which is that of all parts, with their ids and labels."""
     parts = [sample_part(Part(i, file, None, 0, {}, ORIGIN), config) for i, file in enumerate(manifest.images)]
     wanted = keep_sample(pa.concat_tables(parts))
-    assert code_tables.read_file(config.folder, manifest.sample).to_pylist() == wanted.to_pylist()
+    assert config.index_version.read_table(manifest.sample).to_pylist() == wanted.to_pylist()
     for row in wanted.slice(0, 5).to_pylist():
         part, place = row['row'] >> 32, row['row'] & 0xFFFFFFFF
         assert (row['image_id'], row['labels']) == (f'image {part}-{place}', [('kind', [f'{place % 3}'])])
@@ -76,7 +76,7 @@ def sample_codes(config, manifest):
 def test_other_tools_read_the_tables(tmp_path):
     codes = skewed_codes(400)
     config = build_by_hand(tmp_path, [codes])
-    pattern = f'{config.path("codes")}/*/*/*.parquet'
+    pattern = f'{config.index_version.path("codes")}/*/*/*.parquet'
     counted = duckdb.sql(
         f'SELECT "table", count(*), count(DISTINCT row), count(DISTINCT prefix) '
         f"FROM read_parquet('{pattern}', hive_partitioning = true, hive_types_autocast = false) GROUP BY 1 ORDER BY 1"
@@ -96,7 +96,7 @@ def test_the_manifest_tells_what_was_built(tmp_path):
     }  # fmt: skip
     assert [f.path for f in manifest.images] == ['images/part-00000.parquet', 'images/part-00001.parquet']
     assert [f.rows for f in manifest.rejects] == [2, 2]
-    inputs = code_tables.read_file(config.folder, manifest.inputs).to_pylist()
+    inputs = config.index_version.read_table(manifest.inputs).to_pylist()
     assert inputs[1] == {'path': 'shard-1.tar', 'size': 1001, 'mtime': 1.5e9, 'generation': None}
     assert {'python', 'numpy', 'pyarrow'} <= set(manifest.libraries)
 
@@ -155,7 +155,8 @@ def test_cut_codes_are_those_of_the_parts_by_file_or_not(tmp_path, monkeypatch, 
     config = config_for(tmp_path, 3)
     made, cut = cut_all([write_part(i, c, config) for i, c in enumerate(codes)], config)
     assert {isinstance(block, bytes) for found in cut.values() for _, block in found} == {inline > 0}
-    assert len(files.sizes_below(config.path(versions.STAGING_FOLDER))) == (0 if inline else count * len(made))
+    staged = files.sizes_below(config.index_version.path(versions.STAGING_FOLDER))
+    assert len(staged) == (0 if inline else count * len(made))
     for table in range(len(made)):
         gathered = [gather_blocks(found, SPEC) for key, found in cut.items() if key[0] == table]
         assert all(rows.tolist() == sorted(rows.tolist()) for _, rows in gathered)

@@ -24,7 +24,7 @@ def test_a_table_that_lost_rows_is_not_published(tmp_path):
     with pytest.raises(BuildError, match=rf'table 2 holds {200 + lost[2].rows} rows; 200 images'):
         publish_version(None, config, made, [part], [*partitions, lost], sample)
     assert not (tmp_path / 'CURRENT').exists()
-    assert not files.exists(config.path(versions.MANIFEST_PATH))
+    assert not files.exists(config.index_version.path(versions.MANIFEST_PATH))
     publish_version(None, config, made, [part], partitions, sample)
     assert versions.current_version(str(tmp_path)) == config.version
 
@@ -62,16 +62,17 @@ def test_numbers_that_do_not_add_up_fail_the_build(parts, message):
 def test_a_version_with_a_file_missing_or_changed_is_not_published(tmp_path):
     build_by_hand(tmp_path, [skewed_codes(40), skewed_codes(30, seed=1)], rejected=1)
     manifest = versions.read_manifest(str(tmp_path))
-    folder = versions.version_folder(str(tmp_path), manifest.version)
-    check_version(manifest, folder)
+    version = versions.Version(str(tmp_path), manifest.version)
+    folder = version.folder
+    check_version(version)
     for file in manifest.data_files:
         path = files.join(folder, file.path)
         content = files.read_bytes(path)
         files.delete_file(path)
         with pytest.raises(BuildError, match=f'{file.path} is missing'):
-            check_version(manifest, folder)
+            check_version(version)
         files.write_bytes(path, content[:-1])
         with pytest.raises(BuildError, match=f'{file.path} has {file.bytes - 1} bytes instead of {file.bytes}'):
-            check_version(manifest, folder)
+            check_version(version)
         files.write_bytes(path, content)
-    check_version(manifest, folder)
+    check_version(version)

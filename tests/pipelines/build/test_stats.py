@@ -12,7 +12,7 @@ from hashing_model.codes.spec import CodeSpec
 from pipelines.build.config import BuildConfig
 from pipelines.build.job import define_pipeline
 from pipelines.build.metrics_file import HELP, metrics
-from pipelines.build.stats import BuildStage, Work, read_stats
+from pipelines.build.stats import BuildStage, Work, read_build_stats
 from pipelines.build.unit_list import write_inputs, write_unit_list
 from pipelines.index import versions
 from pipelines.inputs.options import ReadOptions
@@ -71,7 +71,7 @@ def test_a_build_is_told_in_its_version_its_log_and_its_metrics(shop, tmp_path):
     assert done.returncode == 0, done.stderr
     manifest = read_served(tmp_path / 'index')
     stats = json.loads((served_folder(tmp_path / 'index') / versions.BUILD_PATH).read_text())
-    assert stats == read_stats(str(tmp_path / 'index'), manifest.version)
+    assert stats == read_build_stats(versions.Version(str(tmp_path / 'index'), manifest.version))
     assert stats['counters'] == manifest.counters
     assert manifest.counters == {
         'records_read': 21, 'indexed': 19, 'rejected': 1, 'duplicates': 1, 'reasons': {'not_an_image': 1}
@@ -131,9 +131,9 @@ def test_beam_keeps_counters_and_distributions(shop, tmp_path):
     inputs = list_inputs([str(shop / 'shards')])
     units = list_units([str(shop / 'shards')], ReadOptions())
     index, model = str(tmp_path / 'index'), HashModel.load(shop / 'model')
-    listed = write_inputs(versions.version_folder(index, 'v'), inputs)
+    listed = write_inputs(versions.Version(index, 'v'), inputs)
     info = {'fingerprint': model.fingerprint, 'method': 'itq'}
-    count = write_unit_list(versions.version_folder(index, 'v'), units)
+    count = write_unit_list(versions.Version(index, 'v'), units)
     config = BuildConfig(index, 'v', model.spec, count, listed, str(shop / 'model'), info, gate=None)
     result = run_pipeline(lambda root: define_pipeline(root, config), pipeline_options([]))
     found = counters(result)

@@ -11,8 +11,8 @@ import pytest
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines.index import versions
-from pipelines.index.code_tables import REMOVED
 from pipelines.index.prune import prune_versions
+from pipelines.index.versions import REMOVED
 from pipelines.search.local_index import LocalIndex
 from tests.helpers.make_index import ROOT, make_codes, make_version, start, write_codes
 

@@ -20,7 +20,7 @@ def summary_of(index):
 
 def test_the_numbers_are_those_of_the_files(tmp_path):
     config = build_by_hand(tmp_path, [skewed_codes(300), skewed_codes(77, seed=1)], rejected=3)
-    folder = Path(versions.version_folder(config.index, config.version))
+    folder = Path(config.index_version.folder)
     summary = summary_of(tmp_path)
     assert json.loads(json.dumps(summary)) == summary
     written = [path for path in folder.rglob('*') if path.is_file() and path.name != 'manifest.json']

@@ -28,7 +28,7 @@ def made(tmp_path_factory):
     index = tmp_path_factory.mktemp('verify') / 'index'
     config = config_for(index, 2, partition_rows=60)
     for name in ('model.json', 'arrays.npz'):
-        files.write_bytes(config.path(f'model/{name}'), name.encode() * 20)
+        files.write_bytes(config.index_version.path(f'model/{name}'), name.encode() * 20)
     parts = [write_part(i, skewed_codes(n, seed=i), config, rejected=2) for i, n in enumerate((150, 80))]
     assemble(config, parts)
     return index
@@ -44,7 +44,7 @@ def paths_of(folder):
 
 
 def problems_of(index):
-    return list(verify_version(str(served_folder(index)), versions.read_manifest(str(index))))
+    return list(verify_version(versions.open_version(str(index))))
 
 
 def rewrite(index, path, table, **options):
@@ -250,7 +250,7 @@ def test_images_with_other_codes_differ_from_every_table(index):
 def test_the_manifest_of_another_version_is_found(index):
     folder = served_folder(index)
     folder.rename(folder.with_name('other'))
-    found = list(verify_version(str(folder.with_name('other')), versions.read_manifest(str(index), 'other')))
+    found = list(verify_version(versions.open_version(str(index), 'other')))
     assert found == [f'manifest.json is of version {folder.name}']
 
 

@@ -1,12 +1,23 @@
 """Versions of an index: their ids and paths, and which one is served."""
 
+import dataclasses
+import pickle
 import re
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from hashing_model.errors import InputError
 from pipelines.index import versions
-from pipelines.index.versions import check_index_folder, current_version, new_version_id, publish, read_manifest
+from pipelines.index.versions import (
+    Version,
+    check_index_folder,
+    current_version,
+    new_version_id,
+    publish,
+    read_manifest,
+)
 from tests.pipelines.index.test_manifest import small_manifest
 
 
@@ -27,7 +38,7 @@ def test_ids_sort_by_time_and_do_not_repeat():
 
 
 def test_paths_are_those_of_the_design():
-    assert versions.version_folder('gs://bucket/index', 'v') == 'gs://bucket/index/versions/v'
+    assert versions.Version('gs://bucket/index', 'v').folder == 'gs://bucket/index/versions/v'
     assert versions.images_path(12) == 'images/part-00012.parquet'
     assert versions.rejects_path(123456) == 'rejects/part-123456.parquet'
     assert versions.codes_path(0, '0110', 3) == 'codes/table=0/prefix=0110/part-3.parquet'
@@ -85,3 +96,47 @@ def test_an_index_is_built_into_a_new_or_empty_folder_or_an_index(tmp_path):
         check_index_folder(str(tmp_path / 'photos'))
     with pytest.raises(InputError, match='is a file; give a folder for the index'):
         check_index_folder(str(tmp_path / 'photos' / 'a'))
+
+
+# The handle of a version
+
+
+def test_a_handle_travels_as_two_texts_and_reads_its_manifest_once(tmp_path, monkeypatch):
+    write_version(tmp_path, 'v1')
+    handle = versions.open_version(str(tmp_path), 'v1')
+    assert handle.manifest.version == handle.id == 'v1'
+    sent = pickle.dumps(handle)
+    assert len(sent) < 200 + len(str(tmp_path))
+    received = pickle.loads(sent)
+    assert (received, received.folder) == (handle, f'{tmp_path}/versions/v1')
+    read = []
+    monkeypatch.setattr(versions.files, 'read_bytes', lambda path: read.append(path) or Path(path).read_bytes())
+    assert pickle.loads(sent).manifest == received.manifest == handle.manifest
+    assert read == [handle.manifest_path]
+
+
+def test_a_handle_of_a_version_removed_since_says_so(tmp_path):
+    write_version(tmp_path, 'v1')
+    handle = Version(str(tmp_path), 'v1')
+    assert handle.finished
+    Path(handle.manifest_path).unlink()
+    assert not handle.finished
+    with pytest.raises(OSError, match=f'cannot read {handle.folder}: the version was removed after it was opened'):
+        _ = handle.manifest
+
+
+def test_a_manifest_in_memory_goes_before_that_on_disk_and_does_not_travel(tmp_path):
+    manifest = write_version(tmp_path, 'v1')
+    judged = Version(str(tmp_path), 'v1').with_manifest(dataclasses.replace(manifest, gate='failed'))
+    assert judged.manifest.gate == 'failed'
+    assert pickle.loads(pickle.dumps(judged)).manifest.gate is None
+
+
+def test_files_are_written_and_read_through_the_handle(tmp_path):
+    handle = Version(str(tmp_path), 'v1')
+    table = pa.table({'a': [1, 2, 3], 'b': ['x', 'y', 'z']})
+    listed = handle.write('images/part-00000.parquet', 3, versions.files.table_bytes(table))
+    assert listed.bytes == Path(handle.path(listed.path)).stat().st_size
+    assert handle.read_table(listed, ['b']) == table.select(['b'])
+    with pytest.raises(OSError, match=r'part-00000\.parquet has 3 rows; the manifest says 4'):
+        handle.read_table(dataclasses.replace(listed, rows=4))

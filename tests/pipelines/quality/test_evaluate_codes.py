@@ -27,7 +27,7 @@ from tests.helpers.make_index import (
     make_codes,
     make_version,
     read_served,
-    served_folder,
+    served_version,
     skewed_codes,
     succeed,
     tar_members,
@@ -186,7 +186,7 @@ def test_what_is_no_split_or_of_other_images_is_refused(made, tmp_path, capsys, 
 
 def test_every_row_of_an_index_is_as_likely_as_any_other(tmp_path):
     make_version(tmp_path / 'index', SPEC, [skewed_codes(n, seed=n) for n in (5, 14, 1)])
-    images = IndexImages(str(served_folder(tmp_path / 'index')), read_served(tmp_path / 'index'))
+    images = IndexImages(served_version(tmp_path / 'index'))
     codes = np.concatenate([skewed_codes(n, seed=n) for n in (5, 14, 1)])
     times = np.zeros(20)
     for seed in range(400):
@@ -239,7 +239,7 @@ def test_drawn_queries_are_of_the_database():
 
 
 def test_the_order_of_the_images_does_not_matter(made):
-    images = IndexImages(str(served_folder(made / 'index')), read_served(made / 'index'))
+    images = IndexImages(served_version(made / 'index'))
     table = images.draw(None, 0)
     shuffled = table.take(np.random.default_rng(0).permutation(COUNT))
     spec = images.manifest.spec

@@ -66,7 +66,7 @@ def served(rows=1000, spec=None, sample=None):
 
 
 def quality_of(index, version):
-    folder = versions.version_folder(str(index), version)
+    folder = versions.Version(str(index), version).folder
     return json.loads(files.read_bytes(f'{folder}/quality.json'))
 
 
@@ -297,17 +297,17 @@ def built(tmp_path_factory):
     index = tmp_path_factory.mktemp('built')
     config = build_by_hand(index, [skewed_codes(n, seed=n) for n in (300, 1, 170)])
     manifest = versions.read_manifest(str(index))
-    return config, manifest, code_tables.read_file(config.folder, manifest.sample)
+    return config, manifest, config.index_version.read_table(manifest.sample)
 
 
 @pytest.fixture
 def kept(built):
     """`built`, and its files as they were again afterwards."""
     config, manifest, _ = built
-    contents = {file.path: files.read_bytes(config.path(file.path)) for file in manifest.all_files}
+    contents = {file.path: files.read_bytes(config.index_version.path(file.path)) for file in manifest.all_files}
     yield built
     for path, content in contents.items():
-        files.write_bytes(config.path(path), content)
+        files.write_bytes(config.index_version.path(path), content)
 
 
 def test_a_version_as_built_passes_all_checks_that_can_be_made(built):
@@ -323,39 +323,39 @@ def test_a_version_as_built_passes_all_checks_that_can_be_made(built):
     assert [c['passed'] for c in quality['checks']] == [True, None, True, True, True, True, None]
     nothing = 'not checked: no version was served before'
     assert [c['detail'] for c in quality['checks'] if c['passed'] is None] == [nothing, nothing]
-    assert files.digest(files.read_bytes(config.path('quality.json'))) == manifest.quality.digest
+    assert files.digest(files.read_bytes(config.index_version.path('quality.json'))) == manifest.quality.digest
 
 
 def test_every_file_that_cannot_be_opened_or_has_other_rows_is_counted(kept):
     config, manifest, _ = kept
-    assert readable_files(config.folder, manifest).passed
+    assert readable_files(config.index_version).passed
     total = len(manifest.data_files)
     partition, images = manifest.tables[2].partitions[0].files[0], manifest.images[1]
-    content = files.read_bytes(config.path(partition.path))
-    files.write_bytes(config.path(partition.path), content[:-4] + b'PAR2')
+    content = files.read_bytes(config.index_version.path(partition.path))
+    files.write_bytes(config.index_version.path(partition.path), content[:-4] + b'PAR2')
     other = manifest.images[2]
-    files.write_bytes(config.path(images.path), files.read_bytes(config.path(other.path)))
-    check = readable_files(config.folder, manifest)
+    files.write_bytes(config.index_version.path(images.path), files.read_bytes(config.index_version.path(other.path)))
+    check = readable_files(config.index_version)
     assert (check.value, check.limit, check.passed) == (2, 0, False)
-    path = config.path(images.path)
+    path = config.index_version.path(images.path)
     assert check.detail == f'2 of {total} files cannot be read, the first: {path} has 170 rows; the manifest says 1'
-    files.delete_file(config.path(images.path))
-    assert readable_files(config.folder, manifest).value == 2
+    files.delete_file(config.index_version.path(images.path))
+    assert readable_files(config.index_version).value == 2
 
 
 def change_partition(config, file, change):
     """Rewrite a partition file with the keys, codes and rows that `change` makes of its own."""
-    held = CodeRows.from_table(code_tables.read_file(config.folder, file))
+    held = CodeRows.from_table(config.index_version.read_table(file))
     keys, codes, rows = change(held.keys.copy(), held.codes.copy(), held.rows.copy())
     content = files.table_bytes(CodeRows(keys, codes, rows).to_table(), **code_tables.PARTITION_OPTIONS)
-    files.write_bytes(config.path(file.path), content)
+    files.write_bytes(config.index_version.path(file.path), content)
 
 
 def holding(config, manifest, table, row):
     """The file of a table that holds a row."""
     for partition in manifest.tables[table].partitions:
         for file in partition.files:
-            if row in code_tables.read_file(config.folder, file)['row'].to_pylist():
+            if row in config.index_version.read_table(file)['row'].to_pylist():
                 return file
     raise AssertionError
 
@@ -366,7 +366,7 @@ def test_every_table_must_find_every_image_asked(kept, table, what):
     """One row of one table is wrong; the others alone would find the image."""
     config, manifest, sample = kept
     asked = sample[:50]
-    assert self_retrieval(config.folder, manifest, asked).passed
+    assert self_retrieval(config.index_version, asked).passed
     row = asked['row'][7].as_py()
 
     def change(keys, codes, rows):
@@ -380,7 +380,7 @@ def test_every_table_must_find_every_image_asked(kept, table, what):
         return keys, codes, rows
 
     change_partition(config, holding(config, manifest, table, row), change)
-    check = self_retrieval(config.folder, manifest, asked)
+    check = self_retrieval(config.index_version, asked)
     assert check.passed is False
     assert check.value >= 1
     assert ' of 50 images do not find themselves, the first: ' in check.detail
@@ -394,22 +394,22 @@ def test_a_file_that_cannot_be_searched_is_named(kept):
     config, manifest, sample = kept
     row = sample['row'][0].as_py()
     file = holding(config, manifest, 1, row)
-    content = bytearray(files.read_bytes(config.path(file.path)))
-    start = pq.read_metadata(config.path(file.path)).row_group(0).column(2).data_page_offset
+    content = bytearray(files.read_bytes(config.index_version.path(file.path)))
+    start = pq.read_metadata(config.index_version.path(file.path)).row_group(0).column(2).data_page_offset
     content[start : start + 20] = bytes(20)  # the header of the first page of `row`; the footer is as it was
-    files.write_bytes(config.path(file.path), bytes(content))
-    check = self_retrieval(config.folder, manifest, sample[:20])
+    files.write_bytes(config.index_version.path(file.path), bytes(content))
+    check = self_retrieval(config.index_version, sample[:20])
     assert check.passed is False
-    assert f' in table 1: cannot read {config.path(file.path)}: ' in check.detail
+    assert f' in table 1: cannot read {config.index_version.path(file.path)}: ' in check.detail
 
 
 def test_images_of_one_code_find_themselves_among_the_others(tmp_path):
     """A third of 400 images have one code; each that asks must be found by its own row."""
     config = build_by_hand(tmp_path, [skewed_codes(400, SPEC)], SPEC)
     manifest = versions.read_manifest(str(tmp_path))
-    sample = code_tables.read_file(config.folder, manifest.sample)
+    sample = config.index_version.read_table(manifest.sample)
     assert code_health.collisions(codes_from_arrow(sample['code']), 1)[0].size > 80
-    check = self_retrieval(config.folder, manifest, sample)
+    check = self_retrieval(config.index_version, sample)
     assert (check.value, check.passed) == (0, True)
 
 
@@ -417,7 +417,8 @@ def test_images_of_one_code_find_themselves_among_the_others(tmp_path):
 
 
 def judged(config, manifest, sample, limits, believed=None):
-    return judge(dataclasses.replace(manifest, gate=None, quality=None), config.index, sample, limits, believed)
+    unjudged = dataclasses.replace(manifest, gate=None, quality=None)
+    return judge(config.index_version.with_manifest(unjudged), sample, limits, believed)
 
 
 def test_a_version_that_is_not_judged_says_so(kept):
@@ -427,7 +428,7 @@ def test_a_version_that_is_not_judged_says_so(kept):
     assert quality_of(config.index, config.version) == {
         'format_version': 1, 'gate': 'skipped', 'served': config.version, 'checks': []
     }  # fmt: skip
-    enforce(found, config.index)
+    enforce(config.index_version.with_manifest(found))
 
 
 def test_a_failed_version_tells_all_that_failed_and_how_to_serve_it(kept):
@@ -437,10 +438,11 @@ def test_a_failed_version_tells_all_that_failed_and_how_to_serve_it(kept):
     checks = {c['name']: c for c in quality_of(config.index, config.version)['checks']}
     assert [name for name, c in checks.items() if c['passed'] is False] == ['equal_codes', 'entropy']
     with pytest.raises(GateError) as error:
-        enforce(found, config.index)
+        enforce(config.index_version.with_manifest(found))
     assert str(error.value) == (
         f'version {config.version} is finished but not served, because it failed its gate: '
-        f'{checks["equal_codes"]["detail"]}; {checks["entropy"]["detail"]}; see {config.path("quality.json")}; '
+        f'{checks["equal_codes"]["detail"]}; {checks["entropy"]["detail"]}; '
+        f'see {config.index_version.path("quality.json")}; '
         f'grainhash promote {config.index} {config.version} serves it all the same'
     )
     assert (checks['fewer_rows']['passed'], checks['map_loss']['value']) == (True, 0)
@@ -462,7 +464,7 @@ def test_a_repeated_step_fails_again_and_changes_nothing(tmp_path, monkeypatch):
             with pytest.raises(GateError) as error:
                 publish_version(*arguments)
             errors.append(str(error.value))
-            contents.append(files.read_bytes(arguments[1].path('manifest.json')))
+            contents.append(files.read_bytes(arguments[1].index_version.manifest_path))
 
     monkeypatch.setattr('tests.helpers.make_index.publish_version', publish_twice)
     config = build_by_hand(tmp_path, [skewed_codes(120)], rejected=30)
@@ -604,7 +606,7 @@ def test_the_exit_code_is_3_on_any_runner(tmp_path, options):
     done = start('build', '--codes', pattern, '--index', tmp_path / 'index', *options)
     assert done.returncode == 3, done.stderr
     (found,) = versions.list_versions(str(tmp_path / 'index'))
-    path = f'{versions.version_folder(str(tmp_path / "index"), found.version)}/quality.json'
+    path = versions.Version(str(tmp_path / 'index'), found.version).path('quality.json')
     assert [line for line in done.stderr.splitlines() if line.startswith('grainhash: error')] == [
         f'grainhash: error: version {found.version} is finished but not served, because it failed its gate: 40 of 200 '
         f'records were rejected, 20 % (at most 5 %), 40 of them as missing_id; see {path}; grainhash promote '

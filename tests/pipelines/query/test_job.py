@@ -41,6 +41,7 @@ from tests.helpers.make_index import (
     read_served,
     row_numbers,
     served_folder,
+    served_version,
     start,
     succeed,
     tar_members,
@@ -245,9 +246,10 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     """All others are spoiled first."""
     case, limits = cases['clustered'], (10, None, None)
     shutil.copytree(case.index, tmp_path / 'index')
-    manifest, folder, spoiled = read_served(case.index), str(served_folder(case.index)), 0
+    version, spoiled = served_version(case.index), 0
+    manifest = version.manifest
     home = plan_search(SPEC, manifest.tables, ROWS, case.queries[:0], case.queries, *limits).at_home()
-    looks = home, bounded(folder, manifest, home.tightened(look(folder, manifest, home)[0]))[0]
+    looks = home, bounded(version, home.tightened(look(version, home)[0]))[0]
     for number, table in enumerate(read_served(case.index).tables):
         for partition in table.partitions:
             if not any(len(look.queries_for(number, partition.prefix)) for look in looks):
@@ -287,13 +289,14 @@ def test_explain_tells_the_plan_and_what_was_read(cases, tmp_path, capsys, limit
     assert said.fullmatch(lines[-1])
     read_line = lines[-2]
 
-    manifest, folder, k, *others = read_served(case.index), str(served_folder(case.index)), *limits
+    version, k, *others = served_version(case.index), *limits
+    manifest = version.manifest
     plan = plan_search(SPEC, manifest.tables, ROWS, case.queries[:0], case.queries, k, *others)
     looks = [plan.at_home(), plan] if k else [plan]
     if k:
-        found, _ = on_demand.look(folder, manifest, looks[0])
-        looks[1] = on_demand.bounded(folder, manifest, plan.tightened(found))[0]
-    read = sum((on_demand.look(folder, manifest, look)[1] for look in looks), Amount())
+        found, _ = on_demand.look(version, looks[0])
+        looks[1] = on_demand.bounded(version, plan.tightened(found))[0]
+    read = sum((on_demand.look(version, look)[1] for look in looks), Amount())
     files = [f for t in manifest.tables for p in t.partitions for f in p.files]
     assert (
         f'{read.rows:,} of {ROWS * len(manifest.tables):,} rows, {read.row_groups:,} row groups, '

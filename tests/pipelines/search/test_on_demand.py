@@ -8,7 +8,6 @@ import pytest
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines import files
-from pipelines.index import code_tables
 from pipelines.search import on_demand
 from pipelines.search.local_index import LocalIndex
 from pipelines.search.on_demand import look, search_on_demand
@@ -19,9 +18,9 @@ from tests.helpers.make_index import (
     make_codes,
     make_version,
     nearest,
-    read_served,
     row_numbers,
     served_folder,
+    served_version,
 )
 
 SPEC = CodeSpec.parse('coarse=20,look=44')
@@ -36,7 +35,8 @@ class Made:
     def __init__(self, folder, kind):
         self.index, self.codes = folder, make_codes(kind, ROWS, SPEC)
         make_version(folder, SPEC, np.array_split(self.codes, FILES), partition_rows=900)
-        self.manifest, self.folder = read_served(folder), str(served_folder(folder))
+        self.version = served_version(folder)
+        self.manifest = self.version.manifest
         near = flip_bits(self.codes[::997], SPEC, 0.04)
         self.queries = np.concatenate([near, self.codes[:2], make_codes('uniform', 2, SPEC, seed=4)])
 
@@ -65,28 +65,28 @@ def answers_of(matches):
 def test_a_search_equals_sorting_all_distances(made, k, radius, profile, sampled):
     rows = row_numbers(ROWS, FILES)
     plan = made.plan(made.queries, k, radius, profile, made.codes[::7] if sampled else None)
-    found = answers_of(search_on_demand(made.folder, made.manifest, plan)[0])
+    found = answers_of(search_on_demand(made.version, plan)[0])
     expected = nearest(distances_to(made.codes, made.queries, SPEC, profile), k, radius)
     assert found == {q: [(d, rows[i]) for d, i in answers] for q, answers in enumerate(expected) if answers}
 
 
 def test_queries_alone_are_answered_as_together(made):
-    together = answers_of(search_on_demand(made.folder, made.manifest, made.plan(made.queries, 7, None, None))[0])
+    together = answers_of(search_on_demand(made.version, made.plan(made.queries, 7, None, None))[0])
     for q in range(len(made.queries)):
-        alone, _ = search_on_demand(made.folder, made.manifest, made.plan(made.queries[q : q + 1], 7, None, None))
+        alone, _ = search_on_demand(made.version, made.plan(made.queries[q : q + 1], 7, None, None))
         assert answers_of(alone)[0] == together[q]
 
 
 def test_no_queries_read_nothing(made):
     plan = made.plan(made.queries[:0], 3, None, None)
-    assert len(search_on_demand(made.folder, made.manifest, plan)[0].rows) == 0
-    assert look(made.folder, made.manifest, plan)[1].bytes == 0
+    assert len(search_on_demand(made.version, plan)[0].rows) == 0
+    assert look(made.version, plan)[1].bytes == 0
 
 
 def test_a_first_look_finds_answers_once_and_none_too_near(made):
     """Its k-th distance is a bound only if it counts no row twice, though several tables may find it."""
     plan = made.plan(made.queries, 10, None, None)
-    found, read = look(made.folder, made.manifest, plan.at_home())
+    found, read = look(made.version, plan.at_home())
     assert (
         0 < read.row_groups < sum(-(-f.rows // 64) for t in made.manifest.tables for p in t.partitions for f in p.files)
     )
@@ -104,8 +104,8 @@ def test_a_handful_of_queries_reads_a_small_part(tmp_path, monkeypatch):
     everything = len(made.manifest.tables) * ROWS
     for queries, k, share in ((made.queries[:2], 5, 0.5), (made.codes[:1], 1, 0.02)):
         plan = made.plan(queries, k, None, None)
-        found, first = look(made.folder, made.manifest, plan.at_home())
-        second = look(made.folder, made.manifest, plan.tightened(found))[1]
+        found, first = look(made.version, plan.at_home())
+        second = look(made.version, plan.tightened(found))[1]
         assert 0 < first.rows < everything * 0.03
         assert 0 < second.rows < everything * share
 
@@ -114,7 +114,7 @@ def test_the_sample_is_read_only_where_that_pays(made, monkeypatch):
     """A radius of 0 needs no bound; a search without any near answer does."""
     monkeypatch.setattr(on_demand, 'read_all', None)
     plan = made.plan(made.queries, 10, 0, None)
-    search_on_demand(made.folder, made.manifest, plan)
+    search_on_demand(made.version, plan)
     far = made.plan(make_codes('uniform', 2, SPEC, seed=8), 10, None, None)
     assert far.worth_sampling(100).tolist() == [0, 1]
     assert far.worth_sampling(9).tolist() == []  # fewer than k
@@ -130,11 +130,11 @@ def test_sampled_bounds_are_the_kth_distances_within_the_sample(made):
 
 def test_a_lost_file_is_named(made, tmp_path):
     make_version(tmp_path, SPEC, [made.codes], partition_rows=900)
-    folder, manifest = str(served_folder(tmp_path)), read_served(tmp_path)
-    lost = served_folder(tmp_path) / manifest.tables[0].partitions[0].files[0].path
+    version = served_version(tmp_path)
+    lost = served_folder(tmp_path) / version.manifest.tables[0].partitions[0].files[0].path
     lost.unlink()
     with pytest.raises(OSError, match=f'cannot read {lost}'):
-        search_on_demand(folder, manifest, made.plan(made.codes[:50], None, 40, None))
+        search_on_demand(version, made.plan(made.codes[:50], None, 40, None))
 
 
 def test_merged_matches_count_a_row_once():
@@ -149,8 +149,8 @@ def test_merged_matches_count_a_row_once():
 
 def test_the_groups_of_these_tests_are_small(made):
     file = made.manifest.tables[0].partitions[0].files[0]
-    assert pq.ParquetFile(f'{made.folder}/{file.path}').num_row_groups > 4
-    assert code_tables.read_file(made.folder, file).num_rows == file.rows
+    assert pq.ParquetFile(made.version.path(file.path)).num_row_groups > 4
+    assert made.version.read_table(file).num_rows == file.rows
 
 
 def test_a_local_index_that_is_not_in_memory_answers_the_same(made):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hashing_model.codes.bits import pack_bits, segment_distances
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.index import code_tables
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.layout import Substring, cut_prefixes, key_histogram, substring_keys
 from pipelines.index.manifest import Table
@@ -91,7 +90,7 @@ def test_partitions_give_disjoint_answers_that_make_up_the_whole(catalogue):
                 which = plan.queries_for(number, partition.prefix)
                 opened += len(which)
                 for file in partition.files:
-                    held = CodeRows.from_table(code_tables.read_file(index.folder, file))
+                    held = CodeRows.from_table(index.version.read_table(file))
                     some = plan.search(number, partition.prefix, held)
                     assert set(some.queries.tolist()) <= set(which.tolist())
                     found += zip(some.queries.tolist(), some.distances.tolist(), some.rows.tolist(), strict=True)
@@ -168,10 +167,10 @@ def test_a_lost_or_damaged_file_is_named(catalogue, tmp_path):
     _, codes, _ = catalogue
     config = build_by_hand(tmp_path, [codes[:60]])
     for table in LocalIndex.open(tmp_path).manifest.tables:
-        os.truncate(config.path(table.partitions[0].files[0].path), 100)
+        os.truncate(config.index_version.path(table.partitions[0].files[0].path), 100)
     with pytest.raises(OSError, match=r'cannot read .*codes/table=\d/prefix=0/part-0\.parquet'):
         LocalIndex.open(tmp_path).search(codes[:5], k=60)
-    os.unlink(config.path('sample.parquet'))
+    os.unlink(config.index_version.path('sample.parquet'))
     with pytest.raises(OSError, match=r'cannot read .*sample\.parquet'):
         LocalIndex.open(tmp_path).search(codes[:5])
 
