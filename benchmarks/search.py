@@ -40,6 +40,7 @@ from pipelines.index.code_tables import codes_from_arrow
 from pipelines.index.layout import cut_substrings
 from pipelines.search import multi_index
 from pipelines.search.memory import MemoryTables
+from pipelines.search.multi_index import Asked, Room
 
 K = 10
 PER_CENTRE = 200
@@ -154,10 +155,11 @@ def scan_seconds(tables: MemoryTables, queries: NDArray, bounds: NDArray) -> flo
     """Seconds per query of our scan when every query's k-th distance is known: the least that a scan can cost."""
     codes, rows, words = tables.codes[0], tables.numbers[0], to_words(queries)
     n = len(words)
+    asked = Asked(words, None, bounds.astype(np.int64), K, np.zeros(0, bool))
     flat = (np.empty(n * K, np.int64) for _ in range(3))
-    out = *flat, bounds.astype(np.int64), *(np.zeros(n, np.int64) for _ in range(3))
+    room = Room(*flat, bounds.astype(np.int64), *(np.zeros(n, np.int64) for _ in range(3)))
     zeros = (np.uint64(0),) * words.shape[1]
-    arguments = zeros, codes, rows, np.arange(n), words, None, bounds.astype(np.int64), K, 0, out
+    arguments = zeros, codes, rows, np.arange(n), tuple(asked), 0, tuple(room)
     return seconds(lambda: multi_index.scan(*arguments)) / n
 
 

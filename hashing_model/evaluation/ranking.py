@@ -80,6 +80,7 @@ def rank(
     Raises:
         InputError: codes, labels, profile or rows that do not fit each other, or distances too large to count.
     """
+    # What does not fit is refused
     query_codes, database_codes = check_codes(query_codes, spec), check_codes(database_codes, spec)
     _check_labels(query_labels, database_labels, len(query_codes), len(database_codes))
     rows = np.full(len(query_codes), -1, np.int64) if leave_out is None else np.asarray(leave_out)
@@ -91,6 +92,8 @@ def rank(
             f'{shape[0]} queries with distances up to {largest} need too much memory; '
             'give smaller weights or fewer queries at a time'
         )
+
+    # Arrays as the compiled loop wants them, and the loop over ranges of queries, on all cores
     counts = np.zeros(shape, np.int64)
     queries, columns = to_words(query_codes), np.ascontiguousarray(to_words(database_codes).T)
     offsets = np.cumsum([0, *(len(level.names) for level in query_labels)])
@@ -180,12 +183,15 @@ def _count(
     width = np.uint32(counts.shape[2])
     places = np.empty(columns.shape[1], np.uint32)  # grade * (D + 1) + distance, the place in a query's histogram
     for q in range(first, last):
+        # The grade of every image, level by level
         places[:] = 0
         for level in range(len(starts)):
             for i in range(starts[level, q], starts[level, q + 1]):
                 for row in members[member_starts[classes[i]] : member_starts[classes[i] + 1]]:
                     if places[row] == np.uint32(level) * width:  # shared at all coarser levels, not yet at this one
                         places[row] += width
+
+        # Its distance
         for m in range(len(weights)):
             weight = np.uint32(weights[m])
             for w in range(len(columns)):
@@ -193,6 +199,8 @@ def _count(
                 if mask:
                     for row in range(len(column)):
                         places[row] += weight * np.uint32(popcount((word ^ column[row]) & mask))
+
+        # Both counted; the query itself is no answer
         histogram = counts[q].reshape(-1)
         for place in places:
             histogram[place] += 1

@@ -92,6 +92,7 @@ def walsh_code(bits: int, dims: int) -> Ints:
         sums += by * (1 - 2.0 * (np.bitwise_count(messages & point) & 1))
         free[point] = by < 0
 
+    # Greedily all points, then each taken away and chosen anew, as long as that changes any
     for _ in range(bits):
         add()
     best, least = list(points), np.abs(sums[1:]).max()

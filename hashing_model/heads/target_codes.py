@@ -196,6 +196,7 @@ def _ordered_share(rows: Signs, ancestors: Ints) -> float:
     words = to_words(pack_bits(rows > 0))
     kept = total = 0
     for i in range(0, count, _BLOCK):
+        # How many ancestors each pair shares, and its distance: one number, counted
         shared = np.zeros((len(words[i : i + _BLOCK]), count), np.int64)
         for above in ancestors:
             shared += above[i : i + _BLOCK, None] == above
@@ -204,6 +205,7 @@ def _ordered_share(rows: Signs, ancestors: Ints) -> float:
         shared += _distances(words[i : i + _BLOCK], words)
         counts = np.bincount(shared.ravel(), minlength=len(shared) * (depths + 1) * (bits + 1))
         counts = counts.reshape(-1, depths + 1, bits + 1)[:, :depths]
+        # Per distance of the nearer kin: how many of the farther kin lie beyond
         farther_kin = np.cumsum(counts, axis=1) - counts
         beyond = np.cumsum(farther_kin[..., ::-1], axis=2)[..., ::-1] - farther_kin
         kept += int((counts * beyond).sum())
@@ -288,11 +290,13 @@ def _descend(signs: Signs, limit: int) -> Signs:
     for _ in range(_SWEEPS):
         improved = False
         for column in range(signs.shape[1]):
+            # W, by the distances that the other columns make
             s = signs[:, column].copy()
             others = products - np.outer(s, s)
             apart = others.copy()
             np.fill_diagonal(apart, -np.inf)
             weights = np.exp(_STEEPNESS / 2 * (apart - apart.max()))
+            # Swap while that lowers the sum
             while (swapped := _best_swap(s, weights, used, limit)) is not None:
                 used[_key(s.astype(np.int8))] -= 1
                 used[_key(swapped.astype(np.int8))] += 1
@@ -339,23 +343,30 @@ def _family_words(parents: NDArray, grandparents: NDArray | None, bits: int, rng
     random ones are put below, lest columns repeat.
     """
     families, family, sizes = np.unique(parents, return_inverse=True, return_counts=True)
+    # The families in order: the largest first, of one size the grandparents in turn
     mixed = rng.permutation(len(sizes))
     turn = np.zeros(len(sizes), np.int64)
     if grandparents is not None:
         turn[mixed] = _occurrences(np.asarray(grandparents)[families[mixed]])
     order = np.lexsort((mixed, turn, -sizes))
     rank = np.argsort(order)[family]
+
+    # A block of messages for two families each, so far as the code has messages
     blocks = np.array([1 << int(size - 1).bit_length() for size in sizes[order][::2]])
     total = int(blocks.sum())
     needed = (total - 1).bit_length()
     if needed >= bits:
         return _paired_words(len(parents), bits, rng)
+
+    # The place of each class in its block
     within = _occurrences(family)
     picks = rng.permutation(blocks[0])  # the common set of rows; a smaller family has those that fit its block
     for block in np.unique(blocks):
         of_block = blocks[rank // 2] == block
         within[of_block] = picks[picks < block][within[of_block]]
     place = (np.cumsum(blocks) - blocks)[rank // 2] + within
+
+    # A code with that many messages, and the words of the places
     spare = max(0, (bits - 1).bit_length() - needed)
     points = linear_code(bits, needed + spare, rng)[0]
     largest = int(blocks[0]) << spare

@@ -60,12 +60,15 @@ def fit_contrastive(
     every = [((view - mean) @ components).astype(np.float32) for view in (x, *views)]
     a, b = (keras.Input((components.shape[1],), name=name) for name in 'ab')
     layers = _layers(segment.bits, training.seed)
+    # One small network for both sides of a pair
     outputs = []
     for z in (a, b):
         for layer in layers:
             z = layer(z)
         outputs.append(z)
     network = keras.Model({'a': a, 'b': b}, keras.layers.Concatenate()(outputs))
+
+    # Trained on pairs of views drawn anew in each epoch
     steps = max(1, len(x) // BATCH_SIZE)
     epochs = -(-STEPS // steps)
 
@@ -83,6 +86,8 @@ def fit_contrastive(
             yield functools.partial(make, rows, epoch)
 
     history = train_network(network, batches, steps, epochs, stage=segment.name, report=report)
+
+    # The head takes features: what was done to them before goes into its first layer
     hidden, last = layers[0].get_weights(), layers[1].get_weights()[0]
     first = (components @ hidden[0]).astype(np.float32)
     head = HashHead(last, np.zeros(segment.bits, np.float32), ((first, (hidden[1] - mean @ first).astype(np.float32)),))

@@ -64,10 +64,14 @@ def finetune(
     """
     if not set(supervision.groups) & set(BACKBONE_FEATURES):
         raise InputError('finetune-blocks: no labelled segment reads the backbone; leave it out')
+
+    # The network, whose heads are fitted to the backbone as it is
     choose_trainable(backbone.model, training.finetune_blocks)
     pictures = _Pictures(images, backbone, supervision, training.seed)
     network = _network(pictures, fusion, training)
     start(network, supervision, fused, training)
+
+    # Both together, in small steps
     steps = max(1, len(supervision.train) // BATCH_SIZE)
     optimizer = _optimizer(RATE * training.learning_rate, training.finetune_epochs * steps)
     network.compile(optimizer, segment_losses(supervision, training))

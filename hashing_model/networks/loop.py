@@ -148,6 +148,7 @@ def train_network(
     Raises:
         InputError: the loss is not a number.
     """
+    # Where it starts: anew, or after the last epoch that a checkpoint kept
     network.optimizer.build(network.trainable_variables)  # or its moments would be in no checkpoint
     variables = [*network.variables, *network.optimizer.variables]
     history: list[dict[str, float]] = []
@@ -162,10 +163,13 @@ def train_network(
         count = len(network.variables)
         kept.mean = [arrays[f'mean{i}'] for i in range(count)] if momentum else kept.mean
         best = [arrays[f'best{i}'] for i in range(count) if patience is not None and f'best{i}' in arrays]
+
     for epoch in range(len(history), epochs):
         if _stalled(history, patience):
             break
         logs = _run_epoch(network, batches(epoch), epoch, steps, epochs, stage, report, history, kept.update)
+
+        # What the weights to keep are worth
         values = kept.values()
         if validate:
             with _weights(network, values):
@@ -173,11 +177,15 @@ def train_network(
             if patience is not None and logs['score'] >= max((h['score'] for h in history), default=-math.inf):
                 best = values
         history.append(logs)
+
+        # All that the next epoch needs, should this process end
         if checkpoint:
             arrays = {f'now{i}': np.array(v) for i, v in enumerate(variables)}
             arrays |= {f'mean{i}': v for i, v in enumerate(kept.mean)} if momentum else {}
             arrays |= {f'best{i}': v for i, v in enumerate(best)}
             checkpoint.save(arrays, {'history': history})
+
+    # The weights that are left
     for variable, value in zip(network.variables, best or kept.values(), strict=True):
         variable.assign(value)
     return history

@@ -96,6 +96,7 @@ def fit_supervised(
     Returns:
         The trained network, for `trained_heads`, and the history of epochs.
     """
+    # The network and how fast it learns
     keras = import_keras()
     names = supervision.groups
     inputs = {name: keras.Input((fused[name].shape[1],), name=name) for name in names}
@@ -104,6 +105,7 @@ def fit_supervised(
     schedule = keras.optimizers.schedules.CosineDecay(training.learning_rate, training.epochs * steps, alpha=0.02)
     network.compile(keras.optimizers.Adam(schedule), segment_losses(supervision, training))
 
+    # What it learns from, and what it is validated on
     def batches(epoch: int) -> Iterable[Callable[[], Batch]]:
         for rows in shuffled(supervision.train, BATCH_SIZE, training.seed, epoch):
             yield functools.partial(make, rows)

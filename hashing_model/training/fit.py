@@ -76,6 +76,8 @@ def fit(
     """
     spec, resizing, labels = spec or CodeSpec.default(), resizing or Resizing(224), labels or {}
     training = choose_method(training or Training(), spec, labels)
+
+    # Whatever can be refused is refused before minutes of work
     if not len(images):
         raise InputError('no training image could be read')
     _check_labels(labels, captions, len(images))
@@ -83,7 +85,9 @@ def fit(
         raise InputError(f'finetune-blocks needs labels and one of {", ".join(BY_GRADIENTS)}, not {training.method}')
     for segment in spec.segments:
         if method_of(segment.name, training, labels) in ('lda', 'itq', 'pca-rr'):
-            check_count(len(images), segment.bits)  # before minutes of work
+            check_count(len(images), segment.bits)
+
+    # The backbone, then the features by it
     if training.finetune_blocks:
         import_keras().utils.set_random_seed(training.seed)  # of layers of the backbone that drop what they choose
     extractor = make_extractor(spec, resizing, backbone)
@@ -157,9 +161,13 @@ def fit_features(
     heads: dict[str, HashHead] = {}
     activations: dict[str, NDArray[np.float32]] = {}
     history: History = {}
+
+    # The scales of the features; those of fine-tuning stay as the network knows them
     fusion = Fusion.fit(features.groups)
     if tuned:
         fusion = Fusion({**fusion.mean, **tuned.fusion.mean}, {**fusion.scale, **tuned.fusion.scale})
+
+    # A head per segment: those with labels together, the others one by one, each with a seed of its own
     if training.method in SUPERVISED:
         heads, history, learned = _supervised_heads(features, fusion, spec, training, report, tuned)
         about |= learned
@@ -171,11 +179,14 @@ def fit_features(
             history |= {segment.name: epochs} if epochs else {}
         else:
             head = heads[segment.name]
+        # the order of the bits decides how well the index parts the codes
         made = head.activations(fusion.fuse(features.groups, segment.features))
         if methods[segment.name] not in PROJECTIONS:
             order = order_bits(made >= 0)
             head, made = head.reordered(order), made[:, order]
         heads[segment.name], activations[segment.name] = head, made
+
+    # What is told of the model: how much each feature group weighs, and the words that it knows
     some = {name: x[:: len(x) // _SOME + 1] for name, x in features.groups.items()}
     about['shares'] = {
         s.name: heads[s.name].shares({name: fusion.fuse(some, [name]) for name in s.features}) for s in spec.segments

@@ -136,10 +136,13 @@ class Planned:
 
 def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit] = ()) -> beam.PCollection:
     """Wire the whole query job; the result is one element, when the answers are written."""
+    # Who asks what, and how to search for it
     blocks, counts = _asking_blocks(root, config, units)
     one = root | 'One' >> beam.Create([None])
     planned, of_plan = one | 'Plan' >> with_counts(beam.FlatMap(make_plan, config, beam.pvalue.AsList(blocks)))
     counts.append(of_plan)
+
+    # A first look where near answers are likely makes the bounds tighter; then all that the bounds need
     partitions = one | 'Partitions' >> beam.FlatMap(list_partitions, config) | 'Spread' >> beam.Reshuffle()
     if config.k is None:
         plans = planned | 'PlanOnly' >> beam.Map(lambda p: p.plan)
@@ -150,6 +153,8 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
         plans, of_tighten = planned | 'Tighten' >> with_counts(beam.FlatMap(tighten, config, beam.pvalue.AsList(seen)))
         counts += of_first_look, of_tighten
     found, of_search = partitions | 'Search' >> Search(config, plans)
+
+    # What is known of the answers, images part by images part, and the answers as they are written, block by block
     described, of_describe = (
         found
         | 'ByPart' >> beam.FlatMap(split_by_part).with_output_types(tuple[int, bytes])

@@ -37,7 +37,7 @@ from pipelines.index.layout import (
     substring_keys,
     table_weights,
 )
-from pipelines.index.manifest import Manifest, Partition
+from pipelines.index.manifest import Manifest, Partition, Table
 from pipelines.index.versions import Version
 from pipelines.jobs.counts import counted, with_counts
 from pipelines.jobs.runner import list_values
@@ -45,6 +45,7 @@ from pipelines.jobs.threads import InThreads
 from pipelines.query.answers import ANSWERS_PER_BLOCK, from_stream, render_block, to_stream, write_blocks
 from pipelines.query.stats import read_counts, write_query_stats
 from pipelines.search import kernels
+from pipelines.search.kernels import KeyedCodes
 from pipelines.search.multi_index import number_rows
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
 from pipelines.search.partition_reader import CODE_COLUMNS, Amount, read_all, read_rows
@@ -191,22 +192,16 @@ def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterato
         if other != place:
             others, _, more = _read_distinct(partition, config, metric)
             read += more
-        pairs = join_near(
-            codes.keys,
-            codes.words,
-            others.words,
-            others.keys,
-            int(partition.prefix, 2),
-            table.substring.bits - len(partition.prefix),
-            other == place,
-            radii[number],
-            metric.masks,
-            metric.weights,
-            config.radius,
-        )
+        mine, its = (_keyed(table, *pair) for pair in ((table.partitions[place], codes), (partition, others)))
+        pairs = join_near(mine, its, other == place, radii[number], metric.masks, metric.weights, config.radius)
         kept = join.add_input(kept, np.stack([codes.rows[pairs[:, 0]], others.rows[pairs[:, 1]]], axis=1))
     yield join.extract_output(kept)
     yield counted(**read_counts(read))
+
+
+def _keyed(table: Table, partition: Partition, rows: CodeRows) -> KeyedCodes:
+    """Rows of a partition as `join_near` takes them."""
+    return KeyedCodes(rows.keys, rows.words, int(partition.prefix, 2), table.substring.bits - len(partition.prefix))
 
 
 def _read_distinct(

@@ -10,12 +10,13 @@ in `multi_index.py` and `near_pairs.py` go on with what they have compiled.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from hashing_model.compiled import compiled, popcount
 from pipelines.index.layout import PROBE_COST
@@ -168,9 +169,48 @@ def _offsets_of(keys, shift, bits):
     return offsets
 
 
+class KeyedCodes(NamedTuple):
+    """Codes of one partition.
+
+    Args:
+        keys: int64 [N] ascending, the substring's value of each code.
+        codes: uint64 [N, W].
+        prefix: the value of the leading bits that all keys share.
+        free_bits: how many bits of a key follow the prefix.
+    """
+
+    keys: NDArray
+    codes: NDArray
+    prefix: int
+    free_bits: int
+
+
+class Lookups(NamedTuple):
+    """What some queries look for in all tables.
+
+    Args:
+        queries: uint64 [Q, W].
+        radii: int64 [Q, T]; negative where a table is not probed.
+        table_masks: uint64 [T, W], the bits of each table's substring.
+        masks, weights: uint64 [G, W] and int64 [G]; see `_masked_distance`.
+        bounds: int64 [Q], the largest distance that may be an answer.
+        k: answers kept per query; 0 keeps all within the bound.
+    """
+
+    queries: NDArray
+    radii: NDArray
+    table_masks: NDArray
+    masks: NDArray
+    weights: NDArray
+    bounds: NDArray
+    k: int
+
+
 @compiled()
-def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, masks, weights, bound, k, found):
-    """Offer the rows of some runs [start, stop) to the answers `found` = (distances, rows, size) of one query."""
+def _visit(starts, stops, runs, codes, rows, table, asked, q, found):
+    """Offer the rows of some runs [start, stop) to the answers `found` = (distances, rows, size) of query q."""
+    queries, radii, table_masks, masks, weights, bounds, k = asked
+    query, bound = queries[q], bounds[q]
     distances, answers, size = found
     for run in range(min(AHEAD, runs)):
         _prefetch(codes, starts[run])
@@ -179,14 +219,15 @@ def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, m
             _prefetch(codes, starts[run + AHEAD])
         for i in range(starts[run], stops[run]):
             d = _masked_distance(query, codes[i], masks, weights)
-            full = size == k
+            full = k > 0 and size == k
             if d > bound or (full and not _later(distances[0], answers[0], d, rows[i])):
                 continue
-            if not _owned(query, codes[i], table, radii, table_masks):
+            if not _owned(query, codes[i], table, radii[q], table_masks):
                 continue
             if full:
                 _sift(distances, answers, 0, size, 0, d, rows[i])
                 continue
+            # the k-th answer makes a heap of them
             if size == len(distances):
                 distances, answers = _grown(distances), _grown(answers)
             distances[size], answers[size] = d, rows[i]
@@ -198,9 +239,7 @@ def _visit(starts, stops, runs, codes, rows, query, table, radii, table_masks, m
 
 
 @compiled()
-def search_partition(
-    keys, codes, rows, prefix, free_bits, table, queries, query_keys, radii, table_masks, masks, weights, bounds, k
-):
+def search_partition(held, rows, table, asked, query_keys):
     """Exact answers of one partition: rows within each query's bound that this table owns.
 
     A row is owned by the first table in which its substring lies within the query's radius, so that the tables'
@@ -208,39 +247,38 @@ def search_partition(
     other, where that visits less than a scan of the partition.
 
     Args:
-        keys: int64 [N] ascending, the substring's value of each row.
-        codes, rows: uint64 [N, W] and int64 [N].
-        prefix: the value of the leading bits that all keys share.
-        free_bits: how many bits of a key follow the prefix.
+        held: `KeyedCodes`, the partition.
+        rows: int64 [N], their row numbers.
         table: which table this is, an index into `radii` and `table_masks`.
-        queries, query_keys: uint64 [Q, W] and int64 [Q], the queries' values of the substring.
-        radii: int64 [Q, T]; negative where a table is not probed.
-        table_masks: uint64 [T, W].
-        masks, weights: uint64 [G, W] and int64 [G]; see `_masked_distance`.
-        bounds: int64 [Q], the largest distance that may be an answer.
-        k: answers kept per query; 0 keeps all within the bound.
+        asked: `Lookups`.
+        query_keys: int64 [Q], the queries' values of this table's substring.
 
     Returns:
         Query numbers, distances and rows, int64 [M] each, ordered by query; unordered within one.
     """
-    n, keep = len(keys), (k if k > 0 else -1)
+    keys, codes, prefix, free_bits = held
+    # Where the rows with each value of the leading free bits begin, as many bits as there are rows for
+    n = len(keys)
     bits = min(free_bits, np.int64(np.log2(max(n, 1))))
     shift = free_bits - bits
     offsets = _offsets_of(keys, shift, bits)
     starts, stops = np.zeros(PROBES_AT_ONCE, np.int64), np.full(PROBES_AT_ONCE, n, np.int64)
+
     total = 0
     out_query, out_distance, out_row = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
     found = np.empty(64, np.int64), np.empty(64, np.int64), 0
-    for q in range(len(queries)):
-        radius = radii[q, table] - np.int64(popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
+    for q in range(len(query_keys)):
+        # What the prefix leaves of the radius
+        radius = asked.radii[q, table] - np.int64(popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
         if radius < 0 or n == 0:
             continue
         found = found[0], found[1], 0
-        arguments = codes, rows, queries[q], table, radii[q], table_masks, masks, weights, bounds[q], keep
         if _probes(bits, radius, n) * PROBE_COST > n:
+            # Scan: one run of all rows
             starts[0], stops[0] = 0, n
-            found = _visit(starts, stops, 1, *arguments, found)
+            found = _visit(starts, stops, 1, codes, rows, table, asked, q, found)
         else:
+            # Probe: the values that differ in 0 bits, in 1, ..., and their runs some at a time
             value = (query_keys[q] >> shift) & ((np.int64(1) << bits) - 1)
             flips, size, runs = np.int64(0), 0, 0
             while size <= min(radius, bits):
@@ -252,8 +290,10 @@ def search_partition(
                     size += 1
                     flips = (np.int64(1) << size) - 1
                 if runs == PROBES_AT_ONCE or size > min(radius, bits):
-                    found = _visit(starts, stops, runs, *arguments, found)
+                    found = _visit(starts, stops, runs, codes, rows, table, asked, q, found)
                     runs = 0
+
+        # The query's answers behind those of the queries before
         distances, answers, size = found
         while total + size > len(out_query):
             out_query, out_distance, out_row = _grown(out_query), _grown(out_distance), _grown(out_row)

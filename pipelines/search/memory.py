@@ -18,6 +18,7 @@ from hashing_model.codes.bits import bit_mask, check_codes, to_words
 from hashing_model.codes.spec import CodeSpec
 from pipelines.index.layout import Substring, cut_substrings, order_rings
 from pipelines.search import kernels, multi_index
+from pipelines.search.multi_index import Asked, Course, Room, Tables
 from pipelines.search.search_plan import Metric, check_limits
 
 # Nanoseconds, after `python -m benchmarks.search --costs`. Their ratios decide, so they travel between machines.
@@ -26,12 +27,12 @@ PROBE_NS, PROBE_WORD_NS = 8.0, 8.0  # of looking up one value, fetching its code
 VISIT_NS = 1.3  # of comparing one candidate
 ROWS_PER_VALUE = 1  # on average under one value of a table's leading bits
 
+ANSWERS = ('distances', 'rows', 'queries')  # of `Room`, those that hold answers
 ROOM = 1 << 16  # answers of a search without k that are taken away at once
 SELECTIVITY_QUERIES = 64  # of the sample, each compared with
 SELECTIVITY_ROWS = 16_384  # others
 
 Rings = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]  # see `layout.order_rings`
-Room = tuple[NDArray, ...]  # where the kernels write, see `multi_index.probe`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,8 @@ class MemoryTables:
         self.numbers = np.empty((tables, rows), number_type)
         self.first_offsets = np.concatenate([[0], np.cumsum((1 << self.value_bits) + 1)[:-1]])
         self.offsets = np.zeros(int(((1 << self.value_bits) + 1).sum()), number_type)
+        of_tables = self.codes.reshape(-1), self.numbers.reshape(-1), self.offsets, self.first_offsets
+        self.flat = Tables(*of_tables, self.value_bits, self.value_masks)
         scan = SCAN_NS + SCAN_WORD_NS * words
         # of a probe and a visit, in scanned codes
         self.costs = (PROBE_NS + PROBE_WORD_NS * words) / scan, VISIT_NS / scan
@@ -204,7 +207,7 @@ class MemoryTables:
         metric = Metric.of(self.spec, segment_weights)
         weights = np.array([segment_weights[s.segment] for s in self.substrings], np.int64)
         job = _Job(self, metric, weights, segment_weights, k, radius, allowed, exact)
-        for table in sorted({*job.steps[:, 0].tolist(), job.scanned}):
+        for table in job.searched:
             self.fill(table)
         runs = np.array_split(codes, max(min(threads, len(codes)), 1))
         if len(runs) == 1:
@@ -231,18 +234,19 @@ class _Job:
         self.metric = None if set(segment_weights) == {1} else (metric.masks, metric.weights)
         self.k = 0 if k is None else min(k, max(tables.rows, 1))
         self.limit = metric.max_distance if radius is None else min(radius, metric.max_distance)
-        self.steps, self.levels, self.costs = tables.rings(weights.tolist())
+        steps, levels, costs = tables.rings(weights.tolist())
         if not exact:
-            self.steps = self.steps[self.steps[:, 1] == 0]
-            self.levels = np.concatenate([[0], np.cumsum(weights[self.steps[:, 0]])])
-            self.costs = np.zeros(len(self.steps) + 1)
-        self.scanned = int(self.steps[0, 0])
-        self.test_words = self._test_words(metric)
+            steps = steps[steps[:, 1] == 0]
+            levels = np.concatenate([[0], np.cumsum(weights[steps[:, 0]])])
+            costs = np.zeros(len(steps) + 1)
+        self.searched, self.scanned = sorted(set(steps[:, 0].tolist())), int(steps[0, 0])
         self.allowed = np.zeros(0, bool) if allowed is None else allowed
         self.subset: NDArray[np.int64] | None = None
         if allowed is not None:
             tables.fill(self.scanned)
             self.subset = np.flatnonzero(allowed[tables.numbers[self.scanned]])
+        scan_cost = float(tables.rows if self.subset is None else len(self.subset))
+        self.course = Course(steps, levels, costs, self._test_words(metric), *tables.costs, scan_cost, exact)
 
     def _test_words(self, metric: Metric) -> NDArray[np.int64]:
         """Per table the word in which a candidate that agrees in the table's bits differs most, by its weights."""
@@ -262,30 +266,33 @@ class _Job:
         """The answers of some queries, uint8 [Q, B]."""
         words = to_words(codes)
         queries = len(words)
+        asked = Asked(words, self.metric, np.full(queries, self.limit), self.k, self.allowed)
         places = queries * self.k if self.k else ROOM
         flat = (np.empty(places, np.int64) for _ in range(3))
-        out = *flat, *(np.zeros(queries, np.int64) for _ in range(4))
-        limits = np.full(queries, self.limit)
-        out, probed = self._in_rounds(functools.partial(self._probe, codes, words, limits), out)
-        left = np.flatnonzero(out[6]) if self.exact else np.zeros(0, np.int64)
+        room = Room(*flat, *(np.zeros(queries, np.int64) for _ in range(4)))
+
+        # Probe; what would cost more than a scan is scanned
+        room, probed = self._in_rounds(functools.partial(self._probe, codes, asked), room)
+        left = np.flatnonzero(room.status) if self.exact else np.zeros(0, np.int64)
         if len(left):
             if not self.k:
-                out[3][left] = self.limit
-            out, scanned = self._in_rounds(functools.partial(self._scan, words, limits, left), out)
+                room.bounds[left] = self.limit
+            room, scanned = self._in_rounds(functools.partial(self._scan, asked, left), room)
             probed = [np.concatenate(arrays) for arrays in zip(probed, scanned, strict=True)]
-        distances, answers, _, _, sizes, visited, status = out
-        if self.k:  # already in order
-            filled = np.arange(self.k) < sizes[:, None]
-            at = np.flatnonzero(filled)
-            return MemoryMatches(at // self.k, distances[at], answers[at], status == 0, visited)
-        order = np.lexsort((probed[2], probed[1], probed[0]))
-        return MemoryMatches(probed[0][order], probed[1][order], probed[2][order], status == 0, visited)
 
-    def _in_rounds(self, kernel: Callable[[int, Room], tuple[int, int]], out: Room) -> tuple[Room, list[NDArray]]:
+        # Per query in order
+        exact = room.status == 0
+        if self.k:  # already in order
+            at = np.flatnonzero(np.arange(self.k) < room.sizes[:, None])
+            return MemoryMatches(at // self.k, room.distances[at], room.rows[at], exact, room.visited)
+        order = np.lexsort((probed[2], probed[1], probed[0]))
+        return MemoryMatches(probed[0][order], probed[1][order], probed[2][order], exact, room.visited)
+
+    def _in_rounds(self, kernel: Callable[[int, Room], tuple[int, int]], room: Room) -> tuple[Room, list[NDArray]]:
         """Run a kernel until it is done; without k its answers are taken away each time that the room is full.
 
         Args:
-            kernel: (where to go on, out) to (where it stopped, -1 at the end; places filled).
+            kernel: (where to go on, room) to (where it stopped, -1 at the end; places filled).
 
         Returns:
             The room, made larger where one step needed more; and queries, distances and row numbers taken.
@@ -293,41 +300,20 @@ class _Job:
         at, kept = 0, []
         while at >= 0:
             before = at
-            at, filled = kernel(at, out)
-            kept.append([out[i][:filled].copy() for i in (2, 0, 1)])
+            at, filled = kernel(at, room)
+            kept.append([a[:filled].copy() for a in (room.queries, room.distances, room.rows)])
             if at == before and not filled:
-                out = *(np.empty(2 * len(a), np.int64) for a in out[:3]), *out[3:]
-        return out, [np.concatenate(arrays) for arrays in zip(*kept, strict=True)]
+                larger = {name: np.empty(2 * len(a), np.int64) for name, a in room._asdict().items() if name in ANSWERS}
+                room = room._replace(**larger)
+        return room, [np.concatenate(arrays) for arrays in zip(*kept, strict=True)]
 
-    def _probe(self, codes: NDArray, words: NDArray, limits: NDArray, first: int, out: Room) -> tuple[int, int]:
-        tables = self.tables
-        values = np.stack([tables.leading_values(t, codes) for t in range(len(self.weights))], axis=1)
-        scan_cost = float(tables.rows if self.subset is None else len(self.subset))
-        first, filled = multi_index.probe(
-            tables.codes.reshape(-1),
-            tables.numbers.reshape(-1),
-            tables.offsets,
-            tables.first_offsets,
-            tables.value_bits,
-            tables.value_masks,
-            self.test_words,
-            self.steps,
-            self.levels,
-            self.costs,
-            *tables.costs,
-            scan_cost,
-            self.exact,
-            words,
-            values,
-            self.metric,
-            limits,
-            self.k,
-            self.allowed,
-            first,
-            out,
-        )
-        return (first if first < len(words) else -1), filled
+    def _probe(self, codes: NDArray, asked: Asked, first: int, room: Room) -> tuple[int, int]:
+        values = np.stack([self.tables.leading_values(t, codes) for t in range(len(self.weights))], axis=1)
+        # plain tuples, because numba takes microseconds to find out the type of a named one
+        tables, course = tuple(self.tables.flat), tuple(self.course)
+        first, filled = multi_index.probe(tables, course, tuple(asked), values, first, tuple(room))
+        return (first if first < len(values) else -1), filled
 
-    def _scan(self, words: NDArray, limits: NDArray, which: NDArray, position: int, out: Room) -> tuple[int, int]:
-        zeros = (np.uint64(0),) * words.shape[1]
-        return multi_index.scan(zeros, *self.scan_codes, which, words, self.metric, limits, self.k, position, out)
+    def _scan(self, asked: Asked, which: NDArray, position: int, room: Room) -> tuple[int, int]:
+        zeros = (np.uint64(0),) * asked.queries.shape[1]
+        return multi_index.scan(zeros, *self.scan_codes, which, tuple(asked), position, tuple(room))

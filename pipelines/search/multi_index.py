@@ -14,13 +14,14 @@ counted before they are visited, and a query that would cost more than a scan is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.cpython.unsafe.tuple import tuple_setitem
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
 from hashing_model.compiled import compiled, popcount
 from pipelines.search.kernels import AHEAD, PROBES_AT_ONCE, _later, _next_ring_member, _prefetch, _sift
@@ -155,68 +156,113 @@ def _rank(distances, rows, base, size, k):
         _sift(distances, rows, base, last, 0, distance, row)
 
 
+class Tables(NamedTuple):
+    """All tables of N codes in W words, each in the order of its substring's leading bits, T tables one after another.
+
+    Args:
+        codes: uint64 [T * W * N], the words of a table's codes one after the other.
+        rows: unsigned [T * N], their row numbers.
+        offsets: unsigned [sum of 2^bits + 1], where in each table the codes with each value begin.
+        first_offsets: int64 [T], where each table's offsets begin.
+        value_bits: int64 [T], how many leading bits order a table.
+        value_masks: uint64 [T, W], which bits these are.
+    """
+
+    codes: NDArray
+    rows: NDArray
+    offsets: NDArray
+    first_offsets: NDArray
+    value_bits: NDArray
+    value_masks: NDArray
+
+
+class Course(NamedTuple):
+    """In which order rings are searched, and what that is expected to cost, in scanned codes.
+
+    Args:
+        steps: int64 [S, 2], (table, radius) of each ring.
+        levels: int64 [S + 1], before each step and after the last, the least distance of an image not seen.
+        costs: float64 [S + 1], the expected cost of the steps before.
+        test_words: int64 [T], the word of a code to compare first.
+        probe_cost, visit_cost: of looking up one value, and of comparing one candidate.
+        scan_cost: of scanning instead.
+        give_up: whether a query that would cost more than a scan is left to it.
+    """
+
+    steps: NDArray
+    levels: NDArray
+    costs: NDArray
+    test_words: NDArray
+    probe_cost: float
+    visit_cost: float
+    scan_cost: float
+    give_up: bool
+
+
+class Asked(NamedTuple):
+    """What is asked of the tables.
+
+    Args:
+        queries: uint64 [Q, W].
+        metric: None for plain Hamming distance, or (masks, weights); see `_word_distance`.
+        limits: int64 [Q], the largest distance of an answer.
+        k: answers kept per query, 0 keeps all.
+        allowed: bool [rows], which rows may be answers; empty if all may.
+    """
+
+    queries: NDArray
+    metric: Any
+    limits: NDArray
+    k: int
+    allowed: NDArray
+
+
+class Room(NamedTuple):
+    """Where the kernels write.
+
+    Args:
+        distances, rows, queries: int64 [at least Q * k, or any size without k], the answers; with k, those of query q
+            stand at q * k, and `queries` is not used.
+        bounds: int64 [Q], the largest distance that may still be an answer.
+        sizes, visited: int64 [Q], the answers found, and the codes compared.
+        status: int64 [Q]: 0 exact, 1 scan it, 2 out of steps.
+    """
+
+    distances: NDArray
+    rows: NDArray
+    queries: NDArray
+    bounds: NDArray
+    sizes: NDArray
+    visited: NDArray
+    status: NDArray
+
+
 @compiled()
-def probe(
-    codes,
-    rows,
-    offsets,
-    first_offsets,
-    value_bits,
-    value_masks,
-    test_words,
-    steps,
-    levels,
-    costs,
-    probe_cost,
-    visit_cost,
-    scan_cost,
-    give_up,
-    queries,
-    values,
-    metric,
-    limits,
-    k,
-    allowed,
-    first_query,
-    out,
-):
+def probe(tables, course, asked, values, first_query, room):
     """Exact answers by probing, of every query for which that is cheaper than a scan.
 
     One long function on purpose: cut into functions for a step, a ring and its codes, it took a fifth longer.
 
     Args:
-        codes, rows: uint64 [T, W, N] and unsigned [T, N], in the order of each table, both flat.
-        offsets, first_offsets: uint32 (or int64) [sum of 2^bits + 1], and where each table's begin, int64 [T].
-        value_bits, value_masks: int64 [T] and uint64 [T, W], the leading bits of each substring that order its table.
-        test_words: int64 [T], the word of a code to compare first.
-        steps: int64 [S, 2], (table, radius) in the order in which rings are searched.
-        levels, costs: int64 and float64 [S + 1], before each step and after the last: the least distance of an image
-            not seen, and the expected cost of the steps before, in scanned codes.
-        probe_cost, visit_cost: of one probe and one candidate, in scanned codes.
-        scan_cost: of scanning instead, in codes.
-        give_up: whether a query that would cost more than a scan is left to it.
-        queries, values: uint64 [Q, W] and int64 [Q, T].
-        metric: None or (masks, weights); see `_word_distance`.
-        limits: int64 [Q], the largest distance of an answer.
-        k: answers kept per query, 0 keeps all.
-        allowed: bool [rows], or empty if all rows may be answers.
+        tables, course, asked: `Tables`, `Course` and `Asked`.
+        values: int64 [Q, T], by which each table orders the queries.
         first_query: where to go on.
-        out: distances int64, rows int64 and queries int64 [at least Q * k, or any size], then per query, int64 [Q]:
-            the bound of its distances, the answers found, the candidates visited, and the status: 0 exact, 1 scan
-            it, 2 out of steps.
+        room: `Room`.
 
     Returns:
-        The first query that did not find room (Q if all did) and how many places are filled; with k, answers of
-        query q stand at q * k.
+        The first query that did not find room (Q if all did) and how many places are filled.
     """
-    distances, answers, numbers, bounds, sizes, visited, status = out
+    codes, rows, offsets, first_offsets, value_bits, value_masks = tables
+    steps, levels, costs, test_words, probe_cost, visit_cost, scan_cost, give_up = course
+    queries, metric, limits, k, allowed = asked
+    distances, answers, numbers, bounds, sizes, visited, status = room
     starts, stops = np.empty(PROBES_AT_ONCE, np.int64), np.empty(PROBES_AT_ONCE, np.int64)
-    tables, width = value_masks.shape
-    total = len(rows) // tables
-    radii = np.empty(tables, np.int64)
+    count, width = value_masks.shape
+    total = len(rows) // count
+    radii = np.empty(count, np.int64)
     filled = np.int64(0)
     filtered = len(allowed) > 0
-    for t in range(tables):
+    for t in range(count):
         if first_query < len(queries):
             _prefetch(offsets, first_offsets[t] + values[first_query, t])
     for q in range(first_query, len(queries)):
@@ -224,16 +270,22 @@ def probe(
         base = q * k if k else filled
         radii[:] = -1
         spent, done, seen = 0.0, 2, np.int64(0)
-        for t in range(tables):
+
+        # Ring 0 of every table will be needed, and this query's successor's offsets soon
+        for t in range(count):
             at = np.int64(offsets[first_offsets[t] + values[q, t]])
             _prefetch(codes, (t * width + test_words[t]) * total + at)
             if q + 1 < len(queries):
                 _prefetch(offsets, first_offsets[t] + values[q + 1, t])
+
         for s in range(len(steps)):
+            # Exact as soon as no image that was not seen can come within the bound
             if levels[s] > bound:
                 done = 0
                 break
             table, radius = steps[s, 0], steps[s, 1]
+
+            # Would a scan be cheaper? Worse than expected so far means worse from here on, too
             if give_up and spent + costs[s + 1] - costs[s] > EXPLORED * scan_cost:
                 worse = max(1.0, spent / costs[s]) if costs[s] > 0 else 1.0
                 reach = levels[np.searchsorted(costs, costs[s] + AFFORDED * scan_cost / worse, side='right') - 1]
@@ -244,12 +296,14 @@ def probe(
                 if reach <= bound and (not k or 4 * near < k):
                     done = 1
                     break
+
             first = test_words[table]
             start_of_table = table * width * total
             words, test = start_of_table + first * total, query[first]
             zero, value, limit = first_offsets[table], values[q, table], np.int64(1) << value_bits[table]
             flips, more = (np.int64(1) << radius) - 1, True
             while more:
+                # Look up some values of the ring: where are their codes, and how many are there?
                 n, found = 0, np.int64(0)
                 while n < PROBES_AT_ONCE and more:
                     at = zero + (value ^ flips)
@@ -265,6 +319,8 @@ def probe(
                     done = 1
                     break
                 seen += found
+
+                # Visit the codes; those of the next buckets are on their way meanwhile
                 for i in range(min(AHEAD, n)):
                     _prefetch(codes, starts[i])
                 for i in range(n):
@@ -272,11 +328,13 @@ def probe(
                         _prefetch(codes, starts[i + AHEAD])
                     j, strip_end = starts[i], starts[i]
                     while j < stops[i]:
+                        # in a long bucket, strips without a near word are passed over
                         if stops[i] - starts[i] >= LONG_BUCKET and j == strip_end:
                             strip_end = min(j + STRIP, stops[i])
                             if not _any_within(test, codes[j:strip_end], first, metric, bound):
                                 j = strip_end
                                 continue
+                        # one word rejects most candidates, the other words most of the rest
                         d = _word_distance(test ^ codes[np.uint64(j)], first, metric)
                         if d <= bound:
                             at = start_of_table + j - words  # of the first word
@@ -288,7 +346,8 @@ def probe(
                                 fits = not (k and size == k) or _later(distances[base], answers[base], d, row)
                                 if fits and filtered:
                                     fits = allowed[row]
-                                for t in range(tables):
+                                # another table has shown it already if it lies within that table's radius
+                                for t in range(count):
                                     if fits and t != table and radii[t] >= 0:
                                         fits = _masked_bits(query, codes, at, total, value_masks[t]) > radii[t]
                                 if fits and k:
@@ -303,6 +362,8 @@ def probe(
             if done == 1:
                 break
             radii[table] = radius
+
+        # The answers in order, and what is known of them
         if done == 2 and levels[len(steps)] > bound:
             done = 0
         if k:
@@ -356,35 +417,41 @@ def _kth_within(query, codes, stop, metric, k, bound):
 
 
 @compiled()
-def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
+def scan(zeros, codes, rows, which, asked, position, room):
     """Exact answers by comparing every code, strip by strip.
 
     Args:
         zeros: a tuple of W zeros.
         codes, rows: uint64 [W, N] and unsigned [N].
         which: int64 [M], the queries to answer.
-        queries, metric, limits, k: see `probe`.
+        asked: `Asked`; all of the codes are allowed, and the limits are the bounds in `room`.
         position: where to go on, a tile's number times M plus a query's; from 0.
-        out: see `probe`. From position 0 the answers of these queries begin anew, within their bounds.
+        room: `Room`. From position 0 the answers of these queries begin anew, within their bounds.
 
     Returns:
         The position that found no room (-1 if all did) and, without k, how many places are filled.
     """
-    distances, answers, numbers, bounds, sizes, visited, status = out
+    queries, metric, _, k, _ = asked
+    distances, answers, numbers, bounds, sizes, visited, status = room
     tile = max(TILE // len(zeros) // STRIP, 1) * STRIP
     filled, total = np.int64(0), codes.shape[1]
+
+    # At the beginning: the k-th distance of the first codes is a bound that spares ranking most of the others
     if position == 0:
         for q in which:
             sizes[q], status[q] = 0, 0
             visited[q] += total
             if metric is None and k > 1 and total >= 4 * FIRST:  # or it costs more than it spares
                 bounds[q] = _kth_within(_load(queries, q, zeros), codes, min(FIRST, total), metric, k, bounds[q])
+
+    # Tile by tile, all queries over one tile while it is in the cache
     while position < -(-total // tile) * len(which):
         q, first = which[position % len(which)], position // len(which) * tile
         query, base, bound, size = _load(queries, q, zeros), q * k, bounds[q], sizes[q]
         if not k and len(distances) - filled < tile:
             return position, filled
         for start in range(first, min(first + tile, total), STRIP):
+            # narrow down where the near codes are: a strip, then a few, then one
             stop = min(start + STRIP, total)
             if not _count_within(query, codes, start, stop, metric, bound):
                 continue
@@ -405,6 +472,8 @@ def scan(zeros, codes, rows, which, queries, metric, limits, k, position, out):
                         size, bound = _offer(d, row, bound, k, base, size, distances, answers)
         bounds[q], sizes[q] = bound, size
         position += 1
+
+    # The heaps in order
     if k:
         for q in which:
             _rank(distances, answers, q * k, sizes[q], k)

@@ -32,27 +32,29 @@ def _joined(parents, a, b):
 
 
 @compiled()
-def join_near(keys, codes, others, other_keys, prefix, free_bits, same, radius, masks, weights, bound):
-    """Pairs of places (in codes, in others) within a distance, as many as join all that are: int64 [L, 2].
+def join_near(held, others, same, radius, masks, weights, bound):
+    """Pairs of places (in held, in others) within a distance, as many as join all that are: int64 [L, 2].
 
     Args:
-        keys, codes: int64 [N] and uint64 [N, W], of one partition.
-        others, other_keys: uint64 [M, W] and int64 [M] ascending, of one that follows or of the same.
-        prefix: the value of the leading bits that all of `other_keys` share.
-        free_bits: how many bits of a key follow the prefix.
-        same: whether the others are the codes.
+        held, others: `kernels.KeyedCodes` of a partition, and of one that follows or of the same.
+        same: whether the others are those held.
         radius: in how many bits the keys of a pair may differ; pairs that differ in more need not be found.
         masks, weights: see `kernels._masked_distance`.
         bound: the distance.
     """
+    keys, codes, _, _ = held
+    other_keys, other_codes, prefix, free_bits = others
     n, m = len(keys), len(other_keys)
     first_other = 0 if same else n
     parents = np.arange(n + (0 if same else m))
+    # Where the others with each value of the leading free bits begin, as many bits as there are others for
     bits = min(free_bits, np.int64(np.log2(max(m, 1))))
     shift = free_bits - bits
     offsets = _offsets_of(other_keys, shift, bits)
+
     a, b, size = np.empty(64, np.int64), np.empty(64, np.int64), 0
     for i in range(n):
+        # What the prefix leaves of the radius, and whether that is worth probing
         left = radius - np.int64(popcount(np.uint64((keys[i] >> free_bits) ^ prefix)))
         if left < 0:
             continue
@@ -60,8 +62,9 @@ def join_near(keys, codes, others, other_keys, prefix, free_bits, same, radius, 
         value, flips, ring = (keys[i] >> shift) & ((np.int64(1) << bits) - 1), np.int64(0), 0
         while ring <= min(left, bits):
             start, stop = (np.int64(0), m) if whole else (offsets[value ^ flips], offsets[(value ^ flips) + 1])
+            # Near ones are joined at once; only those that were in two trees make a pair
             for j in range(max(start, i + 1) if same else start, stop):
-                if _masked_distance(codes[i], others[j], masks, weights) > bound:
+                if _masked_distance(codes[i], other_codes[j], masks, weights) > bound:
                     continue
                 if _joined(parents, i, first_other + j):
                     if size == len(a):
@@ -70,6 +73,7 @@ def join_near(keys, codes, others, other_keys, prefix, free_bits, same, radius, 
                     size += 1
             if whole:
                 break
+            # The next value that differs in as many bits, or else the first that differs in one more
             flips = _next_ring_member(flips) if flips else np.int64(1) << bits
             if flips >> bits:
                 ring += 1

@@ -32,6 +32,7 @@ from pipelines.index.layout import (
 )
 from pipelines.index.manifest import Table
 from pipelines.search import kernels
+from pipelines.search.kernels import KeyedCodes, Lookups
 
 MERGED_AT_ONCE = 65_536  # matches that wait to be merged, at least
 
@@ -257,21 +258,12 @@ class SearchPlan:
         if self.reach is not None:  # tables do not own answers, as none is read in full within its reach
             radii[:] = NOT_PROBED
             radii[:, table] = self.reach[table]
+        metric, substring = self.metric, self.substrings[table]
+        held = KeyedCodes(rows.keys, rows.words, int(prefix or '0', 2), substring.bits - len(prefix))
+        bounds, k = self.bounds[which], self.k or 0
+        asked = Lookups(to_words(codes), radii, self.table_masks, metric.masks, metric.weights, bounds, k)
         queries, distances, found = kernels.search_partition(
-            rows.keys,
-            rows.words,
-            rows.rows,
-            int(prefix or '0', 2),
-            self.substrings[table].bits - len(prefix),
-            table,
-            to_words(codes),
-            substring_keys(codes, self.substrings[table]),
-            radii,
-            self.table_masks,
-            self.metric.masks,
-            self.metric.weights,
-            self.bounds[which],
-            self.k or 0,
+            held, rows.rows, table, asked, substring_keys(codes, substring)
         )
         return Matches(which[queries], distances, found)
 

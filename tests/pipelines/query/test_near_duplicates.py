@@ -20,6 +20,7 @@ from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
 from pipelines.query import near_duplicates
+from pipelines.search.kernels import KeyedCodes
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
 from tests.helpers.make_index import (
     KINDS,
@@ -75,19 +76,9 @@ def test_a_pair_of_partitions_is_joined_as_all_its_near_pairs_are(seed, radius, 
     inside = {'01': np.flatnonzero(keys >> 11 == 1), '1': np.flatnonzero(keys >> 12 == 1)}
     for first, second in (('01', '01'), ('1', '1'), ('01', '1')):
         a, b = inside[first], inside[second]
-        pairs = join_near(
-            keys[a],
-            words[a],
-            words[b],
-            keys[b],
-            int(second, 2),
-            13 - len(second),
-            first == second,
-            radius,
-            MASKS,
-            WEIGHTS,
-            bound,
-        )
+        one = KeyedCodes(keys[a], words[a], int(first, 2), 13 - len(first))
+        other = KeyedCodes(keys[b], words[b], int(second, 2), 13 - len(second))
+        pairs = join_near(one, other, first == second, radius, MASKS, WEIGHTS, bound)
         found = np.stack([a[pairs[:, 0]], b[pairs[:, 1]]], axis=1)
         expected = [(i, j) for i, j in itertools.product(a, b) if i != j and near[i, j]]
         assert (distances[found[:, 0], found[:, 1]] <= bound).all()

@@ -55,12 +55,11 @@ def test_a_partition_answers_what_it_owns(num_bytes, k, seed, radius, bound, row
     order = np.flatnonzero(inside)[np.argsort(keys[inside], kind='stable')]
     radii = np.tile(np.array([2, radius]), (5, 1))
     radii[4] = -1
-    got = kernels.search_partition(
-        keys[order], to_words(codes[order]), order, 0b001, 10, 1,
-        to_words(queries), substring_keys(queries, second), radii,
-        np.stack([first.mask(num_bytes), second.mask(num_bytes)]),
-        bit_mask(0, num_bytes * 8, num_bytes)[None], np.ones(1, np.int64), np.full(5, bound), k,
-    )  # fmt: skip
+    held = kernels.KeyedCodes(keys[order], to_words(codes[order]), 0b001, 10)
+    table_masks = np.stack([first.mask(num_bytes), second.mask(num_bytes)])
+    metric = bit_mask(0, num_bytes * 8, num_bytes)[None], np.ones(1, np.int64)
+    asked = kernels.Lookups(to_words(queries), radii, table_masks, *metric, np.full(5, bound), k)
+    got = kernels.search_partition(held, order, 1, asked, substring_keys(queries, second))
     for q in range(5):
         mine = sorted(zip(*(a[got[0] == q].tolist() for a in got[1:]), strict=True))
         d = hamming(queries[q], codes) if rows else np.zeros(0, int)
