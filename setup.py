@@ -37,7 +37,7 @@ setup(
     install_requires=[
         'apache-beam[gcp]>=2.76,<3',
         'tensorflow>=2.20,<3',
-        'keras>=3.12.1,!=3.13.0,!=3.13.1,<4',
+        'keras>=3.12.4,!=3.13.*,!=3.14.*,!=3.15.0,<4',  # others read model files of strangers less safely
         'numpy>=2,<3',
         'scipy>=1.13,<2',
         'numba>=0.61,<1',
