@@ -8,7 +8,7 @@ FAST := -m 'not (slow or flink)'
 LOWEST := .venv-lowest
 PYTHONS ?= 3.10 3.11 3.12 3.13
 
-.PHONY: demo test test-fast test-flink test-lowest test-python test-pythons lint dist clean
+.PHONY: demo test test-fast test-flink test-lowest test-python test-pythons lint docs dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/grainhash demo --output demo-out
@@ -41,6 +41,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
