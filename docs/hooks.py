@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCS = 'docs'
-COLUMNS = '100'  # of a usage line
+COLUMNS = '84'  # of a usage line
 _INCLUDE = re.compile(r'^<!-- include (\S+) -->$', re.MULTILINE)
 _COMMAND_LINE = re.compile(r'^<!-- command line -->$', re.MULTILINE)
 _LINK = re.compile(r'(?<=\]\()(?![a-z]+:|#)([^)#\s]+)')
@@ -102,7 +102,7 @@ def _section(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     yield from ('', f'## grainhash {name}', '', _text(command.description or ''), '')
     yield from ('```text', command.format_usage().strip(), '```', '')
     for group in command._action_groups:
-        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
+        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS and a.dest != 'help']
         if not actions:
             continue
         title = {'positional arguments': 'Arguments'}.get(group.title or '', (group.title or '').capitalize())
@@ -116,9 +116,10 @@ def _section(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _table(actions: list[argparse.Action]) -> Iterator[str]:
-    yield from ('| | |', '|---|---|')
+    yield from ('| name | means |', '|---|---|')
     for action in actions:
-        yield f'| {_name(action)} | {_cell(_help(action))} |'
+        needed = '; **needed**' if action.required and action.option_strings else ''
+        yield f'| {_name(action)} | {_cell(_help(action))}{_choices(action)}{needed} |'
 
 
 def _name(action: argparse.Action) -> str:
@@ -134,17 +135,17 @@ def _value(action: argparse.Action) -> str:
         return ''
     if action.metavar is not None:
         name = action.metavar if isinstance(action.metavar, str) else ' '.join(action.metavar)
-    elif action.choices:
-        return '{' + ','.join(map(str, action.choices)) + '}'
     else:
         name = action.dest.upper() if action.option_strings else action.dest
     return f'{name}...' if action.nargs in ('+', '*') else name
 
 
 def _help(action: argparse.Action) -> str:
-    text = (action.help or '') % {**vars(action), 'prog': 'grainhash'} if '%' in (action.help or '') else action.help
-    needed = ' **Needed.**' if action.required and action.option_strings else ''
-    return f'{text or ""}{needed}'
+    return (action.help or '') % {**vars(action), 'prog': 'grainhash'}
+
+
+def _choices(action: argparse.Action) -> str:
+    return f'; one of {", ".join(f"`{c}`" for c in action.choices)}.' if action.choices else ''
 
 
 def _text(text: str) -> str:
