@@ -1,7 +1,7 @@
 """What `mkdocs build` adds to the pages: texts that live elsewhere in the repository, and the command line's reference.
 
-`<!-- include PATH -->` is replaced by that file of the repository, with its links turned so that they work from the
-page; `<!-- command line -->` by a section for each command, read from the parser. MkDocs calls `on_page_markdown`.
+`<!-- include PATH -->` is replaced by that file of the repository, `<!-- include PATH#anchor -->` by what stands below that
+heading in it, with links turned so that they work from the page; `<!-- command line -->` by a section for each command, read from the parser. MkDocs calls `on_page_markdown`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def complete(markdown: str, place: str) -> str:
 
 def included(path: str, place: str) -> str:
     """A file of the repository as part of the page at `place`, its links relative to that page."""
+    path, _, anchor = path.partition('#')
     text = (ROOT / path).read_text(encoding='utf-8')
+    if anchor:
+        text = section(text, anchor)
     pages = {shown: page for page, shown in including().items()}
 
     def turned(found: re.Match[str]) -> str:
@@ -49,12 +52,24 @@ def included(path: str, place: str) -> str:
     return _LINK.sub(turned, text)
 
 
+def section(text: str, anchor: str) -> str:
+    """What stands below a heading of the second level, up to the next one.
+
+    >>> section('## One two\\n\\na\\n\\n## Three\\n', 'one-two')
+    'a'
+    """
+    parts = re.split(r'^## (.*)$', text, flags=re.MULTILINE)
+    found = {title.lower().replace(' ', '-'): below for title, below in zip(parts[1::2], parts[2::2], strict=True)}
+    return found[anchor].strip()
+
+
 def including() -> dict[str, str]:
-    """Page below docs/ -> the file of the repository that it includes."""
+    """Page below docs/ -> the file of the repository that it includes as a whole."""
     found = {}
     for page in sorted((ROOT / DOCS).rglob('*.md')):
         for path in _INCLUDE.findall(page.read_text(encoding='utf-8')):
-            found[page.relative_to(ROOT / DOCS).as_posix()] = path
+            if '#' not in path:
+                found[page.relative_to(ROOT / DOCS).as_posix()] = path
     return found
 
 

@@ -1,4 +1,4 @@
-"""The pages as a test sees them: blocks of code with what is said of them, commands with their output, links, headings."""
+"""The pages as a test sees them: blocks of code with what is said of them, commands, links, headings."""
 
 import dataclasses
 import functools
@@ -30,8 +30,8 @@ class Block:
         page, line: where it begins.
         language: of a fence; empty of an indented block.
         text: without the fence and its indentation.
-        marks: comments before it -> what they say. `files`: what it needs; `with`: options that make it cheap; `figures vary`
-            and `not run`: why.
+        marks: comments before it -> what they say. `files`: what it needs; `with`: options that make it cheap;
+            `figures vary` and `not run`: why.
     """
 
     page: str

@@ -1,4 +1,4 @@
-"""What the pages say, compared with the code: commands parse, links lead somewhere, tables and messages are those of the source."""
+"""What the pages say, compared with the code: commands, links, tables, messages."""
 
 import ast
 import re
@@ -7,7 +7,8 @@ import pytest
 
 from hashing_model.images import decode
 from pipelines import records
-from pipelines.cli import main as command_line
+from pipelines.cli.arguments import COMMANDS as ABOUT
+from pipelines.cli.arguments import command_parser, index_as_option, make_parser
 from tests.docs.pages import (
     PAGES,
     anchors_of,
@@ -27,8 +28,12 @@ OUR_SOURCES = [path for name in ('hashing_model', 'pipelines') for path in sorte
 
 
 def parse(argv):
-    """Parse a command as the command line does."""
-    return command_line.make_parser().parse_known_args(argv)
+    """Parse a command as the command line does; what is left over is for Beam."""
+    parser = make_parser()
+    command = command_parser(parser, argv[0])
+    parsed, rest = parser.parse_known_args([argv[0], *index_as_option(argv[1:], command)] if command else argv)
+    assert not rest or ABOUT[parsed.command].beam, rest
+    return parsed, rest
 
 
 def complete(argv):
@@ -50,13 +55,18 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize('command', COMMANDS, ids=[command.name for command in COMMANDS])
 def test_every_command_that_is_shown_parses(command):
-    parsed, rest = parse(complete(command.argv[1:]))
-    assert not rest or parsed.command in command_line.BEAM_COMMANDS, rest
+    argv = complete(command.argv[1:])
+    if argv[0] in ('--version', '--help', '--print-completion'):
+        with pytest.raises(SystemExit, match=r'^0$'):
+            parse(argv)
+        return
+    _, rest = parse(argv)
+    assert all(re.match(r'--[a-z_]+=', option) for option in rest), rest
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_in_a_sentence_exist_with_their_options(page):
-    commands = hooks().commands_of(command_line.make_parser())
+    commands = hooks().commands_of(make_parser())
     for text in inline_commands(page):
         _, name, *words = text.split()
         if name.startswith('-') or name in ('COMMAND', '...') or '|' in text:
@@ -66,12 +76,12 @@ def test_commands_in_a_sentence_exist_with_their_options(page):
         given = {word.split('=')[0] for word in words if re.match(r'--[a-z]', word)}
         beam = {option for option in given if '_' in option or option == '--runner'}
         assert given - beam <= known, text
-        assert not beam or name in command_line.BEAM_COMMANDS, text
+        assert not beam or ABOUT[name].beam, text
 
 
 def test_the_reference_has_every_command_and_option():
     text = hooks().complete('<!-- command line -->', 'reference/command-line.md')
-    for name, command in hooks().commands_of(command_line.make_parser()).items():
+    for name, command in hooks().commands_of(make_parser()).items():
         section = re.search(rf'^## grainhash {name}\n(.*?)(?=^## |\Z)', text, re.MULTILINE | re.DOTALL)[1]
         for action in command._actions:
             if action.help != '==SUPPRESS==' and action.dest != 'help':
@@ -171,5 +181,5 @@ def test_names_of_the_python_page_are_those_of_the_package():
     import grainhash
 
     rows = table_below('docs/reference/python.md', '## A function for each command')
-    for name in (cell for row in rows for cell in row):
+    for name in (cell.split('`')[-1] for row in rows for cell in row):
         assert hasattr(grainhash, name), name
