@@ -72,5 +72,9 @@ dist: $(VENV)/.installed-test
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-* demo-out build dist *.egg-info
+	rm -rf $(VENV) .venv-* demo-out build dist site *.egg-info
