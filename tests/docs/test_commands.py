@@ -39,7 +39,7 @@ VARYING = [
     (r'\d+ %', 'N %'),
     (r'\b\d+\.\d+\b', 'N'),
 ]
-PASSING = re.compile(r'unit \d+ of \d+, .*')  # a line of progress, now and then
+PASSING = re.compile(r'unit \d+ of \d+, .*|\S+: version \S+ is served')  # lines of progress, now and then
 
 
 def normal(line):

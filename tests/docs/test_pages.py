@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from hashing_model.images import decode
 from pipelines import records
 from pipelines.cli.arguments import COMMANDS as ABOUT
 from pipelines.cli.arguments import command_parser, index_as_option, make_parser
+from pipelines.cli.main import main
 from tests.docs.pages import (
     PAGES,
     anchors_of,
@@ -20,6 +22,11 @@ from tests.docs.pages import (
     text_of,
 )
 from tests.helpers.make_index import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib as tomli
+else:
+    import tomli
 
 COMMANDS = [command for page in PAGES for command in grainhash_commands(page)]
 PYTHON = [block for page in PAGES for block in blocks_of(page) if block.language == 'python']
@@ -86,6 +93,19 @@ def test_the_reference_has_every_command_and_option():
         for action in command._actions:
             if action.help != '==SUPPRESS==' and action.dest != 'help':
                 assert all(option in section for option in action.option_strings), (name, action.option_strings)
+
+
+def test_the_configuration_that_is_shown_is_read(tmp_path, capsys):
+    (block,) = (b for b in blocks_of('docs/running/local.md') if b.language == 'toml')
+    (tmp_path / 'grainhash.toml').write_text(block.text, encoding='utf-8')
+    config = ['--config', str(tmp_path / 'grainhash.toml'), '--print-config']
+    assert main(['build', *config]) == 0
+    shown = tomli.loads(capsys.readouterr().out)
+    given = tomli.loads(block.text)
+    assert shown['build'].items() >= {**given['build'], 'index': given['index']}.items()
+    assert {name: str(value) for name, value in given['beam'].items()} == shown['beam']
+    assert main(['query', '--images', 'a.jpg', '--output', 'b.jsonl', *config]) == 0
+    assert tomli.loads(capsys.readouterr().out)['query'].items() >= given['query'].items()
 
 
 # Links, and what a README may be
