@@ -1,7 +1,8 @@
 """What `mkdocs build` adds to the pages: texts that live elsewhere in the repository, and the command line's reference.
 
-`<!-- include PATH -->` is replaced by that file of the repository, `<!-- include PATH#anchor -->` by what stands below that
-heading in it, with links turned so that they work from the page; `<!-- command line -->` by a section for each command, read from the parser. MkDocs calls `on_page_markdown`.
+`<!-- include PATH -->` is replaced by that file of the repository, `<!-- include PATH#anchor -->` by what stands below
+that heading in it, with links turned so that they work from the page; `<!-- command line -->` by a section for each
+command, read from the parser. MkDocs calls `on_page_markdown`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import math
 import os
 import posixpath
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -195,10 +196,38 @@ class FileInfo:
 
 
 def infos_below(uri: str, recursive: bool = True) -> dict[str, FileInfo]:
-    """Path below a folder -> size and time, of all files at any depth, or of those directly in it."""
+    """Path below a folder -> size and time, of all files at any depth, or of those directly in it.
+
+    On a disk, links are passed over and not followed: what they lead to does not belong to the folder.
+    """
     filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        return dict(_local_infos(path, recursive))
     infos = (i for i in _infos(filesys, path, recursive) if i.type == arrow_fs.FileType.File)
     return {i.path[len(path) + 1 :]: FileInfo(i.size, _seconds(i, math.inf)) for i in infos}
+
+
+def _local_infos(path: str, recursive: bool) -> Iterator[tuple[str, FileInfo]]:
+    for folder, _, names in os.walk(path, onerror=_raise_unless_gone):  # which follows no links to folders
+        for name in names:
+            file = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found = os.lstat(file)
+                if stat.S_ISREG(found.st_mode):
+                    yield os.path.relpath(file, path), FileInfo(found.st_size, found.st_mtime_ns / 1e9)
+        if not recursive:
+            return
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def is_link(uri: str) -> bool:
+    """Whether a path on a disk is a symbolic link itself; in a bucket there are none."""
+    filesys, path = filesystem(uri)
+    return isinstance(filesys, arrow_fs.LocalFileSystem) and os.path.islink(path)
 
 
 @contextlib.contextmanager
@@ -260,8 +289,16 @@ def delete_file(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Remove a folder and all in it; nothing happens if it is not there."""
+    """Remove a folder and all in it; nothing happens if it is not there. Of links, only the links themselves go.
+
+    Raises:
+        OSError: the folder is a link itself, or cannot be removed.
+    """
     filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)  # which refuses a link, and follows none
+        return
     if filesys.get_file_info(path).type == arrow_fs.FileType.NotFound:
         return
     with contextlib.suppress(FileNotFoundError):  # in a bucket also after the files are gone: a prefix is no object

@@ -67,18 +67,23 @@ def roll_back(index: str) -> ServedReport:
 
 @dataclasses.dataclass(frozen=True)
 class PruneReport(Report):
-    """What was removed from an index: finished versions, dead builds, left-over files, and their bytes in all."""
+    """What was removed from an index: finished versions, dead builds, left-over files, and their bytes in all.
+
+    `left_alone` are names in `versions/` that no build has made.
+    """
 
     index: str
     finished: tuple[str, ...]
     dead: tuple[str, ...]
     left_over: tuple[str, ...]
     bytes: int
+    left_alone: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """A line for everything that was removed."""
         kinds = (('version', self.finished), ('dead build', self.dead), ('left-over', self.left_over))
-        return [f'removed {kind} {name}' for kind, names in kinds for name in names]
+        removed = [f'removed {kind} {name}' for kind, names in kinds for name in names]
+        return [*removed, *(f'left alone {name}, which no build has made' for name in self.left_alone)]
 
 
 def prune_index(index: str, keep: int, older_than: float = 24) -> PruneReport:
@@ -95,7 +100,7 @@ def prune_index(index: str, keep: int, older_than: float = 24) -> PruneReport:
     if older_than < 0:
         raise InputError(f'--older-than is {older_than:g}; 0 or more hours are possible')
     removed = prune_versions(files.absolute(index), keep, time.time() - older_than * 3600)
-    return PruneReport(index, tuple(removed.finished), tuple(removed.dead), tuple(removed.files), removed.bytes)
+    return PruneReport(index, removed.finished, removed.dead, removed.files, removed.bytes, removed.left_alone)
 
 
 @dataclasses.dataclass(frozen=True)

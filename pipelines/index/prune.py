@@ -21,7 +21,7 @@ from pipelines.index.versions import ListedVersion, Version
 DEAD_AFTER = 24 * 3600  # seconds without a new file
 
 _log = logging.getLogger(__name__)
-_LEFT_OVER = re.compile(rf'{versions.STAGING_FOLDER}/.*|.*\.[0-9a-f]{{32}}\.tmp|.*\.probe')  # staging; half-written
+_LEFT_OVER = re.compile(rf'{versions.STAGING_FOLDER}/.*|.*\.[0-9a-f]{{32}}\.(tmp|probe)')  # staging; half-written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Removed:
         dead: ids of the builds that died.
         files: uris of files that builds had left in versions that stay, or in the index's own folder.
         bytes: the size of it all.
+        left_alone: names in `versions/` that no build has made: links, and folders of other names without a manifest.
     """
 
     finished: tuple[str, ...]
     dead: tuple[str, ...]
     files: tuple[str, ...]
     bytes: int
+    left_alone: tuple[str, ...] = ()
 
 
 def prune_versions(index: str, keep: int, before: float) -> Removed:
@@ -50,11 +52,14 @@ def prune_versions(index: str, keep: int, before: float) -> Removed:
         before: a build whose newest file is older than this, in seconds since 1970, counts as dead.
 
     Raises:
-        InputError: not an index, or `keep` is below 1.
+        InputError: not an index, `keep` is below 1, or the folder of the versions is a link.
     """
     if keep < 1:
         raise InputError(f'--keep is {keep}; at least 1 is needed')
-    found, served = versions.list_versions(index), versions.look(index).text
+    if files.is_link(files.join(index, 'versions')):
+        raise InputError(f'{files.join(index, "versions")} is a link; nothing is removed behind links')
+    listed, served = versions.list_versions(index), versions.look(index).text
+    found = [f for f in listed if made_by_a_build(index, f)]
     held = {f.version: files.infos_below(Version(index, f.version).folder) for f in found}
     touched = {name: _last_touched(index, name, infos) for name, infos in held.items()}
     finished = [version for version in superseded(found, served, keep) if versions.retire(index, version)]
@@ -72,18 +77,30 @@ def prune_versions(index: str, keep: int, before: float) -> Removed:
         files.delete_empty_folder(Version(index, version).path(versions.STAGING_FOLDER))
     freed = sum(info.size for version in (*finished, *dead) for info in held[version].values())
     uris, infos = zip(*left, strict=True) if left else ((), ())
-    return Removed(tuple(finished), tuple(dead), uris, freed + sum(info.size for info in infos))
+    left_alone = tuple(f.version for f in listed if f not in found)
+    return Removed(tuple(finished), tuple(dead), uris, freed + sum(info.size for info in infos), left_alone)
 
 
 def prune_behind(index: str, keep: int) -> None:
     """Prune after a build, whose version is served whatever becomes of the older ones: a problem is a warning."""
     try:
         removed = prune_versions(index, keep, time.time() - DEAD_AFTER)
-    except OSError as e:
+    except (InputError, OSError) as e:
         _log.warning('%s: not all that is old could be removed; grainhash prune does it: %s', index, e)
         return
     for name in (*removed.finished, *removed.dead):
         _log.info('%s: version %s is removed', index, name)
+
+
+def made_by_a_build(index: str, found: ListedVersion) -> bool:
+    """Whether what lies in `versions/` is a version or the beginning of one: nothing else is removed, whatever its age.
+
+    It is a folder, no link; it has a manifest of its own name, or a name that builds give.
+    """
+    if files.is_link(Version(index, found.version).folder):
+        return False
+    named = found.manifest is not None and found.manifest.version == found.version
+    return named or versions.is_version_id(found.version)
 
 
 def superseded(found: Sequence[ListedVersion], served: str | None, keep: int) -> list[str]:

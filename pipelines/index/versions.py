@@ -29,6 +29,7 @@ REMOVED = 'the version was removed after it was opened; open the index again'
 
 log = logging.getLogger(__name__)
 _VERSION = re.compile(r'\w[\w.-]*', re.ASCII)
+_VERSION_ID = re.compile(r'\d{8}T\d{6}Z-[0-9a-f]{6}', re.ASCII)
 
 
 def images_path(part: int) -> str:
@@ -193,6 +194,11 @@ def new_version_id() -> str:
     """A new id; ids sort by the time they were made, to the second."""
     now = datetime.datetime.now(datetime.timezone.utc)
     return f'{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}'
+
+
+def is_version_id(name: str) -> bool:
+    """Whether a name is one that `new_version_id` makes."""
+    return _VERSION_ID.fullmatch(name) is not None
 
 
 def check_index_folder(index: str) -> None:
