@@ -27,6 +27,7 @@ from tests.pipelines.index.test_promotion import error_line, three_versions
 from tests.pipelines.index.test_versions import write_version
 
 HOUR = 3600
+DEAD, EMPTY, RUNNING = '20200101T000000Z-00dead', '20200102T000000Z-000e0e', '20200103T000000Z-000a1b'
 
 
 def age(path, hours):
@@ -110,17 +111,17 @@ def test_a_dead_build_goes_and_a_running_one_stays(tmp_path):
     age(tmp_path / 'versions' / odd.version, 30)
     (tmp_path / 'versions' / running.version / 'staging').mkdir()
     (tmp_path / 'versions' / running.version / 'staging' / 'ids').write_bytes(b'just now')
-    (tmp_path / 'versions' / 'empty').mkdir()
+    (tmp_path / 'versions' / EMPTY).mkdir()
     kept = everything(tmp_path / 'versions' / running.version)
     removed = prune_versions(str(tmp_path), 1, time.time() - 31 * HOUR)
     assert removed == prune_index.Removed((), (), (), 0)
     removed = prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR)
     assert (removed.finished, removed.dead, removed.files) == ((), (dead.version,), ())
     assert removed.bytes > 1000
-    assert sorted(names(tmp_path)) == sorted([served.version, running.version, odd.version, 'empty'])
+    assert sorted(names(tmp_path)) == sorted([served.version, running.version, odd.version, EMPTY])
     assert everything(tmp_path / 'versions' / running.version) == kept
-    age(tmp_path / 'versions' / 'empty', 30)
-    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('empty',)
+    age(tmp_path / 'versions' / EMPTY, 30)
+    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == (EMPTY,)
 
 
 def test_left_overs_in_finished_versions_go_when_old(tmp_path, capsys):
@@ -142,9 +143,9 @@ def test_left_overs_in_finished_versions_go_when_old(tmp_path, capsys):
 
 
 def test_an_index_without_a_finished_version(tmp_path):
-    (tmp_path / 'versions' / 'dead').mkdir(parents=True)
+    (tmp_path / 'versions' / DEAD).mkdir(parents=True)
     age(tmp_path / 'versions', 30)
-    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == ('dead',)
+    assert prune_versions(str(tmp_path), 1, time.time() - 24 * HOUR).dead == (DEAD,)
     assert prune_versions(str(tmp_path), 1, time.time()).dead == ()
     versions.check_index_folder(str(tmp_path))
 
@@ -187,7 +188,7 @@ def shop(tmp_path):
 
 def test_a_build_prunes_once_it_is_served(shop, tmp_path):
     index = tmp_path / 'index'
-    dead, running = (index / 'versions' / name / 'staging' for name in ('dead', 'running'))
+    dead, running = (index / 'versions' / name / 'staging' for name in (DEAD, RUNNING))
     for folder in (dead, running):
         folder.mkdir(parents=True)
         (folder / 'images-00000.parquet').write_bytes(b'')
@@ -197,7 +198,7 @@ def test_a_build_prunes_once_it_is_served(shop, tmp_path):
     before = names(index)
     assert shop(102, '--keep', '2') == 0
     served = current_version(str(index))
-    assert names(index) == ['running', before[-1], served]
+    assert names(index) == [RUNNING, before[-1], served]
 
 
 def test_a_build_that_fails_its_gate_prunes_nothing(shop, tmp_path):
