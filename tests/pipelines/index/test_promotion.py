@@ -6,6 +6,7 @@ import json
 import os
 import re
 import types
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_mover_waits_for_the_lock(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         with current.locked(f'{index}/CURRENT'):
             moved = pool.submit(publish, index, 'v3')
-            with pytest.raises(TimeoutError):
+            with pytest.raises(futures.TimeoutError):  # the builtin one from Python 3.11 on
                 moved.result(timeout=0.3)
             assert current_version(index) == 'v2'
         moved.result(timeout=10)
