@@ -27,17 +27,9 @@ if TYPE_CHECKING:
     from pipelines.query.find_near_duplicates import DuplicatesReport, DuplicatesRequest, find_near_duplicates
     from pipelines.query.query_index import QueryReport, QueryRequest, query_index
     from pipelines.search.local_index import LocalIndex, SearchResult
-    from pipelines.training.train_model import (
-        CalibrateReport,
-        CalibrateRequest,
-        FeaturesReport,
-        FeaturesRequest,
-        TrainReport,
-        TrainRequest,
-        calibrate_model,
-        make_features,
-        train_model,
-    )
+    from pipelines.training.calibrate_model import CalibrateReport, CalibrateRequest, calibrate_model
+    from pipelines.training.make_features import FeaturesReport, FeaturesRequest, make_features
+    from pipelines.training.train_model import TrainReport, TrainRequest, train_model
 
     __version__: str
 
@@ -53,11 +45,9 @@ _MODULES = {
     'pipelines.query.find_near_duplicates': ('DuplicatesReport', 'DuplicatesRequest', 'find_near_duplicates'),
     'pipelines.query.query_index': ('QueryReport', 'QueryRequest', 'query_index'),
     'pipelines.search.local_index': ('LocalIndex', 'SearchResult'),
-    'pipelines.training.train_model': (
-        *('CalibrateReport', 'CalibrateRequest', 'calibrate_model'),
-        *('FeaturesReport', 'FeaturesRequest', 'make_features'),
-        *('TrainReport', 'TrainRequest', 'train_model'),
-    ),
+    'pipelines.training.calibrate_model': ('CalibrateReport', 'CalibrateRequest', 'calibrate_model'),
+    'pipelines.training.make_features': ('FeaturesReport', 'FeaturesRequest', 'make_features'),
+    'pipelines.training.train_model': ('TrainReport', 'TrainRequest', 'train_model'),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -39,7 +39,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Make the features of images and keep them in files."""
-    from pipelines.training.train_model import FeaturesRequest, make_features
+    from pipelines.training.make_features import FeaturesRequest, make_features
 
     request = FeaturesRequest(
         images=args.images,
@@ -57,7 +57,7 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     """Move thresholds of a model to the middle of a catalogue, and save it as another model."""
-    from pipelines.training.train_model import CalibrateRequest, calibrate_model
+    from pipelines.training.calibrate_model import CalibrateRequest, calibrate_model
 
     request = CalibrateRequest(args.model, args.images, args.output, args.segments, read_options(args))
     tell_report(calibrate_model(request, beam_args, tell), args.json)

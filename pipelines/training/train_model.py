@@ -1,6 +1,6 @@
-"""`train_model`, `make_features`, `calibrate_model`: what the commands that make and mend models do.
+"""`train_model`: what `grainhash train` does. A model is fitted on a sample of images, or on features made before.
 
-The jobs are in `features_job.py` and `calibration_job.py`; Beam and TensorFlow load when they are needed.
+TensorFlow loads when it is needed.
 
     grainhash train --images 'photos/' --model my-model
 """
@@ -20,10 +20,9 @@ from hashing_model.images.decode import Resizing
 from hashing_model.model import CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.networks.loop import Checkpoint, Training
 from pipelines import files
-from pipelines.encoding.models import local_model
 from pipelines.inputs.options import ReadOptions
-from pipelines.records import Tally, describe_reasons
-from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, option, paths_of, set_fields, spec_of
+from pipelines.records import describe_reasons
+from pipelines.requests import Paths, Report, Tell, check_one_of, option, paths_of, set_fields, spec_of
 
 if TYPE_CHECKING:
     from hashing_model.training.fit import History
@@ -31,6 +30,15 @@ if TYPE_CHECKING:
 INPUT_SIZE, RESIZE, BACKBONE = 224, 'squash', 'efficientnet_lite0'  # where neither the user nor a cache says so
 MAX_IMAGES = 10_000
 GRADIENT_STAGES = {'heads', 'fine-tuning'}
+
+
+def resizing_of(input_size: int | None, resize: str | None) -> Resizing:
+    """How pictures become square, where nothing is said by default.
+
+    Raises:
+        InputError: a size or rule that is not possible.
+    """
+    return Resizing(INPUT_SIZE if input_size is None else input_size, resize or RESIZE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ class TrainRequest:
     @property
     def resizing(self) -> Resizing:
         """How pictures become square."""
-        return Resizing(INPUT_SIZE if self.input_size is None else self.input_size, self.resize or RESIZE)
+        return resizing_of(self.input_size, self.resize)
 
     @property
     def training(self) -> Training:
@@ -134,7 +142,7 @@ class TrainReport(Report):
         """What could not be used, what the segments are made of, and the model."""
         segments = ', '.join(f'{s.name} {s.bits}' for s in self.spec.segments)
         return [
-            *_unused(self.rejected),
+            *unused_records(self.rejected),
             *self.about,
             f'{self.model}: {self.method} on {self.images:,} images, {segments} bits, '
             f'fingerprint {self.fingerprint[:12]}, {self.seconds:.0f} s',
@@ -250,246 +258,8 @@ def _unused_settings(request: TrainRequest, history: History) -> list[str]:
     return [f'{option(name)} changed nothing: it is for {", ".join(BY_GRADIENTS)}' for name in unused]
 
 
-def _unused(rejected: Mapping[str, int]) -> list[str]:
+def unused_records(rejected: Mapping[str, int]) -> list[str]:
+    """A line about records that could not be used, by reason; none if all could."""
     if not rejected:
         return []
     return [f'{sum(rejected.values()):,} records could not be used: {describe_reasons(rejected)}']
-
-
-# Features
-
-
-@dataclasses.dataclass(frozen=True)
-class FeaturesRequest:
-    """Of which images to keep which features, and where.
-
-    Args:
-        images: patterns of image shards, image files or folders.
-        output: folder of the features; what is there already is not made again.
-        segments, input_size, resize, backbone: as of `TrainRequest`.
-        views: augmented views per image, for segments that `read.labels` does not name.
-        seed: of the views.
-        read: which column or key of the shards holds what.
-
-    Raises:
-        InputError: no images, or a number that is not possible.
-    """
-
-    images: Paths
-    output: str
-    segments: str | CodeSpec | None = None
-    input_size: int | None = None
-    resize: str | None = None
-    backbone: str | None = None
-    views: int = 3
-    seed: int = 0
-    read: ReadOptions = ReadOptions()
-
-    def __post_init__(self) -> None:
-        set_fields(self, images=paths_of(self.images))
-        check_one_of(images=self.images)
-        if self.views < 0:
-            raise InputError(f'--views is {self.views}; 0 or more are possible')
-        spec_of(self.segments)
-        self.resizing  # noqa: B018 - raises what is wrong with it
-
-    @property
-    def resizing(self) -> Resizing:
-        """How pictures become square."""
-        return Resizing(INPUT_SIZE if self.input_size is None else self.input_size, self.resize or RESIZE)
-
-
-@dataclasses.dataclass(frozen=True)
-class FeaturesReport(Report):
-    """What features were made.
-
-    Args:
-        output: their folder.
-        seconds: that it took.
-        tally: what became of the records; None of a job that is only staged.
-        views: augmented views per picture.
-        reused: pictures whose features were there already.
-    """
-
-    output: str
-    seconds: float
-    tally: Tally | None = None
-    views: int = 0
-    reused: int = 0
-
-    def lines(self) -> list[str]:
-        """How many there are, and what was rejected."""
-        if self.tally is None:
-            return [f'{self.output}: {STAGED}']
-        views = f', {self.views} view{"s" if self.views > 1 else ""} each' if self.views else ''
-        text = f'features of {self.tally.used:,} of {self.tally.read:,} pictures{views}'
-        if self.reused:
-            text += f'; {self.reused:,} were there already'
-        if self.tally.reasons:
-            text += f'; {self.tally.rejected:,} rejected ({describe_reasons(self.tally.reasons)})'
-        return [f'{self.output}: {text}, {self.seconds:.0f} s']
-
-
-def make_features(request: FeaturesRequest, beam_args: Sequence[str] = (), tell: Tell | None = None) -> FeaturesReport:
-    """Make the features of images and keep them in files, so that trainings read no images.
-
-    Args:
-        request: of which images, which features, and where.
-        beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-        tell: not used so far; all is in the report.
-
-    Raises:
-        InputError: no images, or a folder that holds something else or other features.
-        BuildError: records are missing, or none could be read.
-        OSError: files that cannot be read or written.
-    """
-    from hashing_model.training.feature_key import FeatureKey, views_for
-    from hashing_model.training.fit import make_extractor
-    from pipelines.inputs.shards import cut_units, list_inputs
-    from pipelines.jobs.counts import counters
-    from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.training.feature_cache import MANIFEST, check_cache_folder, part_name, read_cache
-    from pipelines.training.features_job import FeaturesConfig, NamedUnit, cached_extractor, define_pipeline
-
-    # What is asked
-    beam_options, options = pipeline_options(beam_args), request.read
-    threads = threads_per_worker(beam_options)
-    spec, resizing, backbone = spec_of(request.segments), request.resizing, request.backbone or BACKBONE
-    groups = tuple(make_extractor(spec, resizing, backbone).groups)
-    out = files.absolute(request.output)
-    check_cache_folder(out)
-    inputs = list_inputs([files.absolute(pattern) for pattern in paths_of(request.images)])
-    units = cut_units(inputs, options)
-    files.check_writable(files.join(out, MANIFEST))
-
-    # The key of the features names the parts, so that those that are there are known
-    started = time.monotonic()
-    digest = cached_extractor(backbone, resizing.size, groups, threads).weights_digest
-    of_views, seeds = views_for(spec, options.labels, request.views, request.seed)
-    key = FeatureKey(resizing, backbone, digest, groups, of_views, tuple(seeds))
-    check_cache_folder(out, key)
-    known = {file.path: file for file in inputs}
-    named = [NamedUnit(unit, part_name(unit, known, options, key.fingerprint)) for unit in units]
-    config = FeaturesConfig(out, key, len(units), options, threads)
-    result = run_pipeline(lambda root: define_pipeline(root, config, named), beam_options)
-    if result is None:
-        return FeaturesReport(request.output, time.monotonic() - started)
-    cache = read_cache(out)
-    reused = counters(result).get('reused', 0)
-    return FeaturesReport(request.output, time.monotonic() - started, cache.tally, len(key.view_seeds), reused)
-
-
-# Calibration
-
-
-@dataclasses.dataclass(frozen=True)
-class CalibrateRequest:
-    """Which model to fit to which catalogue.
-
-    Args:
-        model: folder of the model; it stays as it is.
-        images: patterns of the catalogue to be indexed.
-        output: folder to save the calibrated model in.
-        segments: whose thresholds to move, `NAME,...`; None for those that were not learned from labels.
-        read: which column or key of the shards holds what.
-
-    Raises:
-        InputError: no images.
-    """
-
-    model: str
-    images: Paths
-    output: str
-    segments: str | None = None
-    read: ReadOptions = ReadOptions()
-
-    def __post_init__(self) -> None:
-        set_fields(self, images=paths_of(self.images))
-        check_one_of(images=self.images)
-
-
-@dataclasses.dataclass(frozen=True)
-class CalibrateReport(Report):
-    """What was calibrated.
-
-    Args:
-        output: folder of the model.
-        seconds: that it took.
-        fingerprint, was: of the model that was made, and of the one that it was made from.
-        images: of the catalogue; None of a job that is only staged.
-        segments: whose thresholds were moved.
-        imbalance: how far the share of ones is off 1/2, before and after, in the mean over bits.
-        measured_on: images on which that was measured.
-        rejected: records that could not be used, by reason.
-    """
-
-    output: str
-    seconds: float
-    was: str
-    fingerprint: str | None = None
-    images: int | None = None
-    segments: Sequence[str] = ()
-    imbalance: tuple[float, float] = (0, 0)
-    measured_on: int = 0
-    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """What could not be used, how balanced the bits are, and the model."""
-        if self.fingerprint is None:
-            return [f'{self.output}: {STAGED}']
-        before, after = self.imbalance
-        return [
-            *_unused(self.rejected),
-            f'balance of {", ".join(self.segments)}: share of ones off 1/2 by {before:.3f} before, by {after:.3f} now '
-            f'(mean over bits, {self.measured_on:,} images)',
-            f'{self.output}: calibrated on {self.images:,} images, fingerprint {self.fingerprint[:12]} '
-            f'(was {self.was[:12]}), {self.seconds:.0f} s',
-        ]
-
-
-def calibrate_model(
-    request: CalibrateRequest, beam_args: Sequence[str] = (), tell: Tell | None = None
-) -> CalibrateReport:
-    """Move thresholds of a model to the middle of a catalogue, so that its bits are balanced there; save a new model.
-
-    Args:
-        request: which model, which catalogue.
-        beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-        tell: not used so far; all is in the report.
-
-    Raises:
-        InputError: no model, no images, segments that it does not have, or a folder that holds something else.
-        BuildError: records are missing, or none could be read.
-        OSError: files that cannot be read or written.
-    """
-    from pipelines.inputs.shards import list_units
-    from pipelines.jobs.runner import pipeline_options, run_pipeline, threads_per_worker
-    from pipelines.training.calibration_job import CalibrationConfig, check_out, choose_segments, define_pipeline
-
-    beam_options, options = pipeline_options(beam_args), request.read
-    source, out = files.absolute(request.model), files.absolute(request.output)
-    model = HashModel.load(local_model(source))
-    check_out(out, source)
-    segments = choose_segments(model, request.segments)
-    units = list_units([files.absolute(pattern) for pattern in paths_of(request.images)], options)
-    files.check_writable(files.join(out, MODEL_FILE))
-    started = time.monotonic()
-    threads = threads_per_worker(beam_options)
-    config = CalibrationConfig(source, model.fingerprint, out, model.spec, segments, len(units), options, threads)
-    staged = run_pipeline(lambda root: define_pipeline(root, config, units), beam_options) is None
-    seconds = time.monotonic() - started
-    if staged:
-        return CalibrateReport(request.output, seconds, model.fingerprint)
-    made = HashModel.load(local_model(out))
-    about = made.training['calibration']
-    return CalibrateReport(
-        request.output,
-        time.monotonic() - started,
-        model.fingerprint,
-        made.fingerprint,
-        made.training['calibrated_on'],
-        tuple(about['segments']),
-        tuple(about['imbalance']),
-        about['measured_on'],
-        about['rejected'],
-    )
