@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 
 from pipelines import files
@@ -87,4 +86,6 @@ def compare_ids(element: tuple[int, Sequence[tuple[bool, int, Block]]], with_bas
         now, left = ids.select(names), pa.Table.from_batches(batches[of_units:], schema).select(names)
         before = pa.concat_tables([now.filter(ids['taken_over']), left])
         now = now.filter(pa.array(~duplicates)) if duplicates.any() else now
-        yield beam.pvalue.TaggedOutput('changes', count_changes(now, before))
+        from apache_beam.pvalue import TaggedOutput
+
+        yield TaggedOutput('changes', count_changes(now, before))

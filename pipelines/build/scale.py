@@ -30,8 +30,7 @@ from pipelines.index import code_tables, layout, versions
 from pipelines.index.code_tables import CodeRows
 from pipelines.index.manifest import DataFile, Manifest, Partition, Table
 from pipelines.inputs.shards import MAX_UNIT_ROWS
-from pipelines.jobs.blocks import INLINE_BYTES
-from pipelines.jobs.threads import THREADS
+from pipelines.jobs.blocks import INLINE_BYTES, THREADS
 from pipelines.requests import option, set_fields, spec_of
 
 # Measured on 2 shared cores of an Intel Xeon with python 3.11, beam 2.77, pyarrow 25, numpy 2.4, November 2026.

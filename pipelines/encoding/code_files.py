@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from pipelines.encoding.encode import EncodedUnit
 from pipelines.index.code_tables import codes_from_arrow, images_schema
+from pipelines.inputs.opening import open_input
 from pipelines.inputs.shards import PARQUET, InputFile, WorkUnit, list_inputs
 from pipelines.records import MISSING_ID, SPARE_BITS_SET, WRONG_CODE_LENGTH, Reject, Source
 
@@ -115,7 +115,7 @@ def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray
 
 def _row_group_runs(path: str) -> list[tuple[int, int]]:
     """Runs of row groups [first, last) of one file, of about UNIT_ROWS rows each, after a look at its columns."""
-    with FileSystems.open(path) as file:
+    with open_input(path) as file:
         try:
             metadata = pq.ParquetFile(file).metadata
             schema = metadata.schema.to_arrow_schema()
@@ -148,7 +148,7 @@ def _read(unit: WorkUnit) -> tuple[pa.Table, int]:
     """Ids, as text, and codes of a unit, and the number in its file of its first row."""
     first, last = unit.row_groups or (0, 0)
     try:
-        with FileSystems.open(unit.paths[0]) as file:
+        with open_input(unit.paths[0]) as file:
             parquet = pq.ParquetFile(file)
             before = sum(parquet.metadata.row_group(group).num_rows for group in range(first))
             table = parquet.read_row_groups(list(range(first, last)), columns=list(COLUMNS))

@@ -1,12 +1,12 @@
-"""From patterns to work units, and from a work unit to its records. The readers are in `pipelines.shard_formats`.
+"""From patterns to work units, and from a work unit to its records. The readers are in `formats`.
 
-No pipeline code is here: Beam's part is only its `FileSystems`, so that `gs://`, `s3://` and local paths read alike.
+No pipeline code is here: Beam's part is only its file systems (`opening.py`), so that `gs://`, `s3://` and local paths
+read alike.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import glob
 import itertools
@@ -17,10 +17,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
-
 from hashing_model.errors import InputError
+from pipelines.inputs import opening
 from pipelines.inputs.formats import common, folder, parquet, tar, tfrecord
 from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
@@ -228,7 +226,7 @@ def _match(pattern: str) -> list[InputFile]:
     below = _list(f'{glob.escape(folder_path)}/**', folder_path)
     if below or os.path.isdir(pattern):
         return _readable(below, pattern)
-    if not _exists(pattern):
+    if not opening.exists(pattern):
         return []
     if format_of(pattern) is None:
         raise InputError(f'{pattern} is of no format that is read here: its name ends in no known suffix')
@@ -236,15 +234,10 @@ def _match(pattern: str) -> list[InputFile]:
 
 
 def _list(pattern: str, root: str) -> list[InputFile]:
-    try:
-        metadata = FileSystems.match([pattern])[0].metadata_list
-    except (BeamIOError, ValueError) as e:
-        details = getattr(e, 'exception_details', None) or {}
-        raise InputError(f'cannot list {pattern}: {"; ".join(map(str, details.values())) or e}') from e
     generations = _generations(pattern) if pattern.startswith('gs://') else {}
     found = (
         InputFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0, root, generations.get(m.path))
-        for m in metadata
+        for m in opening.match(pattern)
     )
     return sorted(found, key=lambda file: file.path)
 
@@ -266,12 +259,6 @@ def _generations(pattern: str) -> dict[str, int]:
         return {f'gs://{bucket}/{blob.name}': blob.generation for blob in blobs if blob.generation}
     except GoogleAPIError as e:
         raise InputError(f'cannot list {pattern}: {common.one_line(e)}') from e
-
-
-def _exists(path: str) -> bool:
-    with contextlib.suppress(ValueError):  # the root of a bucket
-        return FileSystems.exists(path)
-    return False
 
 
 def _readable(files: Iterable[InputFile], pattern: str) -> list[InputFile]:

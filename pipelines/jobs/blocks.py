@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipelines import files
 
 INLINE_BYTES = 1 << 18  # together, of one step's blocks
+THREADS = 2  # per step: one computes while the other waits for a file; see `threads.py`
 READING_THREADS = 8  # a bucket answers late, not slowly
 
 Key = TypeVar('Key')

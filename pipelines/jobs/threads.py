@@ -11,7 +11,7 @@ import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
 
-THREADS = 2  # per step: one computes while the other waits for a file
+from pipelines.jobs.blocks import THREADS
 
 
 class InThreads(beam.DoFn):

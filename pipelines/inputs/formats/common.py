@@ -14,10 +14,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
 from pipelines import records
+from pipelines.inputs.opening import open_input
 from pipelines.records import Labels, Record, Reject, Source
 
 # Of the formats that `hashing_model.images.decode` decodes.
@@ -49,7 +47,7 @@ DAMAGE = (BrokenShardError, EOFError, zlib.error, gzip.BadGzipFile)
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[IO[bytes]]:
     """Open for reading from start to end; gzip is recognised by its first bytes, and its checksum is verified."""
-    raw: Any = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    raw: Any = open_input(path)
     with io.BufferedReader(raw, _BUFFER_BYTES) as stream:
         if stream.peek(2)[:2] == _GZIP_MAGIC:
             with gzip.GzipFile(fileobj=stream) as unzipped:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-
 from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.inputs.formats import common
+from pipelines.inputs.opening import open_input
 from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
@@ -40,7 +38,7 @@ def read(root: str, paths: Sequence[str], options: ReadOptions) -> Iterator[Reco
 
 def read_file(path: str) -> bytes:
     """The bytes of a file, at most one more than a record may have."""
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with open_input(path) as file:
         return file.read(common.MAX_RECORD_BYTES + 1)
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from pyarrow import types
 
 from hashing_model.errors import InputError
 from pipelines import records
 from pipelines.inputs.formats import common, folder
 from pipelines.inputs.formats.common import BrokenShardError, MetadataError
+from pipelines.inputs.opening import open_input
 from pipelines.inputs.options import ReadOptions
 from pipelines.records import Record, Reject, Source
 
@@ -111,7 +110,7 @@ def open_file(path: str) -> Iterator[pq.ParquetFile]:
     Raises:
         BrokenShardError: it has no readable footer, as when it was cut short.
     """
-    raw: Any = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    raw: Any = open_input(path)
     with contextlib.closing(raw):
         with _arrow_damage():
             # Streamed through a buffer: a row group of images may be larger than the memory.

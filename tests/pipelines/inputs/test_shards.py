@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystems import FileSystems
 from PIL import Image
 
 from hashing_model.errors import InputError
@@ -716,7 +717,7 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch, error, lasts):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(shards.FileSystems, 'open', fail)
+    monkeypatch.setattr(FileSystems, 'open', fail)
     for unit in units[1:]:
         with pytest.raises(OSError, match=rf'^cannot read {unit.paths[0]}: .') as raised:
             list(read_unit(unit, ReadOptions()))
@@ -759,7 +760,7 @@ def test_shards_that_fail_while_they_are_read(tmp_path, monkeypatch, name, error
     (unit,) = list_units([str(path)], ReadOptions())
     monkeypatch.setattr(BadDisk, 'left', path.stat().st_size // 2)
     monkeypatch.setattr(BadDisk, 'error', error)
-    monkeypatch.setattr(shards.FileSystems, 'open', lambda path, **kwargs: BadDisk(path))
+    monkeypatch.setattr(FileSystems, 'open', lambda path, **kwargs: BadDisk(path))
     found = []
     with pytest.raises(OSError, match=f'^cannot read {path}: {common.failure_reason(error)}'):
         found.extend(read_unit(unit, ReadOptions()))

@@ -22,10 +22,13 @@ def wait(_):
 
 
 def say(times):
-    """What Beam's thread does that reads a job server's output."""
+    """What Beam's thread does that reads a job server's output, once the job runs and somebody listens."""
+    logger = logging.getLogger(runner.JOB_SERVER_LOGS[0])
+    while not logger.filters:
+        time.sleep(0.1)
     time.sleep(1)
     for _ in range(times):
-        logging.getLogger(runner.JOB_SERVER_LOGS[0]).info('%s', LINE)
+        logger.info('%s', LINE)
 
 
 @pytest.fixture(params=[logging.WARNING, logging.INFO], ids=['quiet', 'verbose'])

@@ -8,8 +8,9 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from hashing_model.errors import BuildError
+from pipelines.jobs.blocks import THREADS
 from pipelines.jobs.runner import pipeline_options, run_pipeline
-from pipelines.jobs.threads import THREADS, InThreads
+from pipelines.jobs.threads import InThreads
 from tests.helpers.make_index import REPEATED
 
 
