@@ -80,7 +80,7 @@ def run_demo(out: Path, catalogue: Path | None = None) -> None:
     answers, of_texts = str(out / 'answers.jsonl'), str(out / 'answers-to-texts.jsonl')
     started = time.monotonic()
     _show(console, 'train', images=index_shards, model=model, input_size=96, views=1)
-    tell_report(train_model(TrainRequest(images=index_shards, model=model, input_size=96, views=1)), False)
+    tell_report(train_model(TrainRequest(images=index_shards, model=model, input_size=96, views=1), tell), False)
     _show(console, 'build', index=index, images=index_shards, model=model, partition_rows=1000)
     request = BuildRequest(index=index, images=index_shards, model=model, partition_rows=1000)
     tell_report(build_index(request, tell=tell), False)

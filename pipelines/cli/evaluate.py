@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pipelines.cli.logs import tell, tell_report
+from pipelines.cli.logs import tell_report
 from pipelines.cli.models import read_options
 
 
@@ -35,7 +35,7 @@ def evaluate(args: argparse.Namespace, _: Sequence[str]) -> None:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task('encoding', total=None)
         report = evaluate_codes.evaluate(
-            request, tell, lambda what, n, of: progress.update(task, description=what, completed=n, total=of)
+            request, lambda what, n, of: progress.update(task, description=what, completed=n, total=of)
         )
     if not args.json:
         print_quality(report.quality, report.model)

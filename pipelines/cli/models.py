@@ -34,7 +34,7 @@ def train(args: argparse.Namespace, _: Sequence[str]) -> None:
         tensorboard=args.tensorboard,
         read=read_options(args),
     )
-    tell_report(train_model(request, tell=tell), args.json)
+    tell_report(train_model(request, tell), args.json)
 
 
 def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def features(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         seed=args.seed,
         read=read_options(args),
     )
-    tell_report(make_features(request, beam_args, tell), args.json)
+    tell_report(make_features(request, beam_args), args.json)
 
 
 def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def calibrate(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
     from pipelines.training.calibrate_model import CalibrateRequest, calibrate_model
 
     request = CalibrateRequest(args.model, args.images, args.output, args.segments, read_options(args))
-    tell_report(calibrate_model(request, beam_args, tell), args.json)
+    tell_report(calibrate_model(request, beam_args), args.json)
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:

@@ -27,7 +27,7 @@ def query(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
         profile=args.profile,
         read=read_options(args),
     )
-    report = query_index(request, beam_args, tell)
+    report = query_index(request, beam_args)
     for line in report.explained if args.explain else ():
         tell(line)
     tell_report(report, args.json)

@@ -22,7 +22,7 @@ from pipelines.inputs.options import ReadOptions
 from pipelines.quality.coded_images import Images, IndexImages
 from pipelines.quality.measure import Split, check_folder, choose, measure, write_results
 from pipelines.records import Reject, describe_reasons
-from pipelines.requests import Paths, Report, Tell, check_one_of, option, paths_of, set_fields, weights_of
+from pipelines.requests import Paths, Report, check_one_of, option, paths_of, set_fields, weights_of
 
 Progress = Callable[[str, int, int], None]  # hears what is done, how many of it are, and how many there will be
 
@@ -115,12 +115,11 @@ class EvaluateReport(Report):
         return {**super().to_json(), 'quality': self.quality.to_json()}
 
 
-def evaluate(request: EvaluateRequest, tell: Tell | None = None, progress: Progress | None = None) -> EvaluateReport:
+def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> EvaluateReport:
     """Measure how good codes are, and write figures and plots.
 
     Args:
         request: what to measure.
-        tell: not used so far; all is in the report.
         progress: hears how many images are encoded.
 
     Raises:

@@ -21,7 +21,7 @@ from pipelines.index.manifest import Manifest
 from pipelines.index.versions import open_version
 from pipelines.inputs.options import ReadOptions
 from pipelines.query.answers import check_output, check_suffix, query_rejects_path
-from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, weights_of
+from pipelines.requests import STAGED, Paths, Report, check_one_of, paths_of, set_fields, weights_of
 from pipelines.search.search_plan import check_k_and_radius, check_limits
 
 if TYPE_CHECKING:
@@ -118,13 +118,12 @@ class QueryReport(Report):
         return lines
 
 
-def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell | None = None) -> QueryReport:
+def query_index(request: QueryRequest, beam_args: Sequence[str] = ()) -> QueryReport:
     """Answer queries exactly, and write the answers.
 
     Args:
         request: what is asked, and of which index.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-        tell: not used so far; all is in the report.
 
     Raises:
         InputError: no index, queries that do not fit it, or none that could be asked.
@@ -177,15 +176,15 @@ def query_index(request: QueryRequest, beam_args: Sequence[str] = (), tell: Tell
     of_tables = table_weights([t.substring for t in manifest.tables], weights)
     explained = [*table_lines(totals, manifest, of_tables), bounds_line(totals), read_line(totals, manifest)]
     return QueryReport(
-        request.output,
-        manifest.version,
-        seconds,
-        totals.get('queries', 0),
-        totals.get('answers', 0),
-        totals.get('rejected', 0),
-        rejects if totals.get('rejected') else None,
-        tuple(explained),
-        totals,
+        output=request.output,
+        version=manifest.version,
+        seconds=seconds,
+        queries=totals.get('queries', 0),
+        answers=totals.get('answers', 0),
+        rejected=totals.get('rejected', 0),
+        rejects=rejects if totals.get('rejected') else None,
+        explained=tuple(explained),
+        counts=totals,
     )
 
 

@@ -15,7 +15,7 @@ from hashing_model.model import MODEL_FILE, HashModel
 from pipelines import files
 from pipelines.encoding.models import local_model
 from pipelines.inputs.options import ReadOptions
-from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields
+from pipelines.requests import STAGED, Paths, Report, check_one_of, paths_of, set_fields
 from pipelines.training.train_model import unused_records
 
 
@@ -84,15 +84,12 @@ class CalibrateReport(Report):
         ]
 
 
-def calibrate_model(
-    request: CalibrateRequest, beam_args: Sequence[str] = (), tell: Tell | None = None
-) -> CalibrateReport:
+def calibrate_model(request: CalibrateRequest, beam_args: Sequence[str] = ()) -> CalibrateReport:
     """Move thresholds of a model to the middle of a catalogue, so that its bits are balanced there; save a new model.
 
     Args:
         request: which model, which catalogue.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-        tell: not used so far; all is in the report.
 
     Raises:
         InputError: no model, no images, segments that it does not have, or a folder that holds something else.
@@ -120,13 +117,13 @@ def calibrate_model(
     made = HashModel.load(local_model(out))
     about = made.training['calibration']
     return CalibrateReport(
-        request.output,
-        time.monotonic() - started,
-        model.fingerprint,
-        made.fingerprint,
-        made.training['calibrated_on'],
-        tuple(about['segments']),
-        tuple(about['imbalance']),
-        about['measured_on'],
-        about['rejected'],
+        output=request.output,
+        seconds=time.monotonic() - started,
+        was=model.fingerprint,
+        fingerprint=made.fingerprint,
+        images=made.training['calibrated_on'],
+        segments=tuple(about['segments']),
+        imbalance=tuple(about['imbalance']),
+        measured_on=about['measured_on'],
+        rejected=about['rejected'],
     )

@@ -17,7 +17,7 @@ from hashing_model.images.decode import Resizing
 from pipelines import files
 from pipelines.inputs.options import ReadOptions
 from pipelines.records import Tally, describe_reasons
-from pipelines.requests import STAGED, Paths, Report, Tell, check_one_of, paths_of, set_fields, spec_of
+from pipelines.requests import STAGED, Paths, Report, check_one_of, paths_of, set_fields, spec_of
 from pipelines.training.train_model import BACKBONE, resizing_of
 
 
@@ -92,13 +92,12 @@ class FeaturesReport(Report):
         return [f'{self.output}: {text}, {self.seconds:.0f} s']
 
 
-def make_features(request: FeaturesRequest, beam_args: Sequence[str] = (), tell: Tell | None = None) -> FeaturesReport:
+def make_features(request: FeaturesRequest, beam_args: Sequence[str] = ()) -> FeaturesReport:
     """Make the features of images and keep them in files, so that trainings read no images.
 
     Args:
         request: of which images, which features, and where.
         beam_args: options of Apache Beam, such as `--runner=FlinkRunner`.
-        tell: not used so far; all is in the report.
 
     Raises:
         InputError: no images, or a folder that holds something else or other features.

@@ -139,23 +139,21 @@ class TrainReport(Report):
     rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """What could not be used, what the segments are made of, and the model."""
+        """What the segments are made of, and the model."""
         segments = ', '.join(f'{s.name} {s.bits}' for s in self.spec.segments)
         return [
-            *unused_records(self.rejected),
             *self.about,
             f'{self.model}: {self.method} on {self.images:,} images, {segments} bits, '
             f'fingerprint {self.fingerprint[:12]}, {self.seconds:.0f} s',
         ]
 
 
-def train_model(request: TrainRequest, beam_args: Sequence[str] = (), tell: Tell | None = None) -> TrainReport:
+def train_model(request: TrainRequest, tell: Tell | None = None) -> TrainReport:
     """Fit a hash model on a sample of images, or on features that were made before, and save it.
 
     Args:
         request: what to fit on, and how.
-        beam_args: not used: training runs on one machine.
-        tell: not used so far; all is in the report.
+        tell: hears at once what could not be used, before the fit takes its time.
 
     Raises:
         InputError: no images, too few for the bits, labels that do not fit, or a folder that holds something else.
@@ -167,30 +165,35 @@ def train_model(request: TrainRequest, beam_args: Sequence[str] = (), tell: Tell
     check_model_folder(folder)
     files.check_writable(str(folder / MODEL_FILE))
     started = time.monotonic()
-    fitted = _fit_features(request, spec) if request.features else _fit_images(request, spec)
+    hear = tell or (lambda _: None)
+    fitted = _fit_features(request, spec, hear) if request.features else _fit_images(request, spec, hear)
     model, history = fitted.model, fitted.history
     model.save(folder)
     write_training(folder, model, history)
     Checkpoint(folder / CHECKPOINT_FILE, {}).remove()
-    about = [*fitted.notes, *describe_training(model), *_unused_settings(request, history)]
-    fitted_on, seconds = model.training['images'], time.monotonic() - started
-    method, rejected = model.training['method'], fitted.rejected
     return TrainReport(
-        request.model, model.fingerprint, method, fitted_on, spec, seconds, about, dict(model.training), rejected
+        model=request.model,
+        fingerprint=model.fingerprint,
+        method=model.training['method'],
+        images=model.training['images'],
+        spec=spec,
+        seconds=time.monotonic() - started,
+        about=[*describe_training(model), *_unused_settings(request, history)],
+        training=dict(model.training),
+        rejected=fitted.rejected,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fitted:
-    """A model, the epochs of what gradients trained, notes in words, and rejects by reason."""
+    """A model, the epochs of what gradients trained, and rejects by reason."""
 
     model: HashModel
     history: History
-    notes: Sequence[str]
     rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
+def _fit_images(request: TrainRequest, spec: CodeSpec, tell: Tell) -> _Fitted:
     from hashing_model.training.fit import fit
     from pipelines.inputs.sampling import sample_images
     from pipelines.inputs.shards import list_units
@@ -200,6 +203,9 @@ def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     resizing, options = request.resizing, request.read
     units = list_units([files.absolute(pattern) for pattern in paths_of(request.images)], options)
     sample = sample_images(units, options, request.max_images, request.seed, resizing)
+    rejected = dict(collections.Counter(reject.reason for reject in sample.rejects))
+    for line in (*unused_records(rejected), *_unused_labels(sample.labels, request, spec)):
+        tell(line)
     asked = {**dataclasses.asdict(request), 'tensorboard': None}  # what is shown makes no difference to the model
     checkpoint = Checkpoint(Path(request.model, CHECKPOINT_FILE), {**asked, 'sample': sample.digest})
     with TrainingLog(progress_console(), request.tensorboard) as log:
@@ -214,11 +220,10 @@ def _fit_images(request: TrainRequest, spec: CodeSpec) -> _Fitted:
             checkpoint,
             sample.captions,
         )
-    rejected = collections.Counter(reject.reason for reject in sample.rejects)
-    return _Fitted(model, history, _unused_labels(sample.labels, request, spec), dict(rejected))
+    return _Fitted(model, history, rejected)
 
 
-def _fit_features(request: TrainRequest, spec: CodeSpec) -> _Fitted:
+def _fit_features(request: TrainRequest, spec: CodeSpec, tell: Tell) -> _Fitted:
     from hashing_model.training.feature_key import check_weights
     from hashing_model.training.fit import fit_features, make_extractor
     from pipelines.reports.console import progress_console
@@ -237,9 +242,10 @@ def _fit_features(request: TrainRequest, spec: CodeSpec) -> _Fitted:
     extractor = make_extractor(spec, key.resizing, key.backbone)
     features, training = load_features(cache, extractor.groups, spec, training, request.max_images)
     check_weights(extractor, key)
+    for line in _unused_labels(features.labels, request, spec):
+        tell(line)
     with TrainingLog(progress_console(), request.tensorboard) as log:
-        fitted = fit_features(features, extractor, key.resizing, spec, training, log.report)
-    return _Fitted(*fitted, _unused_labels(features.labels, request, spec))
+        return _Fitted(*fit_features(features, extractor, key.resizing, spec, training, log.report))
 
 
 def _unused_labels(labels: Collection[str], request: TrainRequest, spec: CodeSpec) -> list[str]:
