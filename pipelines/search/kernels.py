@@ -210,8 +210,9 @@ class Lookups(NamedTuple):
 def _visit(starts, stops, runs, codes, rows, table, asked, q, found):
     """Offer the rows of some runs [start, stop) to the answers `found` = (distances, rows, size) of query q."""
     queries, radii, table_masks, masks, weights, bounds, k = asked
-    query, bound = queries[q], bounds[q]
+    query, bound, own_radii = queries[q], bounds[q], radii[q]
     distances, answers, size = found
+    keep = k if k > 0 else -1
     for run in range(min(AHEAD, runs)):
         _prefetch(codes, starts[run])
     for run in range(runs):
@@ -219,10 +220,10 @@ def _visit(starts, stops, runs, codes, rows, table, asked, q, found):
             _prefetch(codes, starts[run + AHEAD])
         for i in range(starts[run], stops[run]):
             d = _masked_distance(query, codes[i], masks, weights)
-            full = k > 0 and size == k
+            full = size == keep
             if d > bound or (full and not _later(distances[0], answers[0], d, rows[i])):
                 continue
-            if not _owned(query, codes[i], table, radii[q], table_masks):
+            if not _owned(query, codes[i], table, own_radii, table_masks):
                 continue
             if full:
                 _sift(distances, answers, 0, size, 0, d, rows[i])
@@ -232,8 +233,8 @@ def _visit(starts, stops, runs, codes, rows, table, asked, q, found):
                 distances, answers = _grown(distances), _grown(answers)
             distances[size], answers[size] = d, rows[i]
             size += 1
-            if size == k:
-                for at in range(k // 2 - 1, -1, -1):
+            if size == keep:
+                for at in range(keep // 2 - 1, -1, -1):
                     _sift(distances, answers, 0, size, at, distances[at], answers[at])
     return distances, answers, size
 
@@ -264,32 +265,33 @@ def search_partition(held, rows, table, asked, query_keys):
     offsets = _offsets_of(keys, shift, bits)
     starts, stops = np.zeros(PROBES_AT_ONCE, np.int64), np.full(PROBES_AT_ONCE, n, np.int64)
 
-    total = 0
+    total = np.int64(0)
     out_query, out_distance, out_row = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.int64)
-    found = np.empty(64, np.int64), np.empty(64, np.int64), 0
+    none, one = np.int64(0), np.int64(1)  # bare numbers would be types of their own, and `_visit` compiled three times
+    found = np.empty(64, np.int64), np.empty(64, np.int64), none
     for q in range(len(query_keys)):
         # What the prefix leaves of the radius
         radius = asked.radii[q, table] - np.int64(popcount(np.uint64((query_keys[q] >> free_bits) ^ prefix)))
         if radius < 0 or n == 0:
             continue
-        found = found[0], found[1], 0
+        found = found[0], found[1], none
         if _probes(bits, radius, n) * PROBE_COST > n:
             # Scan: one run of all rows
             starts[0], stops[0] = 0, n
-            found = _visit(starts, stops, 1, codes, rows, table, asked, q, found)
+            found = _visit(starts, stops, one, codes, rows, table, asked, q, found)
         else:
             # Probe: the values that differ in 0 bits, in 1, ..., and their runs some at a time
             value = (query_keys[q] >> shift) & ((np.int64(1) << bits) - 1)
-            flips, size, runs = np.int64(0), 0, 0
-            while size <= min(radius, bits):
+            flips, ring, runs = np.int64(0), 0, 0
+            while ring <= min(radius, bits):
                 at = value ^ flips
                 starts[runs], stops[runs] = offsets[at], offsets[at + 1]
                 runs += int(starts[runs] < stops[runs])
                 flips = _next_ring_member(flips) if flips else np.int64(1) << bits
                 if flips >> bits:
-                    size += 1
-                    flips = (np.int64(1) << size) - 1
-                if runs == PROBES_AT_ONCE or size > min(radius, bits):
+                    ring += 1
+                    flips = (np.int64(1) << ring) - 1
+                if runs == PROBES_AT_ONCE or ring > min(radius, bits):
                     found = _visit(starts, stops, runs, codes, rows, table, asked, q, found)
                     runs = 0
 
