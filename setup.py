@@ -75,7 +75,7 @@ setup(
             'build>=1.2',
             'twine>=6.1',
         ],
-        'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings[python]>=0.27'],
+        'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.6,<10', 'mkdocstrings>=1,<2', 'mkdocstrings-python>=2,<3'],
         'benchmark': ['faiss-cpu>=1.9'],
         'gpu': ['tensorflow[and-cuda]>=2.20,<3'],
     },

@@ -32,10 +32,11 @@ EACH = 20  # pictures of a thing
 VARYING = [
     (r'\d{8}T\d{6}Z-[0-9a-f]{6}', 'VERSION'),
     (r'\b[0-9a-f]{12}\b', 'FINGERPRINT'),
-    (r'\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?', 'TIME'),
+    (r'\d{4}-\d\d-\d\dT[\d:+]+', 'TIME'),
     (r'\S*/(?=photos/)', ''),
     (r'\b(seconds|work_seconds|\w+_ms|\w*bytes)=[\d.]+', r'\1=N'),
-    (r'\b[\d.,]+ (s|bytes|[kMG]?B)\b', r'N \1'),
+    (r'\b[\d.,]+ s\b', 'N s'),
+    (r'\b[\d.,]+ [kMG]?B\b', 'N bytes'),
     (r'\d+ %', 'N %'),
     (r': \S+ on (?=[\d,]+ images)', ': METHOD on '),
     (r'\b\d+\.\d+\b', 'N'),
