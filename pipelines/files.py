@@ -97,9 +97,23 @@ def names_in(uri: str) -> list[str]:
     return sorted({info.path[len(path) :].strip('/').partition('/')[0] for info in infos} - {''})
 
 
-def read_bytes(uri: str) -> bytes:
-    """The content of a file; OSError names the file if it cannot be read."""
+def read_bytes(uri: str, most: int | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        uri: path or uri.
+        most: bytes that it may have; None for any number.
+
+    Raises:
+        OSError: it cannot be read, has more bytes, or is a pipe or a device, which may never end; names the file.
+    """
     filesys, path = filesystem(uri)
+    if isinstance(filesys, arrow_fs.LocalFileSystem):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(f'{path} is no regular file')
+    if most is not None and (size := filesys.get_file_info(path).size or 0) > most:
+        raise OSError(f'{path} has {size:,} bytes; at most {most:,} are expected')
     with filesys.open_input_stream(path) as stream:
         return stream.read()
 

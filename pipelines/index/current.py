@@ -18,6 +18,7 @@ from pyarrow import fs as arrow_fs
 from pipelines import files
 
 LOCK_SUFFIX = '.lock'
+MOST_BYTES = 1024  # of the file, which holds one id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read(uri: str) -> Current:
         if blob is not None:
             return _read_blob(blob)
     try:
-        return Current(_text(files.read_bytes(uri)), _time(uri))
+        return Current(_text(files.read_bytes(uri, MOST_BYTES)), _time(uri))
     except (FileNotFoundError, NotADirectoryError):
         return Current(None, 0 if _is_local(uri) else None)
 

@@ -147,7 +147,7 @@ class Manifest:
         try:
             value = json.loads(content)
             found = value['format_version']
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, RecursionError) as e:  # the last of thousands of brackets
             raise InputError(f'{path} is not a manifest of grainhash: {e!r}') from e
         if found != FORMAT_VERSION:
             raise InputError(f'{path} has index format {found}; this grainhash reads format {FORMAT_VERSION}')

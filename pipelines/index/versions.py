@@ -233,7 +233,7 @@ def current_version(index: str) -> str:
     if not files.exists(path):
         what = 'has no finished version' if files.exists(files.join(index, 'versions')) else 'is not an index'
         raise InputError(f'{index} {what}: there is no {path}')
-    version = files.read_bytes(path).decode(errors='replace').strip()
+    version = files.read_bytes(path, current.MOST_BYTES).decode(errors='replace').strip()
     if not _VERSION.fullmatch(version):
         raise InputError(f'{path} is damaged: it names no version but {version[:40]!r}')
     return version
