@@ -167,6 +167,37 @@ def test_the_rules_find_what_they_forbid(module, source, found):
     assert forbidden(module, source) == found
 
 
+TESTS = {module_name(path): path.read_text(encoding='utf-8') for path in sorted((ROOT / 'tests').rglob('*.py'))}
+
+
+def borrowed(module, source, known=frozenset(TESTS)):
+    """The modules under tests/ that one of them imports without being allowed to: all but helpers."""
+    return sorted(name for name in imports_of(source, known, module) if is_in(name, ['tests']) and not is_helper(name))
+
+
+def is_helper(name):
+    return is_in(name, ['tests.helpers'])
+
+
+@pytest.mark.parametrize('module', sorted(TESTS))
+def test_no_test_module_imports_another(module):
+    assert borrowed(module, TESTS[module]) == [], 'what tests share belongs in tests/helpers'
+
+
+@pytest.mark.parametrize(
+    ('source', 'found'),
+    [
+        ('from tests.pipelines.test_files import x', ['tests.pipelines.test_files']),
+        ('from tests.pipelines import test_files', ['tests.pipelines.test_files']),
+        ('def f():\n    from .test_jobs import x', ['tests.pipelines.test_jobs']),
+        ('import tests.conftest', ['tests.conftest']),
+        ('from tests.helpers.make_index import x\nfrom tests.helpers import measure', []),
+    ],
+)
+def test_the_rule_about_tests_finds_what_it_forbids(source, found):
+    assert borrowed('tests.pipelines.test_new', source) == found
+
+
 # What really loads
 
 

@@ -19,17 +19,16 @@ from hashing_model.features.fusion import Fusion
 from hashing_model.heads.head import Anchors, HashHead
 from hashing_model.heads.text import Vocabulary
 from hashing_model.images.decode import ImageError, Resizing
-from hashing_model.keras_runtime import import_keras
 from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
-from tests.hashing_model.training.test_fit import LOOK, SIZE, encoded_pictures, fit_look, pictures
+from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, fit_look, small_network
 
 
 @pytest.fixture(scope='module')
 def model():
-    return fit_look(pictures())
+    return fit_look(catalogue_pixels())
 
 
 def files_of(folder):
@@ -53,7 +52,7 @@ def with_projection(model, **changes):
 
 
 def test_a_picture_has_the_same_code_alone_and_in_a_batch(model):
-    images = pictures()
+    images = catalogue_pixels()
     codes = model.encode(images)
     assert codes.shape == (40, 4)
     assert len(np.unique(codes, axis=0)) > 35
@@ -142,7 +141,7 @@ def test_a_saved_model_makes_the_same_codes(model, tmp_path):
     model.save(tmp_path / 'new' / 'model')
     assert files_of(tmp_path / 'new' / 'model') == [ARRAYS_FILE, MODEL_FILE]
     loaded = HashModel.load(str(tmp_path / 'new' / 'model'))
-    np.testing.assert_array_equal(loaded.encode(pictures()), model.encode(pictures()))
+    np.testing.assert_array_equal(loaded.encode(catalogue_pixels()), model.encode(catalogue_pixels()))
     assert (loaded.fingerprint, loaded.spec, loaded.resizing) == (model.fingerprint, LOOK, SIZE)
     assert loaded.training == model.training
     loaded.save(tmp_path / 'copy')
@@ -151,7 +150,7 @@ def test_a_saved_model_makes_the_same_codes(model, tmp_path):
 
 def test_a_model_may_replace_a_model_but_nothing_else(model, tmp_path):
     folder = tmp_path / 'model'
-    fit_look(pictures(), seed=1).save(folder)
+    fit_look(catalogue_pixels(), seed=1).save(folder)
     model.save(folder)
     assert HashModel.load(folder).fingerprint == model.fingerprint
     (tmp_path / 'photos').mkdir()
@@ -197,7 +196,7 @@ def test_hidden_layers_come_back(model, tmp_path, layers):
     made.save(tmp_path)
     loaded = HashModel.load(tmp_path)
     assert len(loaded.heads['look'].hidden) == layers
-    images = pictures()
+    images = catalogue_pixels()
     np.testing.assert_array_equal(loaded.encode(images), made.encode(images))
     assert len(np.unique(made.encode(images), axis=0)) > 20
     assert loaded.fingerprint == made.fingerprint
@@ -228,7 +227,7 @@ def anchored(model, seed=0):
 
 
 def test_anchors_come_back_and_are_in_the_fingerprint(model, tmp_path):
-    made, images = anchored(model), pictures()
+    made, images = anchored(model), catalogue_pixels()
     made.save(tmp_path)
     loaded = HashModel.load(tmp_path)
     np.testing.assert_array_equal(loaded.encode(images), made.encode(images))
@@ -243,7 +242,7 @@ def test_anchors_come_back_and_are_in_the_fingerprint(model, tmp_path):
 
 @pytest.mark.parametrize('layers', [0, 2])
 def test_a_model_calibrated_on_a_catalogue_has_balanced_bits_and_another_fingerprint(model, layers):
-    made, images = deep(model, layers), pictures()
+    made, images = deep(model, layers), catalogue_pixels()
     groups = made.extractor.features(images)
     activations = made.activations(groups)
     np.testing.assert_array_equal(pack_bits(activations['look'] >= 0), made.encode(images))
@@ -262,7 +261,7 @@ CAPTIONS = [f'{"red" if i % 2 else "green"} {["car", "house", "tree"][i % 3]}' f
 
 @pytest.fixture(scope='module')
 def worded():
-    return fit(pictures(), None, Training('itq'), LOOK, SIZE, captions=CAPTIONS)[0]
+    return fit(catalogue_pixels(), None, Training('itq'), LOOK, SIZE, captions=CAPTIONS)[0]
 
 
 def test_a_text_has_the_same_code_alone_and_among_others(worded):
@@ -277,7 +276,7 @@ def test_a_text_has_the_same_code_alone_and_among_others(worded):
 
 
 def test_texts_are_near_to_the_images_they_describe(worded):
-    codes, images = worded.encode_text(CAPTIONS[:6])[0], worded.encode(pictures())
+    codes, images = worded.encode_text(CAPTIONS[:6])[0], worded.encode(catalogue_pixels())
     distances = np.array([[hamming(images[i : i + 1], code)[0] for i in range(39)] for code in codes])
     described = np.array([[CAPTIONS[i] == caption for i in range(39)] for caption in CAPTIONS[:6]])
     assert distances[described].mean() < distances[~described].mean() - 1
@@ -320,7 +319,7 @@ def test_a_model_without_texts_says_so(model, worded):
 
 def test_captions_must_be_those_of_the_pictures():
     with pytest.raises(InputError, match='there are captions of 3 images; there are 40'):
-        fit(pictures(), None, Training('itq'), LOOK, SIZE, captions=['a', 'b', 'c'])
+        fit(catalogue_pixels(), None, Training('itq'), LOOK, SIZE, captions=['a', 'b', 'c'])
 
 
 @pytest.mark.parametrize('method', ['ridge', 'lda', 'csq'])
@@ -347,16 +346,16 @@ def test_texts_have_the_codes_that_heads_of_any_method_give(method):
 
 def test_segments_of_any_name_keep_their_words(tmp_path):
     spec = CodeSpec((Segment('text', 8, ('color',)), Segment('hidden0', 8, ('color',))))
-    model, _ = fit(pictures(), None, Training('itq'), spec, SIZE, captions=CAPTIONS)
+    model, _ = fit(catalogue_pixels(), None, Training('itq'), spec, SIZE, captions=CAPTIONS)
     model.save(tmp_path / 'model')
     loaded = HashModel.load(tmp_path / 'model')
-    np.testing.assert_array_equal(loaded.encode(pictures(3)), model.encode(pictures(3)))
+    np.testing.assert_array_equal(loaded.encode(catalogue_pixels(3)), model.encode(catalogue_pixels(3)))
     np.testing.assert_array_equal(loaded.encode_text(['red'])[0], model.encode_text(['red'])[0])
 
 
 def test_texts_keep_to_the_images_of_a_calibrated_model(worded):
     moved = {'look': np.full(32, 100, np.float32)}
-    assert not worded.calibrated(moved).encode(pictures(1)).any()
+    assert not worded.calibrated(moved).encode(catalogue_pixels(1)).any()
     assert not worded.calibrated(moved).encode_text(['red'])[0].any()
 
 
@@ -388,7 +387,7 @@ def test_everything_that_makes_a_code_is_in_the_fingerprint(model):
 def test_names_of_segments_are_in_the_fingerprint(model):
     named = CodeSpec((Segment('other', 32, LOOK.segments[0].features),))
     renamed = dataclasses.replace(model, spec=named, heads={'other': model.heads['look']})
-    np.testing.assert_array_equal(renamed.encode(pictures(5)), model.encode(pictures(5)))
+    np.testing.assert_array_equal(renamed.encode(catalogue_pixels(5)), model.encode(catalogue_pixels(5)))
     assert renamed.fingerprint != model.fingerprint
 
 
@@ -441,7 +440,7 @@ def test_an_array_file_that_is_cut_short_does_not_load(model, tmp_path):
 
 
 def test_an_array_file_with_a_flipped_bit_does_not_load_as_another_model(tmp_path):
-    model = fit_look(pictures(3), 'random', CodeSpec((Segment('look', 2, ('shape',)),)))
+    model = fit_look(catalogue_pixels(3), 'random', CodeSpec((Segment('look', 2, ('shape',)),)))
     model.save(tmp_path)
     path = tmp_path / ARRAYS_FILE
     content = path.read_bytes()
@@ -461,7 +460,7 @@ def test_an_array_file_with_a_flipped_bit_does_not_load_as_another_model(tmp_pat
 
 def test_arrays_of_another_model_do_not_load(model, tmp_path):
     model.save(tmp_path / 'a')
-    fit_look(pictures(), seed=1).save(tmp_path / 'b')
+    fit_look(catalogue_pixels(), seed=1).save(tmp_path / 'b')
     shutil.copy(tmp_path / 'b' / ARRAYS_FILE, tmp_path / 'a')
     with pytest.raises(InputError, match='is damaged: its content does not match the fingerprint'):
         HashModel.load(tmp_path / 'a')
@@ -521,23 +520,13 @@ def test_a_folder_without_a_model_is_told_so(tmp_path):
 # With a network
 
 
-def small_network(path, seed=0):
-    """A .keras file of four convolutions with random weights."""
-    keras = import_keras()
-    keras.utils.set_random_seed(seed)
-    layers = [keras.layers.Conv2D(4 + i, 3, 2, 'same', activation='relu', name=f'conv{i}') for i in range(4)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Rescaling(1 / 255), *layers]).save(path)
-    return path
-
-
 def test_a_model_with_its_own_network_is_self_contained(tmp_path):
     path = small_network(tmp_path / 'here' / 'mine.keras')
     elsewhere = tmp_path / 'there' / 'below' / 'other-name.keras'
     elsewhere.parent.mkdir(parents=True)
     shutil.copy(path, elsewhere)
     spec = CodeSpec((Segment('coarse', 6, ('top',)), Segment('look', 8, ('low', 'color'))))
-    images = pictures(20)
+    images = catalogue_pixels(20)
     model, moved = (fit_on(images, spec, p) for p in (path, elsewhere))
     assert model.fingerprint == moved.fingerprint
     other = fit_on(images, spec, small_network(tmp_path / 'other' / 'mine.keras', seed=1))
@@ -562,7 +551,7 @@ def test_a_model_with_its_own_network_is_self_contained(tmp_path):
 def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
     spec = CodeSpec((Segment('coarse', 6, ('top',)),))
     small_network(tmp_path / 'mine.keras')
-    fit_on(pictures(10), spec, tmp_path / 'mine.keras').save(tmp_path / 'model')
+    fit_on(catalogue_pixels(10), spec, tmp_path / 'mine.keras').save(tmp_path / 'model')
     shutil.copy(small_network(tmp_path / 'other.keras', seed=1), tmp_path / 'model' / 'backbone.keras')
     with pytest.raises(InputError, match=r'the weights of backbone\.keras on this machine are not those'):
         HashModel.load(tmp_path / 'model').check_backbone()
@@ -570,7 +559,7 @@ def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
 
 def test_a_model_with_the_built_in_network_comes_back(tmp_path):
     spec = CodeSpec((Segment('coarse', 8, ('top',)),))
-    images = pictures(12)
+    images = catalogue_pixels(12)
     model = fit_look(images, spec=spec)
     model.save(tmp_path)
     assert files_of(tmp_path) == [ARRAYS_FILE, MODEL_FILE]  # the weights come with a package

@@ -111,6 +111,12 @@ def start(*command, timeout=150):
     )
 
 
+def error_line(capsys):
+    """The one line on standard error that names the error."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('grainhash: error: ')]
+    return line
+
+
 def served_folder(index):
     """The folder of the served version."""
     return Path(versions.Version(str(index), versions.current_version(str(index))).folder)
@@ -241,6 +247,13 @@ def read_partitions(index):
         for partition in table.partitions:
             for file in partition.files:
                 yield number, partition.prefix, pq.ParquetFile(folder / file.path).read()
+
+
+def read_rejects(index):
+    """All rejects as (reason, image id, member), in order of their parts."""
+    folder = served_folder(index)
+    tables = [files.read_table(str(folder / f.path)) for f in read_served(index).rejects]
+    return [(r['reason'], r['image_id'], r['source']['member']) for t in tables for r in t.to_pylist()]
 
 
 def distances_to(codes, queries, spec, profile=None):

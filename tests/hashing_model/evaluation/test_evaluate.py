@@ -11,36 +11,10 @@ from hashing_model.errors import InputError
 from hashing_model.evaluation.code_health import health
 from hashing_model.evaluation.evaluate import CodedImages, evaluate, label_levels
 from tests.helpers.make_index import distances_to, make_codes
+from tests.helpers.make_labelled import CODED, images_of, some_labels, two_sides
 
-SPEC = CodeSpec.parse('coarse=5,fine=9,look=12')
 NUMBERS = CodeSpec.parse(','.join(f'b{i}=1' for i in range(9)))  # one bit per segment
 PLACE_VALUES = {f'b{i}': 2 ** (8 - i) for i in range(9)}  # distances are XORs of numbers, all different
-
-
-def some_labels(count, seed=0):
-    """Coarse of 3 kinds, fine of 2 per kind, sometimes no fine; a tag on some, sometimes two."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for kind, part, tags in zip(
-        rng.integers(3, size=count), rng.random(count), rng.integers(4, size=count), strict=True
-    ):
-        labels = {'tag': [f't{t}' for t in range(tags)][1:], 'coarse': [f'k{kind}']}
-        if part < 0.8:
-            labels['fine'] = [f'k{kind}-{int(part < 0.4)}']
-        found.append(labels)
-    return found
-
-
-def images_of(codes, labels, name='i'):
-    return CodedImages(codes, [f'{name}{n}' for n in range(len(codes))], labels)
-
-
-def two_sides(queries, database, spec, seed=0):
-    """Queries and database of clustered codes with labels."""
-    codes = make_codes('clustered', queries + database, spec, seed)
-    labels = some_labels(queries + database, seed)
-    asking, asked = label_levels(labels[:queries], labels[queries:])
-    return images_of(codes[:queries], asking, 'q'), images_of(codes[queries:], asked)
 
 
 def is_relevant(queries, database, level):
@@ -92,11 +66,11 @@ def test_a_ranking_without_ties_is_measured_as_it_is(level):
 
 @pytest.mark.parametrize(('name', 'weights'), [('fine', {'fine': 1}), ('all', None), ('fine=3,look=1', None)])
 def test_ties_are_bounded_by_the_worst_and_the_best_order(name, weights):
-    queries, database = two_sides(25, 90, SPEC)
+    queries, database = two_sides(25, 90, CODED)
     given = [{'fine': 3, 'look': 1}]
     weights = given[0] if '=' in name else weights
-    quality = evaluate(queries, database, SPEC, given)
-    distances = distances_to(database.codes, queries.codes, SPEC, weights)
+    quality = evaluate(queries, database, CODED, given)
+    distances = distances_to(database.codes, queries.codes, CODED, weights)
     for level in quality.levels:
         relevant = is_relevant(queries.labels[level], database.labels[level], level)
         rows = np.flatnonzero(relevant.any(axis=1))
@@ -117,8 +91,8 @@ def test_ties_are_bounded_by_the_worst_and_the_best_order(name, weights):
 
 def test_a_query_in_the_database_is_asked_without_itself():
     """Every image asks the others: as if each were taken out of the database in turn."""
-    _, database = two_sides(1, 40, SPEC)
-    together = evaluate(database, database, SPEC)
+    _, database = two_sides(1, 40, CODED)
+    together = evaluate(database, database, CODED)
     assert together.left_out == together.queries == 40
     singly = []
     for i in range(40):
@@ -129,7 +103,7 @@ def test_a_query_in_the_database_is_asked_without_itself():
             [database.ids[n] for n in others],
             {n: v.take(others) for n, v in database.labels.items()},
         )
-        singly.append(evaluate(query, rest, SPEC))
+        singly.append(evaluate(query, rest, CODED))
         assert singly[-1].left_out == 0
     for profile in together.profiles:
         alone = [next(p for p in quality.profiles if p.name == profile.name) for quality in singly]
@@ -145,8 +119,8 @@ def test_a_query_in_the_database_is_asked_without_itself():
 def test_every_query_is_counted_once():
     labels = [{'fine': ['a']}, {'fine': ['b']}, {}, {'fine': []}, {'fine': ['a', 'c']}]
     asking, asked = label_levels(labels, [{'fine': ['a']}, {}, {'fine': ['d']}])
-    codes = make_codes('uniform', 8, SPEC)
-    quality = evaluate(images_of(codes[:5], asking, 'q'), images_of(codes[5:], asked), SPEC)
+    codes = make_codes('uniform', 8, CODED)
+    quality = evaluate(images_of(codes[:5], asking, 'q'), images_of(codes[5:], asked), CODED)
     for profile in quality.profiles:
         figures = profile.levels['fine']
         assert (figures.queries, figures.without_relevant, figures.unlabelled) == (2, 1, 2)
@@ -155,7 +129,7 @@ def test_every_query_is_counted_once():
 
 
 def test_levels_that_are_segments_come_first_in_the_order_of_the_segments():
-    queries, database = two_sides(10, 30, SPEC)
+    queries, database = two_sides(10, 30, CODED)
     assert list(queries.labels) == ['tag', 'coarse', 'fine']
     quality = evaluate(queries, database, CodeSpec.parse('fine=14,coarse=12'))
     assert quality.levels == ('fine', 'coarse', 'tag')
@@ -163,8 +137,8 @@ def test_levels_that_are_segments_come_first_in_the_order_of_the_segments():
 
 
 def test_profiles_are_each_segment_all_and_those_given():
-    queries, database = two_sides(5, 20, SPEC)
-    quality = evaluate(queries, database, SPEC, [{'fine': 2, 'look': 1}, {'coarse': 3}])
+    queries, database = two_sides(5, 20, CODED)
+    quality = evaluate(queries, database, CODED, [{'fine': 2, 'look': 1}, {'coarse': 3}])
     assert [p.name for p in quality.profiles] == ['coarse', 'fine', 'look', 'all', 'fine=2,look=1', 'coarse=3']
     assert quality.profiles[3].weights == {'coarse': 1, 'fine': 1, 'look': 1}
     assert quality.profiles[5].levels['fine'].map == quality.profiles[0].levels['fine'].map
@@ -174,7 +148,7 @@ def test_profiles_are_each_segment_all_and_those_given():
 
 
 def test_without_levels_that_are_segments_there_is_no_hierarchy():
-    queries, database = two_sides(5, 20, SPEC)
+    queries, database = two_sides(5, 20, CODED)
     quality = evaluate(queries, database, CodeSpec.parse('code=26'))
     assert quality.hierarchy == ()
     assert np.isnan(quality.profiles[0].ndcg_100)
@@ -182,17 +156,17 @@ def test_without_levels_that_are_segments_there_is_no_hierarchy():
 
 
 def test_without_labels_only_the_codes_are_measured():
-    codes = make_codes('uniform', 50, SPEC)
-    quality = evaluate(images_of(codes[:10], {}, 'q'), images_of(codes[10:], {}), SPEC)
+    codes = make_codes('uniform', 50, CODED)
+    quality = evaluate(images_of(codes[:10], {}, 'q'), images_of(codes[10:], {}), CODED)
     assert (quality.levels, quality.profiles) == ((), ())
     assert quality.warnings[-1] == 'there are no labels to compare: only the codes themselves were measured'
-    assert quality.health.to_json() == health(codes[10:], SPEC).to_json()
+    assert quality.health.to_json() == health(codes[10:], CODED).to_json()
 
 
 def test_a_level_that_one_side_lacks_is_told_and_not_measured():
     asking, asked = label_levels([{'fine': ['a']}], [{'coarse': ['b']}])
-    codes = make_codes('uniform', 2, SPEC)
-    quality = evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), SPEC)
+    codes = make_codes('uniform', 2, CODED)
+    quality = evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), CODED)
     assert quality.levels == ()
     assert 'level fine is not measured: only the queries have it' in quality.warnings
     assert 'level coarse is not measured: only the database have it' not in quality.warnings
@@ -203,28 +177,28 @@ def test_a_level_that_one_side_lacks_is_told_and_not_measured():
 
 
 def test_copies_of_one_picture_are_no_collision():
-    codes = np.repeat(make_codes('uniform', 5, SPEC), [4, 3, 2, 2, 1], axis=0)
+    codes = np.repeat(make_codes('uniform', 5, CODED), [4, 3, 2, 2, 1], axis=0)
     digests = [b'a', b'b', b'a', b'b', b'c', b'd', b'e', b'f', b'f', None, None, b'g']
     database = CodedImages(codes, [str(i) for i in range(12)], {}, digests)
-    found = evaluate(images_of(codes[:1], {}, 'q'), database, SPEC).collisions
+    found = evaluate(images_of(codes[:1], {}, 'q'), database, CODED).collisions
     assert (found.groups, found.images, found.identical_groups) == (3, 9, 1)
     assert [(c.pictures, c.images) for c in found.worst] == [(3, 3), (2, 4), (2, 2)]
     assert [c.image_ids for c in found.worst] == [('4', '5', '6'), ('0', '1', '2', '3'), ('9', '10')]
 
 
 def test_the_worst_collisions_are_shown_with_their_first_ids():
-    codes = np.repeat(make_codes('uniform', 30, SPEC), np.arange(1, 31), axis=0)
-    found = evaluate(images_of(codes[:1], {}, 'q'), images_of(codes, {}), SPEC).collisions
+    codes = np.repeat(make_codes('uniform', 30, CODED), np.arange(1, 31), axis=0)
+    found = evaluate(images_of(codes[:1], {}, 'q'), images_of(codes, {}), CODED).collisions
     assert (found.groups, found.images) == (29, 464)
     assert [c.images for c in found.worst] == list(range(30, 10, -1))
     assert {len(c.image_ids) for c in found.worst} == {10}
 
 
 def test_copies_of_a_query_under_another_id_are_counted():
-    codes = make_codes('uniform', 6, SPEC)
+    codes = make_codes('uniform', 6, CODED)
     queries = CodedImages(codes[:3], ['a', 'b', 'c'], {}, [b'1', b'2', None])
     database = CodedImages(codes[3:], ['x', 'b', 'c'], {}, [b'1', b'2', None])
-    quality = evaluate(queries, database, SPEC)
+    quality = evaluate(queries, database, CODED)
     assert (quality.copies, quality.left_out) == (1, 2)
     assert '1 queries have a copy of their picture in the database, under another id' in quality.warnings
     assert any('2 of 3 queries are in the database under the same id' in warning for warning in quality.warnings)
@@ -251,7 +225,7 @@ def test_what_is_wrong_with_the_bits_is_said_in_plain_words():
     bits[:, 15] = 1 - bits[:, 16]
     bits[:30] = bits[0]
     codes = pack_bits(bits)
-    warnings = evaluate(images_of(codes[:1], {}, 'q'), images_of(codes, {}), SPEC).warnings
+    warnings = evaluate(images_of(codes[:1], {}, 'q'), images_of(codes, {}), CODED).warnings
     assert warnings[:4] == (
         'coarse: 1 of 5 bits are the same in all images (2)',
         'fine: 1 of 9 bits have one value in over 95% of the images',
@@ -271,7 +245,7 @@ def test_a_segment_that_says_nothing_of_its_label_is_told():
     (levels,) = label_levels([{'coarse': [str(k)], 'fine': [str(k)]} for k in kinds])
     bits = np.hstack([rng.integers(0, 2, (600, 5)), rng.integers(0, 2, (20, 21))[kinds]])
     images = images_of(pack_bits(bits), levels)
-    found = [w for w in evaluate(images, images, SPEC).warnings if 'hardly' in w]
+    found = [w for w in evaluate(images, images, CODED).warnings if 'hardly' in w]
     assert len(found) == 1
     assert found[0].startswith('coarse hardly finds its own labels: mAP 0.0')
 
@@ -287,9 +261,9 @@ def strict(text):
 
 
 def test_the_json_is_strict_and_complete():
-    queries, database = two_sides(12, 60, SPEC)
+    queries, database = two_sides(12, 60, CODED)
     asking = {**queries.labels, 'fine': queries.labels['fine'].take(np.zeros(12, int))}
-    quality = evaluate(CodedImages(queries.codes, queries.ids, asking), database, SPEC, (), {100: [(0, 5)]})
+    quality = evaluate(CodedImages(queries.codes, queries.ids, asking), database, CODED, (), {100: [(0, 5)]})
     value = quality.to_json()
     assert strict(json.dumps(value, allow_nan=False)) == value
     assert set(value) == {
@@ -308,8 +282,8 @@ def test_the_json_is_strict_and_complete():
 
 def test_what_has_no_value_is_null_and_not_0():
     asking, asked = label_levels([{'fine': ['a']}], [{'fine': ['b']}])
-    codes = make_codes('uniform', 2, SPEC)
-    quality = evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), SPEC)
+    codes = make_codes('uniform', 2, CODED)
+    quality = evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), CODED)
     figures = strict(json.dumps(quality.to_json(), allow_nan=False))['profiles'][0]['levels']['fine']
     assert figures['queries'] == 0
     assert figures['map'] is figures['chance'] is figures['empty_radius_2'] is figures['curve']['0.5'] is None
@@ -328,13 +302,13 @@ def test_what_has_no_value_is_null_and_not_0():
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
-    codes = make_codes('uniform', 9, SPEC)
+    codes = make_codes('uniform', 9, CODED)
     fields = {'codes': codes[:3], 'ids': ['a', 'b', 'c'], **changes}
     with pytest.raises(InputError, match=message):
-        evaluate(CodedImages(**fields), images_of(codes[3:], {}), SPEC)
+        evaluate(CodedImages(**fields), images_of(codes[3:], {}), CODED)
 
 
 def test_unknown_segments_in_a_profile_are_refused_without_labels_too():
-    images = images_of(make_codes('uniform', 9, SPEC), {})
+    images = images_of(make_codes('uniform', 9, CODED), {})
     with pytest.raises(InputError, match="unknown segment 'colour'"):
-        evaluate(images, images, SPEC, [{'colour': 1}])
+        evaluate(images, images, CODED, [{'colour': 1}])

@@ -12,13 +12,13 @@ from hashing_model.heads.projections import itq
 from hashing_model.heads.ridge import RIDGE, choose_anchors, fit_ridge, regress, target_codes
 from hashing_model.heads.supervision import supervise
 from hashing_model.labels import LabelLevel
-from tests.hashing_model.networks.test_supervised import SPEC, dataset, mean_average_precision, vectors
+from tests.helpers.make_labelled import LEARNED, dataset, mean_average_precision, vectors
 
 
 @pytest.fixture(scope='module')
 def fitted():
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     return supervision, fit_ridge(fused, supervision)
 
 
@@ -46,9 +46,9 @@ def kernel_of(x, y, anchors):
 def test_with_every_image_an_anchor_it_is_kernel_ridge_regression():
     """Of centred images, by its dual: (H K H + r I)^-1 B, another problem of another size (Saunders et al. 1998)."""
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     new, _ = dataset(seed=5)
-    for segment in SPEC.segments[:2]:
+    for segment in LEARNED.segments[:2]:
         head, x, rows = fit_ridge(fused, supervision)[segment.name], vectors(segment, fused), supervision.train
         k, n = kernel_of(x[rows], x[rows], head.anchors), len(rows)
         centring = np.eye(n) - 1 / n
@@ -62,7 +62,7 @@ def test_with_every_image_an_anchor_it_is_kernel_ridge_regression():
 
 
 def test_images_are_compared_by_their_mean_distance():
-    x = vectors(SPEC.segments[0], dataset()[0])
+    x = vectors(LEARNED.segments[0], dataset()[0])
     anchors = choose_anchors(x, np.arange(len(x)))
     assert anchors.points.shape == (len(x), min(len(x) - 1, x.shape[1]))
     squares = ((x[:, None].astype(np.float64) - x[None]) ** 2).sum(axis=2)  # all dimensions: nothing is lost
@@ -82,7 +82,7 @@ def test_anchors_are_spread_over_the_images(monkeypatch):
 def test_equal_images_are_no_obstacle():
     """Neither that some are there twice, which makes the kernel singular, nor that all are the same."""
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     for twice in ({n: x[np.arange(len(x)) // 2 * 2] for n, x in fused.items()}, {n: x * 0 for n, x in fused.items()}):
         for head in fit_ridge(twice, supervision).values():
             assert np.isfinite(head.weights).all()
@@ -91,10 +91,10 @@ def test_equal_images_are_no_obstacle():
 def test_few_anchors_learn_too(monkeypatch):
     monkeypatch.setattr(ridge, 'ANCHORS', 60)
     fused, labels = dataset()
-    head = fit_ridge(fused, supervise(SPEC, labels, np.random.default_rng(0)))['coarse']
+    head = fit_ridge(fused, supervise(LEARNED, labels, np.random.default_rng(0)))['coarse']
     assert head.anchors.points.shape[0] == 60
     new, new_labels = dataset(seed=5)
-    assert mean_average_precision(head, SPEC.segments[0], new, new_labels['coarse']) > 0.8
+    assert mean_average_precision(head, LEARNED.segments[0], new, new_labels['coarse']) > 0.8
 
 
 def test_a_target_is_the_mean_of_the_codes_of_an_images_classes():
@@ -107,7 +107,7 @@ def test_a_target_is_the_mean_of_the_codes_of_an_images_classes():
 def test_what_is_learned_holds_for_new_images(fitted):
     _, heads = fitted
     fused, labels = dataset(seed=5)
-    for segment in SPEC.segments[:2]:
+    for segment in LEARNED.segments[:2]:
         x, level = vectors(segment, fused), labels[segment.name]
         rival = itq(x - x.mean(axis=0), segment.bits, np.random.default_rng(0))
         moved = {name: values - values.mean(axis=0) for name, values in fused.items()}
@@ -120,7 +120,7 @@ def test_a_bit_is_the_sign_of_what_is_predicted_for_it(fitted):
     """The mean of predictions over what was learned from is the mean of the targets."""
     supervision, heads = fitted
     fused, _ = dataset()
-    for segment in SPEC.segments[:2]:
+    for segment in LEARNED.segments[:2]:
         predicted = heads[segment.name].activations(vectors(segment, fused))[supervision.train]
         level = supervision.levels[segment.name].take(supervision.train)
         targets = target_codes(level, supervision.centers[segment.name])
@@ -134,7 +134,7 @@ def test_a_class_that_most_images_have_is_not_cut_in_two():
     uneven = {name: x[rows] for name, x in fused.items()}
     level = labels['coarse'].take(rows)
     assert 0.75 < (level.classes == 0).mean() < 0.85
-    segment = SPEC.segments[0]
+    segment = LEARNED.segments[0]
     head = fit_ridge(uneven, supervise(CodeSpec((segment,)), {'coarse': level}, np.random.default_rng(0)))['coarse']
     balanced = head.shifted(head.activations(vectors(segment, uneven)).mean(axis=0, dtype=np.float64))
     new, new_labels = dataset(seed=5)
@@ -145,7 +145,7 @@ def test_a_class_that_most_images_have_is_not_cut_in_two():
 def test_what_cannot_be_measured_is_not_told():
     fused, labels = dataset()
     rare = LabelLevel.from_values([[f'{i:04}'] for i in range(len(labels['coarse']))])
-    spec = CodeSpec((SPEC.segments[0], Segment('fine', 64, ('top',))))
+    spec = CodeSpec((LEARNED.segments[0], Segment('fine', 64, ('top',))))
     supervision = supervise(spec, {'coarse': labels['coarse'], 'fine': rare}, np.random.default_rng(0))
     told = supervision.about(fit_ridge(fused, supervision), fused)['validation_map']
     assert list(told) == ['coarse']
@@ -153,9 +153,9 @@ def test_what_cannot_be_measured_is_not_told():
 
 def test_too_few_labels_are_refused():
     fused, labels = dataset()
-    held_out = supervise(SPEC, labels, np.random.default_rng(0)).held_out
+    held_out = supervise(LEARNED, labels, np.random.default_rng(0)).held_out
     once = LabelLevel.from_values([['x' if i in held_out else 'y'] for i in range(len(labels['fine']))])
-    supervision = supervise(SPEC, {'coarse': labels['coarse'], 'fine': once}, np.random.default_rng(0))
+    supervision = supervise(LEARNED, {'coarse': labels['coarse'], 'fine': once}, np.random.default_rng(0))
     supervision = dataclasses.replace(supervision, train=np.setdiff1d(np.arange(len(once)), held_out))
     with pytest.raises(InputError, match=r'fine: \d+ labelled images to train on are too few; give more'):
         fit_ridge(fused, supervision)
@@ -165,7 +165,7 @@ def test_images_without_a_label_of_a_level_are_no_examples_of_it():
     """Their features may be anything: the weights are the same."""
     fused, labels = dataset()
     half = LabelLevel.from_values([['x' if i % 3 else 'y'] if i % 2 else [] for i in range(len(labels['fine']))])
-    supervision = supervise(SPEC, {'coarse': labels['coarse'], 'fine': half}, np.random.default_rng(0))
+    supervision = supervise(LEARNED, {'coarse': labels['coarse'], 'fine': half}, np.random.default_rng(0))
     before = fit_ridge(fused, supervision)['fine'].weights
     rows = supervision.train[supervision.train % 2 == 0]
     changed = {name: x.copy() for name, x in fused.items()}

@@ -3,11 +3,8 @@
 Everything is counted, nothing crashes, floods or hangs, and nothing is written outside the index.
 """
 
-import collections
-import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 
@@ -15,15 +12,12 @@ import pytest
 from PIL import Image
 
 from hashing_model.images import decode
-from pipelines import files
 from tests.helpers.make_hostile import hostile_pictures
-from tests.helpers.make_index import ROOT, TWO_PROCESSES, catalogue_pictures, hand_model, read_served, served_folder
+from tests.helpers.make_index import ROOT, TWO_PROCESSES, catalogue_pictures, hand_model
+from tests.helpers.measure import MOST_MEMORY, MOST_SECONDS, check_counts, listing, run_measured
 
 pytestmark = pytest.mark.slow
 
-MOST_MEMORY = 2 << 30  # bytes per worker
-MOST_SECONDS = 10  # per picture
-TIMEOUT = 300  # for all
 REASONS = {decode.EMPTY, decode.NOT_AN_IMAGE, decode.TRUNCATED, decode.TOO_MANY_PIXELS, decode.TOO_COSTLY}
 REASONS |= {decode.UNSUPPORTED_MODE}
 
@@ -48,68 +42,6 @@ with ThreadPoolExecutor(2) as pool:
     for found in pool.map(attempt, sorted(Path(sys.argv[1]).iterdir())):
         print(json.dumps(found))
 """
-
-
-# Runs a command and tells on file 3 the most memory, in KiB, that it or one of its workers had. This process is small:
-# the kernel counts what a process had before it started another program.
-MEASURE = """
-import os, resource, subprocess, sys
-code = subprocess.run(sys.argv[1:]).returncode
-os.write(3, str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss).encode())
-sys.exit(code if code >= 0 else 128 - code)
-"""
-
-
-def run_measured(command, folder):
-    """Run a command with its home and temporary files in a folder.
-
-    Returns:
-        Exit code (above 128: killed by a signal), standard output, standard error, and the most memory in bytes that it
-        or any one of its workers had.
-    """
-    environment = {**os.environ, 'TMPDIR': str(folder / 'tmp'), 'HOME': str(folder / 'home'), 'NO_COLOR': '1'}
-    for name in ('tmp', 'home'):
-        (folder / name).mkdir(exist_ok=True)
-    words = ['sh', '-c', 'exec "$@" 3> "$0"', folder.parent / f'{folder.name}.memory', sys.executable, '-c', MEASURE]
-    done = subprocess.run(
-        [str(word) for word in (*words, *command)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    memory = int((folder.parent / f'{folder.name}.memory').read_text()) * 1024
-    return done.returncode, done.stdout, done.stderr, memory
-
-
-def listing(folder):
-    """Path -> digest of every file below a folder, None for folders."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        for path in sorted(folder.rglob('*'))
-    }
-
-
-def read_rejects(index):
-    """All rejects of the served version, as dicts."""
-    folder = served_folder(index)
-    tables = [files.read_table(str(folder / f.path)) for f in read_served(index).rejects]
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def check_counts(index, records_read):
-    """That the numbers of a build add up, and that every record that is not indexed has a reason."""
-    counters, rejects = read_served(index).counters, read_rejects(index)
-    assert counters['records_read'] == counters['indexed'] + counters['rejected'] + counters['duplicates']
-    assert counters['records_read'] == records_read
-    assert len(rejects) == counters['rejected'] + counters['duplicates']
-    reasons = collections.Counter(row['reason'] for row in rejects)
-    reasons.pop('duplicate_id', None)
-    assert reasons == counters['reasons']
-    assert all(row['detail'] and '\n' not in row['detail'] for row in rejects)
-    return counters
 
 
 @pytest.fixture(scope='module')

@@ -29,8 +29,8 @@ from hashing_model.networks.head_network import START_VARIANCE, start_from
 from hashing_model.networks.loop import Checkpoint, Training
 from hashing_model.networks.supervised import BY_GRADIENTS, hash_network, segment_losses
 from hashing_model.training.fit import fit
-from tests.hashing_model.training.test_fit import pictures
 from tests.helpers.make_index import ROOT
+from tests.helpers.make_models import catalogue_pixels
 
 SIDE = 32
 SPEC = CodeSpec((Segment('kind', 8, ('top', 'color')), Segment('look', 8, ('color',))))
@@ -351,7 +351,7 @@ def test_a_fit_stopped_anywhere_goes_on_as_if_it_had_not(path, tmp_path):
 
 @pytest.mark.slow
 def test_a_saved_model_has_its_own_backbone_and_one_saved_over_it_has_not(tmp_path):
-    images = pictures(40)
+    images = catalogue_pixels(40)
     level = LabelLevel.from_values([[str(i % 2)] for i in range(40)])
     spec = CodeSpec((Segment('kind', 8, ('top',)),))
     training = Training('ortho', finetune_blocks=1, finetune_epochs=2, learning_rate=0.01)

@@ -370,7 +370,7 @@ def test_killed_processes_end_with_the_weights_of_one_never_killed(tmp_path):
     command = [
         sys.executable,
         '-c',
-        f'from tests.hashing_model.networks.test_loop import train_slowly; train_slowly({str(tmp_path)!r})',
+        f'from {__name__} import train_slowly; train_slowly({str(tmp_path)!r})',
     ]
     epochs = []
     for number in range(3):

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from hashing_model.codes.bits import hamming, pack_bits, unpack_bits
 from hashing_model.codes.spec import CodeSpec, Segment
 from hashing_model.errors import InputError
-from hashing_model.evaluation.metrics import average_precision
-from hashing_model.evaluation.ranking import rank
 from hashing_model.heads.projections import itq, random_projection
 from hashing_model.heads.supervision import Supervision, parents, supervise, together
 from hashing_model.labels import LabelLevel
@@ -29,57 +27,19 @@ from hashing_model.networks.supervised import (
     trained_heads,
 )
 from tests.helpers.make_index import ROOT
+from tests.helpers.make_labelled import LEARNED, dataset, mean_average_precision, values_of, vectors
 
-SPEC = CodeSpec(
-    (Segment('coarse', 16, ('top',)), Segment('fine', 16, ('top', 'color')), Segment('look', 8, ('color',)))
-)
-KINDS, CHILDREN, MEMBERS = 3, 3, 60
 FEW = Training('ortho', epochs=8)
-
-
-def values_of(classes):
-    return [[str(c)] for c in classes]
-
-
-def dataset(seed=0, members=MEMBERS):
-    """Nine classes of three kinds: fused groups, and labels. `top` tells the kind and the class in few directions."""
-    rng = np.random.default_rng(99)
-    kinds, classes = rng.standard_normal((KINDS, 6)), rng.standard_normal((KINDS * CHILDREN, 6))
-    axes = np.linalg.qr(rng.standard_normal((24, 24)))[0]
-    colors = rng.standard_normal((KINDS * CHILDREN, 4))
-    rng = np.random.default_rng(seed)
-    fine = rng.permutation(np.repeat(np.arange(KINDS * CHILDREN), members))
-    coarse = fine // CHILDREN
-    signal = np.hstack([kinds[coarse], classes[fine]]) + 0.3 * rng.standard_normal((len(fine), 12))
-    top = np.hstack([signal, 3 * rng.standard_normal((len(fine), 12))]) @ axes / 5
-    color = (colors[fine] + rng.standard_normal((len(fine), 4))) / 2
-    fused = {'top': top.astype(np.float32), 'color': color.astype(np.float32)}
-    names = [str(i) for i in range(KINDS * CHILDREN)]
-    labels = {
-        'coarse': LabelLevel.from_values(values_of(coarse), names[:KINDS]),
-        'fine': LabelLevel.from_values(values_of(fine), names),
-    }
-    return fused, labels
 
 
 @functools.cache
 def trained(method='ortho', seed=0):
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(seed))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(seed))
     training = Training(method, epochs=25, seed=seed, learning_rate=0.01)
     network, history = fit_supervised(fused, supervision, training)
     heads, gates = trained_heads(network, supervision, fused)
     return supervision, network, history, heads, gates
-
-
-def vectors(segment, fused):
-    return np.concatenate([fused[name] for name in segment.features], axis=1)
-
-
-def mean_average_precision(head, segment, fused, level):
-    codes = pack_bits(head.bits(vectors(segment, fused)))
-    ranking = rank(codes, [level], codes, [level], CodeSpec((segment,)), leave_out=np.arange(len(codes)))
-    return average_precision(ranking.totals, ranking.relevant).mean()
 
 
 # What is trained on
@@ -125,12 +85,12 @@ def test_images_without_a_label_are_neither_trained_on_nor_held_out():
     partly['coarse'][int(np.flatnonzero(hidden)[0])] = ['1']  # one level is enough
     hidden[np.flatnonzero(hidden)[0]] = False
     levels = {name: LabelLevel.from_values(v, labels[name].names) for name, v in partly.items()}
-    supervision = supervise(SPEC, levels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, levels, np.random.default_rng(0))
     assert not set(supervision.train) & set(supervision.held_out)
     used = np.concatenate([supervision.train, supervision.held_out])
     assert sorted(used) == np.flatnonzero(~hidden).tolist()
     assert len(supervision.held_out) == int(0.05 * (~hidden).sum()) >= 20
-    other = supervise(SPEC, levels, np.random.default_rng(1))
+    other = supervise(LEARNED, levels, np.random.default_rng(1))
     assert set(other.held_out) != set(supervision.held_out)
     assert [s.name for s in supervision.segments] == ['coarse', 'fine']
     assert supervision.groups == ('top', 'color')
@@ -140,7 +100,7 @@ def test_images_without_a_label_are_neither_trained_on_nor_held_out():
 
 def test_of_few_images_none_is_held_out():
     level = LabelLevel.from_values(values_of([0, 1] * 190))
-    supervision = supervise(SPEC, {'fine': level}, np.random.default_rng(0))
+    supervision = supervise(LEARNED, {'fine': level}, np.random.default_rng(0))
     assert len(supervision.held_out) == 0
     assert len(supervision.train) == 380
     assert 'validation_map' not in supervision.about({}, {})
@@ -152,7 +112,7 @@ def test_pictures_of_one_item_are_held_out_together(unlabelled):
     items = np.random.default_rng(2).integers(0, 200, 540)
     values = [[] if unlabelled and i % 3 else [f'{item}'] for i, item in enumerate(items)]
     levels = {**labels, 'item': LabelLevel.from_values(values)}
-    supervision = supervise(SPEC, levels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, levels, np.random.default_rng(0))
     named = np.array([bool(v) for v in values])
     sides = [set(items[rows[named[rows]]]) for rows in (supervision.train, supervision.held_out)]
     assert sides[1]
@@ -164,7 +124,7 @@ def test_pictures_of_one_item_are_held_out_together(unlabelled):
 def test_a_level_of_few_names_does_not_tell_items():
     _, labels = dataset()
     levels = {**labels, 'style': LabelLevel.from_values(values_of(np.arange(540) % 50))}
-    found, plain = (supervise(SPEC, x, np.random.default_rng(0)) for x in (levels, labels))
+    found, plain = (supervise(LEARNED, x, np.random.default_rng(0)) for x in (levels, labels))
     assert found.held_out.tolist() == plain.held_out.tolist()
 
 
@@ -202,16 +162,16 @@ def test_labels_that_cannot_be_learned_are_refused():
     rng = np.random.default_rng(0)
     message = r'the labels have the levels kind, colour and the code has the segments coarse, fine, look: name segments'
     with pytest.raises(InputError, match=message):
-        supervise(SPEC, {'kind': labels['fine'], 'colour': labels['fine']}, rng)
+        supervise(LEARNED, {'kind': labels['fine'], 'colour': labels['fine']}, rng)
     with pytest.raises(InputError, match=r'the labels have the levels \(none\) and'):
-        supervise(SPEC, {}, rng)
+        supervise(LEARNED, {}, rng)
     for values, names, count in (
         ([['a'], [], ['a']], None, 1),
         ([['a']] * 3, ['a', 'b'], 1),
         ([[]] * 3, ['a', 'b'], 0),
     ):
         with pytest.raises(InputError, match=f'fine: {count} class is nothing to tell apart'):
-            supervise(SPEC, {'fine': LabelLevel.from_values(values, names)}, rng)
+            supervise(LEARNED, {'fine': LabelLevel.from_values(values, names)}, rng)
     many = LabelLevel.from_values(values_of(range(200)))
     small = CodeSpec((Segment('fine', 7, ('top',)),))
     with pytest.raises(InputError, match='200 classes in 7 bits; give the segment 10 bits or more'):
@@ -267,7 +227,7 @@ def test_what_is_learned_holds_for_new_images(method):
     _, _, history, heads, _ = trained(method)
     fused, labels = dataset(seed=5)
     assert history[-1]['loss'] < history[0]['loss']
-    for segment in SPEC.segments[:2]:
+    for segment in LEARNED.segments[:2]:
         level, x = labels[segment.name], vectors(segment, fused)
         found = mean_average_precision(heads[segment.name], segment, fused, level)
         rng = np.random.default_rng(0)
@@ -312,7 +272,7 @@ def test_heads_are_the_networks_with_thresholds_at_the_mean(method):
 def test_nested_segments_keep_the_order_of_the_hierarchy():
     heads = trained()[3]
     fused, labels = dataset(seed=6)
-    codes = pack_bits(np.hstack([heads[s.name].bits(vectors(s, fused)) for s in SPEC.segments[:2]]))
+    codes = pack_bits(np.hstack([heads[s.name].bits(vectors(s, fused)) for s in LEARNED.segments[:2]]))
     fine, coarse = labels['fine'].classes, labels['coarse'].classes
     centers = np.stack([unpack_bits(codes[fine == c], 32).mean(axis=0) > 0.5 for c in range(9)])
     distances = hamming(pack_bits(centers)[:, None], pack_bits(centers)[None])
@@ -348,7 +308,7 @@ def test_images_may_have_several_labels(method):
 def fingerprint(seed, method='ortho'):
     """A digest of the heads of a short training."""
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(seed))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(seed))
     network, _ = fit_supervised(fused, supervision, Training(method, epochs=2, seed=seed))
     heads, _ = trained_heads(network, supervision, fused)
     return hashlib.sha256(b''.join(h.weights.tobytes() + h.offset.tobytes() for h in heads.values())).hexdigest()
@@ -371,18 +331,18 @@ def test_training_stops_when_it_gets_no_better(monkeypatch):
     monkeypatch.setattr(supervised, 'PATIENCE', 2)
     monkeypatch.setattr(Supervision, 'scores', lambda *_: {'fine': 0.5})
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     _, history = fit_supervised(fused, supervision, Training('ortho'))
     assert len(history) == 3
 
 
 def test_fewer_images_than_a_batch_are_enough():
     fused, labels = dataset(members=2)
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     assert len(supervision.train) == 18
     network, history = fit_supervised(fused, supervision, FEW)
     assert len(history) == 8
-    assert trained_heads(network, supervision, fused)[0]['fine'].bits(vectors(SPEC.segments[1], fused)).shape == (
+    assert trained_heads(network, supervision, fused)[0]['fine'].bits(vectors(LEARNED.segments[1], fused)).shape == (
         18,
         16,
     )
@@ -390,6 +350,6 @@ def test_fewer_images_than_a_batch_are_enough():
 
 def test_a_learning_rate_that_is_too_high_is_told():
     fused, labels = dataset()
-    supervision = supervise(SPEC, labels, np.random.default_rng(0))
+    supervision = supervise(LEARNED, labels, np.random.default_rng(0))
     with pytest.raises(InputError, match=r'heads: the loss is .* give a lower --learning-rate'):
         fit_supervised(fused, supervision, Training('csq', learning_rate=1e38))

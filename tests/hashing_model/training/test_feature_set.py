@@ -7,7 +7,7 @@ from hashing_model.features.extractor import Extractor
 from hashing_model.images.augment import LOOK, augment
 from hashing_model.labels import LabelLevel
 from hashing_model.training.feature_set import BATCH_SIZE, FeatureSet, extract
-from tests.hashing_model.training.test_fit import SIZE, pictures
+from tests.helpers.make_models import SIZE, catalogue_pixels
 
 GROUPS = ('edges', 'color')
 
@@ -15,7 +15,7 @@ GROUPS = ('edges', 'color')
 @pytest.fixture(scope='module')
 def images():
     """One batch, and six pictures of the next."""
-    return pictures(BATCH_SIZE + 6)
+    return catalogue_pixels(BATCH_SIZE + 6)
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,6 @@
 """Fitting hash models on pictures of the embedded catalogue."""
 
 import io
-import tarfile
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hashing_model.errors import InputError
 from hashing_model.features import hand_features
 from hashing_model.heads.head import HashHead
 from hashing_model.heads.projections import METHODS as PROJECTIONS
-from hashing_model.images.decode import Resizing, decode
 from hashing_model.labels import LabelLevel
 from hashing_model.networks import contrastive
 from hashing_model.networks.loop import Training
@@ -26,32 +24,12 @@ from hashing_model.training.fit import (
     view_groups,
     view_seeds,
 )
-from tests.helpers.make_index import ROOT
-
-SHARD = ROOT / 'examples' / 'catalogue' / 'index-fluent-00000.tar.gz'
-LOOK = CodeSpec((Segment('look', 32, ('edges', 'color')),))
-SIZE = Resizing(64)
-
-
-def encoded_pictures(count):
-    """The bytes of the first pictures of the catalogue."""
-    with tarfile.open(SHARD) as tar:
-        members = (m for m in tar if m.name.endswith('.webp'))
-        return [tar.extractfile(member).read() for member, _ in zip(members, range(count), strict=False)]
-
-
-def pictures(count=40, resizing=SIZE):
-    """The first pictures of the catalogue, uint8 [count, size, size, 3]."""
-    return np.stack([decode(data, resizing).pixels for data in encoded_pictures(count)])
-
-
-def fit_look(images, method='itq', spec=LOOK, seed=0):
-    return fit(images, training=Training(method=method, seed=seed), spec=spec, resizing=SIZE)[0]
+from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, fit_look
 
 
 @pytest.mark.parametrize('method', PROJECTIONS)
 def test_a_code_is_the_sign_of_the_fused_features_projected(method):
-    images = pictures()
+    images = catalogue_pixels()
     model = fit_look(images, method)
     groups = hand_features(images, ('edges', 'color'))
     parts = []
@@ -70,7 +48,7 @@ def test_a_code_is_the_sign_of_the_fused_features_projected(method):
 
 
 def test_random_weights_come_from_the_seed_and_no_offset():
-    images = pictures(3)
+    images = catalogue_pixels(3)
     model = fit_look(images, 'random', seed=11)
     (seed,) = np.random.SeedSequence(11).spawn(1)
     normals = np.random.default_rng(seed).standard_normal(model.heads['look'].weights.shape)
@@ -80,7 +58,7 @@ def test_random_weights_come_from_the_seed_and_no_offset():
 
 @pytest.mark.parametrize('method', PROJECTIONS)
 def test_images_may_come_as_an_array_or_one_by_one(method):
-    images = pictures()
+    images = catalogue_pixels()
     whole = fit_look(images, method)
     listed = fit_look(list(images), method)
     assert listed.fingerprint == whole.fingerprint
@@ -89,7 +67,7 @@ def test_images_may_come_as_an_array_or_one_by_one(method):
 
 
 def test_segments_are_laid_out_in_order_and_drawn_apart():
-    images = pictures(12)
+    images = catalogue_pixels(12)
     first, second = Segment('first', 5, ('color',)), Segment('second', 9, ('color',))
     model = fit_look(images, 'random', CodeSpec((first, second)))
     groups = model.extractor.features(images)
@@ -102,13 +80,13 @@ def test_segments_are_laid_out_in_order_and_drawn_apart():
 
 
 def test_only_the_features_that_segments_read_are_made():
-    model = fit_look(pictures(3), 'random')
-    assert set(model.extractor.features(pictures(2))) == {'edges', 'color'}
+    model = fit_look(catalogue_pixels(3), 'random')
+    assert set(model.extractor.features(catalogue_pixels(2))) == {'edges', 'color'}
     assert model.backbone_digest == ''
 
 
 def test_what_it_was_fitted_on_is_noted():
-    model = fit_look(pictures(9), 'random', seed=3)
+    model = fit_look(catalogue_pixels(9), 'random', seed=3)
     about = dict(model.training)
     shares = about.pop('shares')
     assert about == {'method': 'random', 'seed': 3, 'images': 9}
@@ -139,17 +117,17 @@ def test_a_groups_share_is_how_much_bits_move_without_it():
 def test_unfit_input_is_refused():
     known = 'ridge, ortho, csq, greedy, contrastive, lda, random, pca-rr, itq'
     with pytest.raises(InputError, match=f"unknown method 'lsh'; there are {known}"):
-        fit_look(pictures(3), 'lsh')
+        fit_look(catalogue_pixels(3), 'lsh')
     with pytest.raises(InputError, match='no training image could be read'):
         fit_look([])
     with pytest.raises(InputError, match='more than 32 training images; there are 32'):
-        fit_look(pictures(32))
+        fit_look(catalogue_pixels(32))
     with pytest.raises(InputError, match="unknown feature group 'smell'"):
-        fit_look(pictures(3), 'random', CodeSpec((Segment('look', 4, ('smell',)),)))
+        fit_look(catalogue_pixels(3), 'random', CodeSpec((Segment('look', 4, ('smell',)),)))
 
 
 def test_a_backbone_that_needs_no_download_gives_coarse_codes():
-    images = pictures(24)
+    images = catalogue_pixels(24)
     spec = CodeSpec((Segment('coarse', 16, ('top', 'low')), Segment('look', 8, ('color',))))
     model = fit_look(images, spec=spec)
     codes = model.encode(images)
@@ -202,23 +180,23 @@ def test_only_segments_fitted_from_views_need_views():
 
 def test_a_model_says_how_its_segments_were_fitted(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 2)
-    one, _ = fit(pictures(40), {}, Training(views=1), LOOK, SIZE)
+    one, _ = fit(catalogue_pixels(40), {}, Training(views=1), LOOK, SIZE)
     assert one.training['method'] == 'lda'
-    two, _ = fit(pictures(40), {}, Training(views=1), CodeSpec(MIXED.segments[1:]), SIZE)
+    two, _ = fit(catalogue_pixels(40), {}, Training(views=1), CodeSpec(MIXED.segments[1:]), SIZE)
     assert two.training['method'] == 'contrastive+lda'
 
 
 def test_segments_that_read_the_same_get_bits_of_their_own(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 3)
     spec = CodeSpec((Segment('a', 8, ('color',)), Segment('b', 8, ('color',))))
-    model, _ = fit(pictures(40), {}, Training('contrastive', views=1), spec, SIZE)
+    model, _ = fit(catalogue_pixels(40), {}, Training('contrastive', views=1), spec, SIZE)
     assert not np.array_equal(model.heads['a'].weights, model.heads['b'].weights)
 
 
 def test_labels_must_be_those_of_the_pictures():
     for training in (Training(), Training(finetune_blocks=1)):
         with pytest.raises(InputError, match='kind has labels of 40 images; there are 39'):
-            fit(pictures(39), LABELS, training, MIXED, SIZE)
+            fit(catalogue_pixels(39), LABELS, training, MIXED, SIZE)
 
 
 def test_views_have_seeds_of_their_own():
@@ -230,7 +208,7 @@ def test_views_have_seeds_of_their_own():
 
 def test_segments_are_trained_each_by_its_method(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 5)
-    images, training = pictures(40), Training('ortho', epochs=4, views=2)
+    images, training = catalogue_pixels(40), Training('ortho', epochs=4, views=2)
     model, history = fit(images, LABELS, training, MIXED, SIZE)
     assert set(history) == {'heads', 'other'}
     assert (len(history['heads']), len(history['other'])) == (4, 5)
@@ -267,5 +245,5 @@ def test_labels_choose_a_method(given, chosen):
 
 def test_ungated_segments_read_their_groups_as_they_are():
     spec = CodeSpec(MIXED.segments[:1])
-    model, _ = fit(pictures(40), LABELS, Training('csq', epochs=2, gated=False), spec, SIZE)
+    model, _ = fit(catalogue_pixels(40), LABELS, Training('csq', epochs=2, gated=False), spec, SIZE)
     assert model.training['gates'] == {'kind': {'color': 1, 'edges': 1}}

@@ -18,8 +18,10 @@ from tests.helpers.make_index import (
     ROOT,
     catalogue_pictures,
     data_bytes,
+    error_line,
     hand_model,
     make_codes,
+    read_rejects,
     read_served,
     served_folder,
     succeed,
@@ -27,7 +29,6 @@ from tests.helpers.make_index import (
     write_code_files,
     write_tar,
 )
-from tests.pipelines.build.test_job import error_line, read_rejects
 
 SPEC = CodeSpec.parse('code=64')
 

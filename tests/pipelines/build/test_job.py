@@ -43,9 +43,11 @@ from tests.helpers.make_index import (
     TWO_PROCESSES,
     catalogue_pictures,
     data_bytes,
+    error_line,
     hand_model,
     make_codes,
     read_partitions,
+    read_rejects,
     read_served,
     served_folder,
     start,
@@ -77,13 +79,6 @@ def read_rows(index, columns=None):
     """The image rows by part: a list of Arrow tables."""
     folder = served_folder(index)
     return [files.read_table(str(folder / f.path), columns) for f in read_served(index).images]
-
-
-def read_rejects(index):
-    """All rejects as (reason, image id, member), in order of their parts."""
-    folder = served_folder(index)
-    tables = [files.read_table(str(folder / f.path)) for f in read_served(index).rejects]
-    return [(r['reason'], r['image_id'], r['source']['member']) for t in tables for r in t.to_pylist()]
 
 
 # Partitions
@@ -579,12 +574,6 @@ def damage_pages(path):
     middle = len(data) // 2
     data[middle : middle + 1000] = bytes(1000)
     path.write_bytes(data)
-
-
-def error_line(capsys):
-    """The one line on standard error that names the error."""
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('grainhash: error: ')]
-    return line
 
 
 def test_a_unit_that_cannot_be_read_fails_the_build_and_publishes_nothing(served, capsys):

@@ -16,8 +16,8 @@ import pytest
 from pipelines.cli.arguments import COMMANDS, command_parser, index_as_option, make_parser
 from pipelines.cli.config import tomllib
 from pipelines.cli.main import main
-from tests.hashing_model.training.test_fit import encoded_pictures, fit_look, pictures
 from tests.helpers.make_index import ROOT, SPEC, build_by_hand, skewed_codes
+from tests.helpers.make_models import catalogue_pixels, encoded_pictures, fit_look
 
 
 def write_codes(path, codes):
@@ -29,7 +29,7 @@ def write_codes(path, codes):
 def made(tmp_path_factory):
     """A folder with a model, an index of codes, one that names a model, codes, photos, and what is none of these."""
     folder = tmp_path_factory.mktemp('made')
-    model = fit_look(pictures(), 'random')
+    model = fit_look(catalogue_pixels(), 'random')
     model.save(folder / 'model')
     build_by_hand(folder / 'index', [skewed_codes(60)])
     write_codes(folder / 'codes.parquet', skewed_codes(3))

@@ -18,12 +18,12 @@ from pipelines.encoding.encode import BATCH_SIZE, KnownImage, decoded_batches, e
 from pipelines.encoding.models import load_model, local_model
 from pipelines.index.code_tables import REJECTS, codes_from_arrow, images_schema
 from pipelines.records import MISSING_ID, Record, Reject, Source
-from tests.hashing_model.training.test_fit import LOOK, SIZE, encoded_pictures, fit_look, pictures
+from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, fit_look
 
 
 @pytest.fixture(scope='module')
 def model():
-    return fit_look(pictures(), 'random')
+    return fit_look(catalogue_pixels(), 'random')
 
 
 def records_of(count):
@@ -69,7 +69,7 @@ def test_good_and_bad_records_are_told_apart_in_order(model):
         unit = encode_unit(items, model, batch_size=batch_size)
         assert unit.records_read == len(items) == len(unit.images) + len(unit.rejects)
         assert unit.images['image_id'].to_pylist() == [r.image_id for r in good]
-        np.testing.assert_array_equal(codes_from_arrow(unit.images['code']), model.encode(pictures(7)))
+        np.testing.assert_array_equal(codes_from_arrow(unit.images['code']), model.encode(catalogue_pixels(7)))
         assert [r.reason for r in unit.rejects] == [
             MISSING_ID, NOT_AN_IMAGE, TRUNCATED, 'empty', NOT_AN_IMAGE, MISSING_ID, MISSING_ID, TRUNCATED
         ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
         assert (unit.records_read, unit.reused, unit.rejects) == (8, 3, ())
         assert unit.images['image_id'].to_pylist() == [r.image_id for r in records]
         assert unit.images['digest'].to_pylist() == digests
-        codes = model.encode(pictures(7))
+        codes = model.encode(catalogue_pixels(7))
         assert unit.images['code'].to_pylist() == [
             bytes([i] * 4) if i in (0, 3, 7) else bytes(codes[i]) for i in range(8)
         ]
@@ -98,7 +98,7 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
 
 def test_the_backbone_is_loaded_once_and_only_where_something_is_encoded(tmp_path, monkeypatch):
     spec = CodeSpec((Segment('look', 8, ('top',)),))
-    fit(pictures(9), {}, Training('random'), spec, SIZE)[0].save(tmp_path / 'model')
+    fit(catalogue_pixels(9), {}, Training('random'), spec, SIZE)[0].save(tmp_path / 'model')
     records = records_of(3)
     known = {d: KnownImage(d, 1, 1, bytes(1)) for d in (encode.digest_of(record) for record in records)}
     loaded = []

@@ -5,31 +5,11 @@ import json
 
 import pytest
 
-from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
-from pipelines.index.layout import Substring
-from pipelines.index.manifest import DataFile, Manifest, Partition, Table
+from pipelines.index.manifest import DataFile, Manifest
+from tests.helpers.make_versions import small_manifest
 
 LATER = 'model_files', 'units', 'changes', 'gate', 'quality', 'build'  # fields that the first manifests had not
-
-
-def small_manifest(**changes):
-    files = [DataFile(f'codes/{i}.parquet', 3 + i, 1000 + i) for i in range(3)]
-    partitions = (Partition(0, '0', (files[0], files[1])), Partition(0, '01', ()), Partition(0, '1', (files[2],)))
-    manifest = Manifest(
-        version='20260101T000000Z-abcdef',
-        created='2026-01-01T00:00:00+00:00',
-        spec=CodeSpec.parse('coarse=8,look=16'),
-        model={'fingerprint': 'f' * 64, 'method': 'itq'},
-        tables=(Table(Substring(0, 0, 8), (0.1, 0.25, 1.0), partitions), Table(Substring(1, 8, 16), (), ())),
-        images=(DataFile('images/0.parquet', 7, 10), DataFile('images/1.parquet', 5, 11)),
-        rejects=(DataFile('rejects/1.parquet', 2, 12),),
-        inputs=DataFile('inputs.parquet', 3, 77),
-        counters={'records_read': 14, 'indexed': 12, 'reasons': {'empty': 2}},
-        libraries={'numpy': '2'},
-        sample=DataFile('sample.parquet', 12, 13),
-    )
-    return dataclasses.replace(manifest, **changes)
 
 
 def as_json():

@@ -25,25 +25,17 @@ from pipelines.index.versions import (
     publish,
     version_before,
 )
-from tests.helpers.make_index import build_by_hand, make_codes, served_folder, skewed_codes, start, succeed, write_codes
-from tests.pipelines.index.test_versions import write_version
-
-
-def error_line(capsys):
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('grainhash: error:')]
-    return line
-
-
-def three_versions(folder):
-    """Finished versions v1 to v3, the older the smaller; v2 is served, and a dead build has left a folder.
-
-    v1 is from before there was a gate, and v3 has failed it.
-    """
-    for i, gate in ((1, None), (2, 'passed'), (3, 'failed')):
-        write_version(folder, f'v{i}', created=f'2026-01-0{i}T00:00:00+00:00', gate=gate)
-    (folder / 'versions' / 'dead').mkdir()
-    publish(str(folder), 'v2')
-    return str(folder)
+from tests.helpers.make_index import (
+    build_by_hand,
+    error_line,
+    make_codes,
+    served_folder,
+    skewed_codes,
+    start,
+    succeed,
+    write_codes,
+)
+from tests.helpers.make_versions import three_versions, write_version
 
 
 def test_of_many_that_believe_the_same_one_wins(tmp_path):

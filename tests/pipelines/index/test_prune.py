@@ -17,14 +17,14 @@ from pipelines.search.local_index import LocalIndex
 from tests.helpers.make_index import (
     build_by_hand,
     config_for,
+    error_line,
     make_codes,
     served_folder,
     skewed_codes,
     write_codes,
     write_part,
 )
-from tests.pipelines.index.test_promotion import error_line, three_versions
-from tests.pipelines.index.test_versions import write_version
+from tests.helpers.make_versions import three_versions, write_version
 
 HOUR = 3600
 DEAD, EMPTY, RUNNING = '20200101T000000Z-00dead', '20200102T000000Z-000e0e', '20200103T000000Z-000a1b'

@@ -18,15 +18,7 @@ from pipelines.index.versions import (
     publish,
     read_manifest,
 )
-from tests.pipelines.index.test_manifest import small_manifest
-
-
-def write_version(index, version, **changes):
-    manifest = small_manifest(version=version, **changes)
-    folder = index / 'versions' / version
-    folder.mkdir(parents=True)
-    (folder / 'manifest.json').write_bytes(manifest.dumps())
-    return manifest
+from tests.helpers.make_versions import write_version
 
 
 def test_ids_sort_by_time_and_do_not_repeat():

@@ -22,15 +22,15 @@ from pipelines.inputs.formats import common
 from pipelines.inputs.options import ReadOptions
 from pipelines.inputs.shards import list_units, read_unit
 from pipelines.records import Record, Reject, Source
-from tests.hashing_model.images.test_hostile_images import (
+from tests.helpers.make_hostile import MUTATIONS
+from tests.helpers.make_index import catalogue_pictures, hand_model, start, tar_members, write_tar
+from tests.helpers.measure import (
     MOST_MEMORY,
     MOST_SECONDS,
     check_counts,
     listing,
     run_measured,
 )
-from tests.helpers.make_hostile import MUTATIONS
-from tests.helpers.make_index import catalogue_pictures, hand_model, start, tar_members, write_tar
 
 # Reads every unit of a folder; prints a line of JSON for each: shard, records, rejects as (reason, detail), and seconds
 # of a processor.

@@ -17,8 +17,6 @@ from pipelines.index.layout import cut_substrings
 from pipelines.quality.coded_images import COLUMNS, IndexImages
 from pipelines.quality.measure import Split, choose, measure
 from pipelines.reports.plots import PLOTS
-from tests.hashing_model.training.test_fit import fit_look
-from tests.hashing_model.training.test_fit import pictures as fitting
 from tests.helpers.make_index import (
     CATALOGUE,
     SPEC,
@@ -34,6 +32,7 @@ from tests.helpers.make_index import (
     write_codes,
     write_tar,
 )
+from tests.helpers.make_models import catalogue_pixels, fit_look
 
 COUNT, ASKING = 60, 20
 TWITTER = 'query-twitter-00000.tar.gz'
@@ -47,7 +46,7 @@ def made(tmp_path_factory):
     write_tar(folder / 'a.tar', tar_members(pictures[:25]))
     write_tar(folder / 'b.tar', tar_members(pictures[25:]))
     write_tar(folder / 'asking.tar', tar_members(catalogue_pictures(ASKING, TWITTER)))
-    fit_look(fitting(), 'itq').save(folder / 'model')
+    fit_look(catalogue_pixels(), 'itq').save(folder / 'model')
     succeed('build', '--images', folder / '[ab].tar', '--model', folder / 'model', '--index', folder / 'index')
     return folder
 

@@ -42,6 +42,7 @@ from tests.helpers.make_index import (
     build_by_hand,
     catalogue_pictures,
     config_for,
+    error_line,
     hand_model,
     make_codes,
     read_served,
@@ -54,8 +55,7 @@ from tests.helpers.make_index import (
     write_tar,
 )
 from tests.helpers.make_index import assemble as assemble_parts
-from tests.pipelines.index.test_manifest import small_manifest
-from tests.pipelines.index.test_promotion import error_line
+from tests.helpers.make_versions import small_manifest
 
 CHECKS = ['reject_rate', 'fewer_rows', 'readable_files', 'self_retrieval', 'equal_codes', 'entropy', 'map_loss']
 SHARES = st.fractions(0, 1, max_denominator=1000)

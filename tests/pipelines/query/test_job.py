@@ -32,6 +32,7 @@ from tests.helpers.make_index import (
     TWO_PROCESSES,
     catalogue_pictures,
     distances_to,
+    error_line,
     flip_bits,
     hand_model,
     make_codes,
@@ -153,12 +154,6 @@ def ranked(rows):
         assert row['rank'] == len(answers)
         assert row['query_id'] == next(reversed(found)), 'the answers to one query must not be torn apart'
     return found
-
-
-def error_line(capsys):
-    """The one line on standard error that names the error."""
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('grainhash: error: ')]
-    return line
 
 
 # Exactness

@@ -9,8 +9,8 @@ from PIL import Image
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.evaluation.evaluate import evaluate, label_levels
 from pipelines.reports.plots import COLORS, PLOTS
-from tests.hashing_model.evaluation.test_evaluate import SPEC, images_of, some_labels, two_sides
 from tests.helpers.make_index import make_codes
+from tests.helpers.make_labelled import CODED, images_of, some_labels, two_sides
 
 
 def pixels(content):
@@ -25,7 +25,7 @@ def has_color(image, color):
 
 @pytest.fixture(scope='module')
 def quality():
-    return evaluate(*two_sides(30, 100, SPEC), SPEC, [{'fine': 2, 'look': 1}])
+    return evaluate(*two_sides(30, 100, CODED), CODED, [{'fine': 2, 'look': 1}])
 
 
 @pytest.mark.parametrize('name', PLOTS)
@@ -48,8 +48,8 @@ def test_every_profile_has_its_colour(quality):
 
 
 def test_without_labels_there_are_the_plots_of_the_bits():
-    images = images_of(make_codes('uniform', 40, SPEC), {})
-    bare = evaluate(images, images, SPEC)
+    images = images_of(make_codes('uniform', 40, CODED), {})
+    bare = evaluate(images, images, CODED)
     assert [name for name, draw in PLOTS.items() if draw(bare)] == ['bit-balance.png', 'bit-correlation.png']
 
 

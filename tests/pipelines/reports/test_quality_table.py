@@ -7,8 +7,8 @@ import pytest
 
 from hashing_model.evaluation.evaluate import evaluate, label_levels
 from pipelines.reports.quality_table import print_quality
-from tests.hashing_model.evaluation.test_evaluate import SPEC, images_of, two_sides
 from tests.helpers.make_index import make_codes
+from tests.helpers.make_labelled import CODED, images_of, two_sides
 
 MODEL = {'method': 'itq', 'fingerprint': 'f' * 64}
 
@@ -19,7 +19,7 @@ def lines_of(quality, capsys, model=MODEL):
 
 
 def test_every_profile_has_a_row_at_every_level(capsys):
-    quality = evaluate(*two_sides(20, 60, SPEC), SPEC, [{'look': 2}], {60: [(0, 5), (5, 9), (14, 12)]})
+    quality = evaluate(*two_sides(20, 60, CODED), CODED, [{'look': 2}], {60: [(0, 5), (5, 9), (14, 12)]})
     lines = lines_of(quality, capsys)
     assert lines[0] == 'asked     20 queries in a database of 60 images, the queries are not in it'
     assert lines[1] == 'model     itq ffffffffffff'
@@ -41,8 +41,8 @@ def test_every_profile_has_a_row_at_every_level(capsys):
 
 def test_levels_without_figures_have_no_rows(capsys):
     asking, asked = label_levels([{'fine': ['a']}], [{'fine': ['b']}])
-    codes = make_codes('uniform', 2, SPEC)
-    lines = lines_of(evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), SPEC), capsys, None)
+    codes = make_codes('uniform', 2, CODED)
+    lines = lines_of(evaluate(images_of(codes[:1], asking, 'q'), images_of(codes[1:], asked), CODED), capsys, None)
     assert lines[1] == 'model     none, from codes'
     assert not any('what is found' in line or 'nan' in line for line in lines)
     assert lines[-1] == 'warning     level fine is not measured: nothing in the database is relevant to any query'
@@ -50,13 +50,13 @@ def test_levels_without_figures_have_no_rows(capsys):
 
 @pytest.mark.parametrize(('left_out', 'text'), [(20, 'each without itself'), (3, '3 without themselves')])
 def test_who_was_left_out_is_said(capsys, left_out, text):
-    quality = dataclasses.replace(evaluate(*two_sides(20, 60, SPEC), SPEC), left_out=left_out)
+    quality = dataclasses.replace(evaluate(*two_sides(20, 60, CODED), CODED), left_out=left_out)
     assert lines_of(quality, capsys)[0].endswith(f'60 images, {text}')
 
 
 def test_names_in_square_brackets_are_no_markup(capsys):
     (levels,) = label_levels([{'[red]kind': ['a']}] * 9)
-    images = images_of(make_codes('uniform', 9, SPEC), levels)
-    quality = evaluate(images, images, SPEC)
+    images = images_of(make_codes('uniform', 9, CODED), levels)
+    quality = evaluate(images, images, CODED)
     assert math.isclose(quality.profiles[0].levels['[red]kind'].map, 1)
     assert any(line.startswith('[red]kind ') for line in lines_of(quality, capsys))

@@ -32,6 +32,7 @@ from tests.helpers.make_index import (
     tar_members,
     write_tar,
 )
+from tests.helpers.make_models import small_network
 
 
 @pytest.fixture(scope='module')
@@ -284,8 +285,6 @@ def test_an_older_model_at_the_place_is_replaced_and_its_network_goes(folder, tm
 
 
 def test_a_network_of_ones_own_goes_with_the_model(folder, pictures, tmp_path):
-    from tests.hashing_model.test_model import small_network
-
     path = small_network(tmp_path / 'mine.keras')
     resizing = Resizing(64)
     pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])

@@ -32,9 +32,8 @@ from pipelines.training.training_log import (
     describe_training,
     write_training,
 )
-from tests.hashing_model.training.test_fit import SIZE, encoded_pictures, fit_look
-from tests.hashing_model.training.test_fit import pictures as decoded_pictures
 from tests.helpers.make_index import catalogue_pictures, tar_members, write_tar
+from tests.helpers.make_models import SIZE, catalogue_pixels, encoded_pictures, fit_look
 
 OPTIONS = ReadOptions()
 
@@ -245,7 +244,7 @@ def strict_json(path):
 
 
 def test_a_training_without_epochs_has_no_curves(tmp_path):
-    model = fit_look(decoded_pictures(12), 'random')
+    model = fit_look(catalogue_pixels(12), 'random')
     write_training(
         tmp_path, model, {'heads': [{'loss': 1.5, 'seconds': 0.1, 'score': 0.2}, {'loss': 1.0, 'seconds': 0.1}]}
     )
