@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-FAST := -m 'not (slow or flink)'
+# Two processes with a thread each; tests of one module stay together, the costly ones come first.
+PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+FAST := -m 'not (beam or tf or process or engine)'
 # The lowest versions that setup.py allows, and the Pythons it allows; as many of them as are installed here.
 LOWEST := .venv-lowest
 PYTHONS ?= 3.10 3.11 3.12 3.13
@@ -13,20 +15,23 @@ PYTHONS ?= 3.10 3.11 3.12 3.13
 demo: $(VENV)/.installed
 	$(BIN)/grainhash demo --output demo-out
 
+# All tests, and their own checks of style and types.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
+# What runs neither pipelines, TensorFlow, other processes nor engines: a minute, checks of style and types beside it.
+test-fast: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory --jobs=2 lint test-python
+
+# Those on Flink, Spark and Prism, which come through Maven and Go.
 test-flink: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m flink
-
-test-fast: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python $(PYTEST) tests/engines/test_flink.py
 
 test-lowest: $(LOWEST)/.installed-test
-	$(LOWEST)/bin/python -m pytest $(FAST)
+	$(LOWEST)/bin/python $(PYTEST) $(FAST)
 
 test-python: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python $(PYTEST) $(FAST)
 
 test-pythons:
 	@for version in $(PYTHONS); do \

@@ -62,7 +62,8 @@ setup(
     extras_require={
         'test': [
             'pytest>=8',
-            'pytest-xdist>=3',
+            'pytest-timeout>=2.3',
+            'pytest-xdist>=3.8',
             'hypothesis>=6.100',
             'duckdb>=1.0',
             'ruff>=0.9',

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source; and what really loads, asked of fresh processes."""
 
 import ast
+import contextlib
 import json
 import subprocess
 import sys
@@ -122,10 +123,13 @@ def forbidden(module, source, known=frozenset(MODULES)):
     return sorted(wrong)
 
 
-@pytest.mark.parametrize('module', sorted(set(MODULES) - NO_WING))
-def test_every_module_is_in_a_wing_and_imports_only_from_lower_floors(module):
-    assert wing_of(module) is not None, f'{module} is in no wing: give it one, or a place in FLOORS'
-    assert forbidden(module, MODULES[module]) == []
+def test_every_module_is_in_a_wing():
+    assert [module for module in MODULES.keys() - NO_WING if wing_of(module) is None] == [], 'give it a place in FLOORS'
+
+
+def test_modules_import_only_from_lower_floors():
+    found = {module: forbidden(module, MODULES[module]) for module in MODULES.keys() - NO_WING if wing_of(module)}
+    assert {module: wrong for module, wrong in found.items() if wrong} == {}
 
 
 def test_the_wings_and_modules_named_here_are_there():
@@ -179,9 +183,9 @@ def is_helper(name):
     return is_in(name, ['tests.helpers'])
 
 
-@pytest.mark.parametrize('module', sorted(TESTS))
-def test_no_test_module_imports_another(module):
-    assert borrowed(module, TESTS[module]) == [], 'what tests share belongs in tests/helpers'
+def test_no_test_module_imports_another():
+    found = {module: borrowed(module, source) for module, source in TESTS.items()}
+    assert {module: wrong for module, wrong in found.items() if wrong} == {}, 'what tests share belongs in helpers'
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,22 @@ def test_the_rule_about_tests_finds_what_it_forbids(source, found):
     assert borrowed('tests.pipelines.test_new', source) == found
 
 
+def programs_in(source):
+    """The texts in a source that are Python and import something of ours: what a test runs in another process."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 'import' in node.value:
+            with contextlib.suppress(SyntaxError):
+                if any(is_in(name, PACKAGES) for name in imports_of(node.value)):
+                    yield node.value
+
+
+def test_programs_for_other_processes_import_what_is_there():
+    there = MODULES.keys() - {'hashing_model', 'pipelines'}  # these two have no names of their own
+    for module in TESTS.keys() - {__name__}:
+        for program in programs_in(TESTS[module]):
+            assert {name for name in imports_of(program, MODULES) if is_in(name, PACKAGES)} <= there, module
+
+
 # What really loads
 
 
@@ -210,12 +230,14 @@ def loaded(code, *arguments):
     return json.loads(last), lines
 
 
+@pytest.mark.process
 def test_importing_the_packages_loads_neither_tensorflow_nor_beam():
     code = 'import grainhash, hashing_model.training.fit, pipelines.cli.main, pipelines.search.local_index'
     assert loaded(code) == ([], [])
     assert loaded('import apache_beam.coders')[0] == ['apache_beam']  # the question can be answered with yes
 
 
+@pytest.mark.process
 def test_help_loads_neither_tensorflow_nor_beam():
     code = (
         'from pipelines.cli.main import main\n'
@@ -229,6 +251,7 @@ def test_help_loads_neither_tensorflow_nor_beam():
     assert lines[0].startswith('usage: grainhash build')
 
 
+@pytest.mark.process
 def test_inspecting_and_searching_an_index_load_neither_tensorflow_nor_beam(tmp_path):
     build_by_hand(tmp_path, [skewed_codes(120)])
     code = (
@@ -245,6 +268,7 @@ def test_inspecting_and_searching_an_index_load_neither_tensorflow_nor_beam(tmp_
     assert lines[-1] == '[0, 0, 0]'
 
 
+@pytest.mark.process
 def test_the_commands_about_versions_load_neither_tensorflow_nor_beam(tmp_path):
     for rows in (50, 60):
         build_by_hand(tmp_path, [skewed_codes(rows)])
@@ -262,6 +286,7 @@ def test_the_commands_about_versions_load_neither_tensorflow_nor_beam(tmp_path):
     assert ended == ['promote 0', 'rollback 0', 'versions 0', 'verify 0', 'prune 0']
 
 
+@pytest.mark.process
 def test_evaluating_an_index_loads_neither_tensorflow_nor_beam(tmp_path):
     build_by_hand(tmp_path / 'index', [skewed_codes(120)])
     code = (

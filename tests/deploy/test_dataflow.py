@@ -334,7 +334,8 @@ def test_terraform_is_formatted():
 # The package
 
 
-@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.xdist_group('package')  # builds write beside the source
 def test_the_package_that_dataflow_installs_is_whole(tmp_path):
     """Built, installed into a new environment beside the present packages, imported and started from there."""
     code = f'import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))'

@@ -15,7 +15,8 @@ import pytest
 
 from tests.helpers.make_index import CATALOGUE, ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group('package')]  # builds write beside the source
+
 PACKAGES = ('grainhash', 'hashing_model', 'pipelines')
 DATA = {'grainhash/py.typed', 'hashing_model/py.typed', 'pipelines/py.typed'}
 DATA |= {'pipelines/reports/gallery.css', 'pipelines/reports/gallery.html'}

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from pipelines.cli.main import main
-from tests.docs.pages import PAGES, blocks_of, grainhash_commands
 from tests.helpers.make_index import CATALOGUE
+from tests.helpers.pages import PAGES, blocks_of, grainhash_commands
 
 pytestmark = [pytest.mark.beam, pytest.mark.tf, pytest.mark.xdist_group('docs')]
 

@@ -12,7 +12,8 @@ from pipelines import records
 from pipelines.cli.arguments import COMMANDS as ABOUT
 from pipelines.cli.arguments import command_parser, index_as_option, make_parser
 from pipelines.cli.main import main
-from tests.docs.pages import (
+from tests.helpers.make_index import ROOT
+from tests.helpers.pages import (
     PAGES,
     anchors_of,
     blocks_of,
@@ -22,7 +23,6 @@ from tests.docs.pages import (
     links_of,
     text_of,
 )
-from tests.helpers.make_index import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib as tomli

@@ -33,7 +33,8 @@ from tests.helpers.make_index import (
 pytest.importorskip('gcp_storage_emulator')
 pytest.importorskip('cryptography')
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group('package')]  # builds write beside the source
+
 BUCKET = 'gs://shop'
 PICTURES = 120
 LAUNCH = ROOT / 'deploy' / 'dataflow' / 'launch.py'

@@ -4,6 +4,7 @@ Flink's job server comes through Maven, Prism through Go. Where there is neither
 """
 
 import contextlib
+import fcntl
 import importlib.metadata
 import os
 import re
@@ -34,7 +35,8 @@ from tests.helpers.make_index import (
     write_codes,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.flink]
+pytestmark = pytest.mark.engine
+ELSEWHERE = pytest.mark.xdist_group('engines on pictures')  # at the same time as those on codes
 
 BEAM = importlib.metadata.version('apache-beam')
 FLINK = '1.19'
@@ -99,9 +101,23 @@ def spark():
     return '--runner=SparkRunner', '--spark_master_url=local[2]', '--environment_type=LOOPBACK', jar, MEMORY
 
 
+@contextlib.contextmanager
+def alone(name):
+    """Waits until no other process makes the same file below `build`."""
+    (ROOT / 'build').mkdir(exist_ok=True)
+    with (ROOT / 'build' / f'{name}.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def job_server(engine, name):
     """The job server of the installed Beam; if Maven has none, one of the parts that deploy/flink/pom.xml names."""
     tool('java')
+    with alone('job-servers'):  # one at a time: Maven's own folder is shared, too
+        return make_job_server(engine, name)
+
+
+def make_job_server(engine, name):
     folder = ROOT / 'build' / engine
     made, ready = folder / 'job-server.jar', folder / f'{name}-{BEAM}.jar'
     if ready.exists() or made.exists():
@@ -123,11 +139,12 @@ def job_server(engine, name):
 def prism():
     """Options that run a job on Prism."""
     binary = ROOT / 'build' / f'prism-{BEAM}' / 'prism'
-    if not binary.exists():
-        wanted = f'github.com/apache/beam/sdks/v2/go/cmd/prism@v{BEAM}'
-        code, output = run(tool('go'), 'install', wanted, env={**os.environ, 'GOBIN': str(binary.parent)})
-        if code:
-            pytest.skip(f'Go gives no Prism: {output[-1000:]}')
+    with alone('prism'):
+        if not binary.exists():
+            wanted = f'github.com/apache/beam/sdks/v2/go/cmd/prism@v{BEAM}'
+            code, output = run(tool('go'), 'install', wanted, env={**os.environ, 'GOBIN': str(binary.parent)})
+            if code:
+                pytest.skip(f'Go gives no Prism: {output[-1000:]}')
     return '--runner=PrismRunner', f'--prism_location={binary}'
 
 
@@ -215,10 +232,10 @@ def ask(index, asking, answers, *options):
 @pytest.mark.parametrize(
     ('given', 'engine'),
     [
-        ('pictures', 'Flink'),
-        ('pictures', 'Flink with worker processes'),
-        ('pictures', 'Prism'),
-        ('pictures', 'Spark'),
+        pytest.param('pictures', 'Flink', marks=ELSEWHERE),
+        pytest.param('pictures', 'Flink with worker processes', marks=ELSEWHERE),
+        pytest.param('pictures', 'Prism', marks=ELSEWHERE),
+        pytest.param('pictures', 'Spark', marks=ELSEWHERE),
         ('codes', 'Flink'),
         ('codes', 'Flink with worker processes'),
     ],
@@ -240,7 +257,7 @@ def test_builds_and_answers_are_those_of_the_local_runner(given, engine, tmp_pat
 
 @pytest.mark.parametrize(
     ('given', 'engine'),
-    [('pictures', 'Spark'), ('codes', 'Flink with worker processes')],
+    [pytest.param('pictures', 'Spark', marks=ELSEWHERE), ('codes', 'Flink with worker processes')],
     indirect=True,
 )
 def test_near_duplicates_are_those_of_the_local_runner(given, engine, tmp_path):

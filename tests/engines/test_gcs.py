@@ -28,10 +28,11 @@ from tests.helpers.make_index import (
     write_tar,
 )
 
+pytestmark = pytest.mark.engine
+
 pytest.importorskip('gcp_storage_emulator')
 pytest.importorskip('cryptography')
 
-pytestmark = pytest.mark.slow
 BUCKET = 'gs://shop'
 BEAM = (f'--project={PROJECT}',)
 

@@ -127,6 +127,7 @@ def test_types_are_told_of_every_name_that_is_lazy():
     assert sorted([*typed, '__version__']) == sorted(grainhash.__all__)
 
 
+@pytest.mark.process
 def test_names_load_neither_beam_nor_tensorflow_until_they_are_needed():
     code = (
         'import sys, json, grainhash\n'
@@ -173,6 +174,7 @@ def test_a_wrong_request_says_what_the_command_line_says(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.beam
 def test_an_index_is_built_asked_and_measured_from_python(tmp_path):
     spec = CodeSpec.parse('kind=32,look=32')
     codes = make_codes('clustered', 300, spec)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 KERAS = """
 import os, time, types
 os.write(2, b'W0000 00:00:1760000000.000000 1 cuda.cc:1] start-up line\\nkept by keras\\n')

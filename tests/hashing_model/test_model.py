@@ -23,12 +23,20 @@ from hashing_model.labels import LabelLevel
 from hashing_model.model import ARRAYS_FILE, CHECKPOINT_FILE, MODEL_FILE, HashModel, check_model_folder
 from hashing_model.networks.loop import Training
 from hashing_model.training.fit import fit
-from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, fit_look, small_network
+from tests.helpers.make_models import (
+    LOOK,
+    SIZE,
+    catalogue_pixels,
+    encoded_pictures,
+    fit_look,
+    look_model,
+    small_network,
+)
 
 
 @pytest.fixture(scope='module')
 def model():
-    return fit_look(catalogue_pixels())
+    return look_model()
 
 
 def files_of(folder):
@@ -86,6 +94,7 @@ def test_a_bit_at_its_threshold_does_not_depend_on_images_beside(bits):
         np.testing.assert_array_equal(model.encode_features({'color': x[order]}), codes[order])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ('kernel', 'flag'), [('Nehalem', 'sse4_2'), ('Sandybridge', 'avx'), ('Haswell', 'avx2'), ('SkylakeX', 'avx512vl')]
 )
@@ -100,6 +109,7 @@ def test_that_holds_for_the_kernels_of_other_processors(kernel, flag):
     assert '4 passed' in done.stdout
 
 
+@pytest.mark.process
 def test_codes_are_the_same_on_one_core_and_on_many():
     """In processes of their own: OpenBLAS chooses its threads when it loads. As above, bits hang on the rounding."""
     code = (
@@ -150,7 +160,7 @@ def test_a_saved_model_makes_the_same_codes(model, tmp_path):
 
 def test_a_model_may_replace_a_model_but_nothing_else(model, tmp_path):
     folder = tmp_path / 'model'
-    fit_look(catalogue_pixels(), seed=1).save(folder)
+    look_model(seed=1).save(folder)
     model.save(folder)
     assert HashModel.load(folder).fingerprint == model.fingerprint
     (tmp_path / 'photos').mkdir()
@@ -322,6 +332,7 @@ def test_captions_must_be_those_of_the_pictures():
         fit(catalogue_pixels(), None, Training('itq'), LOOK, SIZE, captions=['a', 'b', 'c'])
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', ['ridge', 'lda', 'csq'])
 def test_texts_have_the_codes_that_heads_of_any_method_give(method):
     kinds = [['red', 'green', 'blue', 'gray'][i % 4] for i in range(40)]
@@ -403,6 +414,7 @@ def test_what_makes_no_difference_to_a_code_is_not_in_the_fingerprint(model):
     assert fortran.fingerprint == model.fingerprint
 
 
+@pytest.mark.process
 def test_another_process_finds_the_same_fingerprint(model, tmp_path):
     model.save(tmp_path / 'model')
     code = (
@@ -460,7 +472,7 @@ def test_an_array_file_with_a_flipped_bit_does_not_load_as_another_model(tmp_pat
 
 def test_arrays_of_another_model_do_not_load(model, tmp_path):
     model.save(tmp_path / 'a')
-    fit_look(catalogue_pixels(), seed=1).save(tmp_path / 'b')
+    look_model(seed=1).save(tmp_path / 'b')
     shutil.copy(tmp_path / 'b' / ARRAYS_FILE, tmp_path / 'a')
     with pytest.raises(InputError, match='is damaged: its content does not match the fingerprint'):
         HashModel.load(tmp_path / 'a')
@@ -520,6 +532,7 @@ def test_a_folder_without_a_model_is_told_so(tmp_path):
 # With a network
 
 
+@pytest.mark.tf
 def test_a_model_with_its_own_network_is_self_contained(tmp_path):
     path = small_network(tmp_path / 'here' / 'mine.keras')
     elsewhere = tmp_path / 'there' / 'below' / 'other-name.keras'
@@ -548,6 +561,7 @@ def test_a_model_with_its_own_network_is_self_contained(tmp_path):
         np.testing.assert_array_equal(again.encode(images), codes)
 
 
+@pytest.mark.tf
 def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
     spec = CodeSpec((Segment('coarse', 6, ('top',)),))
     small_network(tmp_path / 'mine.keras')
@@ -557,6 +571,7 @@ def test_other_weights_than_those_it_was_fitted_on_are_refused(tmp_path):
         HashModel.load(tmp_path / 'model').check_backbone()
 
 
+@pytest.mark.tf
 def test_a_model_with_the_built_in_network_comes_back(tmp_path):
     spec = CodeSpec((Segment('coarse', 8, ('top',)),))
     images = catalogue_pixels(12)

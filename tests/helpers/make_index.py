@@ -1,6 +1,7 @@
 """Codes, code files, pictures and indexes for tests, and the exhaustive search that all answers must equal."""
 
 import collections
+import functools
 import hashlib
 import io
 import json
@@ -306,9 +307,16 @@ def tar_members(pictures):
 
 
 def hand_model(pictures, seed=0):
-    """A tiny model of hand-made features, which knows the captions' words: no backbone to load."""
+    """A tiny model of hand-made features, which knows the captions' words: no backbone to load.
+
+    Fitted once in a process for the same pictures.
+    """
+    return _fitted(tuple(data for _, data in pictures), tuple(fields.get('caption') for fields, _ in pictures), seed)
+
+
+@functools.cache
+def _fitted(encoded, captions, seed):
     resizing = Resizing(64)
-    pixels = np.stack([decode(data, resizing).pixels for _, data in pictures])
+    pixels = np.stack([decode(data, resizing).pixels for data in encoded])
     spec = CodeSpec((Segment('look', 32, ('edges', 'color')),))
-    captions = [fields.get('caption') for fields, _ in pictures]
-    return fit(pixels, training=Training('itq', seed), spec=spec, resizing=resizing, captions=captions)[0]
+    return fit(pixels, training=Training('itq', seed), spec=spec, resizing=resizing, captions=list(captions))[0]

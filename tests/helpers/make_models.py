@@ -1,5 +1,6 @@
 """Pictures of the embedded catalogue as bytes and as pixels, and small models fitted to them."""
 
+import functools
 import tarfile
 
 import numpy as np
@@ -30,6 +31,12 @@ def catalogue_pixels(count=40, resizing=SIZE):
 
 def fit_look(images, method='itq', spec=LOOK, seed=0):
     return fit(images, training=Training(method=method, seed=seed), spec=spec, resizing=SIZE)[0]
+
+
+@functools.cache
+def look_model(method='itq', seed=0):
+    """The model of `LOOK` that the first forty pictures give, fitted once in a process."""
+    return fit_look(catalogue_pixels(), method, seed=seed)
 
 
 def small_network(path, seed=0):

@@ -16,6 +16,8 @@ from hashing_model.features.keras_model import choose_taps
 from hashing_model.features.torch_file import tensors_digest
 from hashing_model.keras_runtime import import_keras
 
+pytestmark = pytest.mark.tf
+
 LITE0 = 'efficientnet_lite0'
 SIDE = 64
 
@@ -233,6 +235,7 @@ def test_threads_come_too_late_in_a_process_that_has_begun(lite0, images, tmp_pa
     assert '61 asked for' in caplog.text
 
 
+@pytest.mark.process
 def test_a_new_process_starts_quietly_with_the_threads_asked_for(tmp_path):
     small_model().save(tmp_path / 'mine.keras')
     code = (

@@ -48,6 +48,7 @@ def top_five(classifier, images):
 
 # ImageNet's classes by index: 281 tabby, 282 tiger cat, 285 Egyptian cat; 967 espresso; 872 tripod; 657 missile,
 # 744 projectile.
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ('photograph', 'first', 'among_five'),
     [
@@ -64,12 +65,14 @@ def test_photographs_are_recognised(classifier, photograph, first, among_five):
     assert among_five <= set(five)
 
 
+@pytest.mark.tf
 def test_any_size_from_32_px(classifier):
     coffee = skimage.data.coffee()
     assert top_five(classifier, middle_square(coffee, 160)[None])[0, 0] == 967
     assert top_five(classifier, middle_square(coffee, 32)[None]).shape == (1, 5)
 
 
+@pytest.mark.tf
 def test_without_top_the_last_activation_comes_out(tensors, classifier):
     body = efficientnet_lite(LITE0, tensors, include_top=False, input_size=64)
     assert body.output.shape == (None, 2, 2, 1280)
@@ -79,6 +82,7 @@ def test_without_top_the_last_activation_comes_out(tensors, classifier):
     np.testing.assert_allclose(pooled @ kernel + bias, np.asarray(classifier(image)), atol=1e-3)
 
 
+@pytest.mark.tf
 def test_layers_have_readable_names(classifier):
     names = [layer.name for layer in classifier.layers]
     assert {'stem_conv', 'block0_depthwise_bn', 'block15_project_conv', 'head_relu6', 'pool', 'logits'} <= set(names)
@@ -91,6 +95,7 @@ def test_lite2_widens_by_a_tenth():
     assert [scaled_channels(stage.channels, 1.0) for stage in STAGES] == [stage.channels for stage in STAGES]
 
 
+@pytest.mark.tf
 def test_tensors_must_fit(tensors):
     def build(changed):
         return efficientnet_lite(LITE0, changed, include_top=False, input_size=32)

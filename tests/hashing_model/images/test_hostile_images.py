@@ -16,7 +16,7 @@ from tests.helpers.make_hostile import hostile_pictures
 from tests.helpers.make_index import ROOT, TWO_PROCESSES, catalogue_pictures, hand_model
 from tests.helpers.measure import MOST_MEMORY, MOST_SECONDS, check_counts, listing, run_measured
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 REASONS = {decode.EMPTY, decode.NOT_AN_IMAGE, decode.TRUNCATED, decode.TOO_MANY_PIXELS, decode.TOO_COSTLY}
 REASONS |= {decode.UNSUPPORTED_MODE}

@@ -14,6 +14,8 @@ from hashing_model.networks import contrastive
 from hashing_model.networks.contrastive import fit_contrastive
 from hashing_model.networks.loop import Training
 
+pytestmark = pytest.mark.tf
+
 SEGMENT = Segment('coarse', 16, ('top',))
 
 

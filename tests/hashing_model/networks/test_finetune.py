@@ -32,6 +32,8 @@ from hashing_model.training.fit import fit
 from tests.helpers.make_index import ROOT
 from tests.helpers.make_models import catalogue_pixels
 
+pytestmark = pytest.mark.tf
+
 SIDE = 32
 SPEC = CodeSpec((Segment('kind', 8, ('top', 'color')), Segment('look', 8, ('color',))))
 TRAINING = Training('ortho', finetune_blocks=2, finetune_epochs=3, views=1, learning_rate=0.01)
@@ -330,7 +332,6 @@ def fit_small(path, folder=None, report=None, **changes):
     return fit(images, {'kind': level}, training, SPEC, Resizing(SIDE), path, report, checkpoint)
 
 
-@pytest.mark.slow
 def test_a_fit_stopped_anywhere_goes_on_as_if_it_had_not(path, tmp_path):
     expected, whole = fit_small(path)
     for number, (stage, step) in enumerate((('fine-tuning', 2), ('features', 60))):
@@ -349,7 +350,6 @@ def test_a_fit_stopped_anywhere_goes_on_as_if_it_had_not(path, tmp_path):
     assert fit_small(path, seed=1)[0].fingerprint != expected.fingerprint
 
 
-@pytest.mark.slow
 def test_a_saved_model_has_its_own_backbone_and_one_saved_over_it_has_not(tmp_path):
     images = catalogue_pixels(40)
     level = LabelLevel.from_values([[str(i % 2)] for i in range(40)])
@@ -390,7 +390,7 @@ def fit_lite(folder, pause=0.0):
     print(model.fingerprint, hashlib.sha256(model.encode(images).tobytes()).hexdigest(), flush=True)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_killed_fit_of_lite0_ends_with_the_model_of_one_never_killed(tmp_path):
     code = f'import sys; from {__name__} import fit_lite; fit_lite(sys.argv[1], float(sys.argv[2]))'
 

@@ -8,6 +8,8 @@ from hashing_model.features.fusion import Fusion
 from hashing_model.keras_runtime import import_keras
 from hashing_model.networks.head_network import head_outputs, standardised, trained_head
 
+pytestmark = pytest.mark.tf
+
 DIMS = {'low': 5, 'top': 9, 'color': 3}
 WIDE = Segment('fine', 12, ('top', 'low', 'color'))  # not in the order of the inputs
 ALONE = Segment('coarse', 6, ('top',))

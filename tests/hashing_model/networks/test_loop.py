@@ -73,6 +73,7 @@ def trained(epochs=EPOCHS, **options):
 # The epochs
 
 
+@pytest.mark.tf
 def test_the_loss_is_the_mean_over_the_batches_of_an_epoch():
     made = network(import_keras().optimizers.SGD(0.0))  # it stays as it is, but for the statistics of the batches
     sizes = (8, 8, 2)
@@ -96,6 +97,7 @@ def test_the_loss_is_the_mean_over_the_batches_of_an_epoch():
         assert 'score' not in history[epoch]
 
 
+@pytest.mark.tf
 def test_every_step_is_reported_with_the_last_score():
     told = []
     scores = iter((0.25, 0.75))
@@ -105,11 +107,13 @@ def test_every_step_is_reported_with_the_last_score():
     assert all(isinstance(p, Progress) and math.isfinite(p.loss) for p in told)
 
 
+@pytest.mark.tf
 def test_it_learns():
     _, history = trained(60)
     assert history[-1]['loss'] < 0.7 * history[0]['loss']
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ('scores', 'patience', 'epochs', 'kept'),
     [
@@ -136,6 +140,7 @@ def test_with_a_patience_the_weights_that_validated_best_stay(scores, patience, 
     assert not np.array_equal(seen[0][0], seen[1][0])
 
 
+@pytest.mark.tf
 def test_without_validation_the_last_weights_stay():
     steps = []
     made = network()
@@ -144,6 +149,7 @@ def test_without_validation_the_last_weights_stay():
     assert_same(weights_of(made), steps[-1])
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('momentum', [0.5, 0.9])
 def test_with_a_momentum_the_running_mean_is_validated_and_stays(momentum):
     made, plain = network(), []
@@ -171,6 +177,7 @@ def test_with_a_momentum_the_running_mean_is_validated_and_stays(momentum):
     assert_same(weights_of(made), validated[-1])
 
 
+@pytest.mark.tf
 def test_a_loss_that_is_no_number_ends_it():
     made = network(import_keras().optimizers.SGD(1e30))
     with pytest.raises(
@@ -203,6 +210,7 @@ def test_batches_come_in_order_though_made_in_threads():
     assert list(_made_ahead([])) == []
 
 
+@pytest.mark.tf
 def test_an_error_while_a_batch_is_made_arrives():
     def broken():
         raise OSError('disk')
@@ -230,6 +238,7 @@ def stopping_at(step):
     return report
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('momentum', [0.0, 0.8])
 def test_a_training_stopped_at_any_step_goes_on_as_if_it_had_not(tmp_path, momentum):
     expected, whole = trained(momentum=momentum)
@@ -244,6 +253,7 @@ def test_a_training_stopped_at_any_step_goes_on_as_if_it_had_not(tmp_path, momen
         assert told[0].step == (step - 1) // STEPS * STEPS + 1  # a finished epoch is not done again
 
 
+@pytest.mark.tf
 def test_without_patience_the_last_weights_stay_though_a_checkpoint_has_the_best(tmp_path):
     checkpoint = Checkpoint(tmp_path / 'state.npz', {})
     scores = iter((0.9, 0.1, 0.1))
@@ -260,6 +270,7 @@ def test_without_patience_the_last_weights_stay_though_a_checkpoint_has_the_best
     assert_same(weights_of(made), seen[-1])
 
 
+@pytest.mark.tf
 def test_the_best_weights_so_far_and_the_patience_survive_a_stop(tmp_path):
     scores = (0.1, 0.9, 0.3, 0.2, 0.8, 0.7)
 
@@ -284,6 +295,7 @@ def test_the_best_weights_so_far_and_the_patience_survive_a_stop(tmp_path):
     assert found == expected[1]
 
 
+@pytest.mark.tf
 def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
     path = tmp_path / 'below' / 'c.npz'
     trained(2, checkpoint=Checkpoint(path, KEY))
@@ -363,7 +375,8 @@ def train_slowly(folder):
     np.savez(Path(folder) / 'done.npz', *weights_of(made))
 
 
-@pytest.mark.slow
+@pytest.mark.tf
+@pytest.mark.process
 def test_killed_processes_end_with_the_weights_of_one_never_killed(tmp_path):
     made = network()
     train_network(made, batches, STEPS, 20, lambda: score_of(made), momentum=0.5)

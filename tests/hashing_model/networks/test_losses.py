@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from hashing_model.networks.losses import (
     balance_loss,
@@ -18,7 +17,16 @@ from hashing_model.networks.losses import (
     ortho_loss,
 )
 
+pytestmark = pytest.mark.tf
+
 N, C, K = 7, 5, 12
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tensorflow():
+    """Loaded when the first test asks for it, not when tests are collected."""
+    global tf
+    import tensorflow as tf
 
 
 def rng(seed=0):
@@ -358,6 +366,7 @@ def test_losses_run_in_a_graph_whose_batch_is_not_known(name):
         assert float(compiled(normal(N, K), MIXED)) == pytest.approx(float(loss(normal(N, K), MIXED)), rel=1e-4)
 
 
+@pytest.mark.process
 def test_importing_the_losses_loads_no_keras():
     code = 'import sys, hashing_model.networks.losses; assert not {"keras", "tensorflow"} & set(sys.modules)'
     subprocess.run([sys.executable, '-c', code], check=True)

@@ -147,6 +147,7 @@ def test_classes_too_small_to_have_a_like_held_out_are_not_validated_on():
     assert len(supervision.train) == 500
 
 
+@pytest.mark.tf
 def test_segments_of_nested_levels_have_nested_targets():
     supervision = trained()[0]
     assert {n: c.shape for n, c in supervision.centers.items()} == {'coarse': (3, 16), 'fine': (9, 16)}
@@ -197,6 +198,7 @@ def test_epochs_and_seeds_have_their_own_order():
     assert len({tuple(o) for o in orders}) == 3
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_losses_that_even_out_bits_are_added_with_their_weights(method):
     supervision = trained()[0]
@@ -222,6 +224,7 @@ def test_losses_that_even_out_bits_are_added_with_their_weights(method):
 # What is learned
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_what_is_learned_holds_for_new_images(method):
     _, _, history, heads, _ = trained(method)
@@ -238,6 +241,7 @@ def test_what_is_learned_holds_for_new_images(method):
         assert found > max(rivals) + 0.2
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_the_validation_is_of_images_held_out(method):
     supervision, network, history, heads, _ = trained(method)
@@ -253,6 +257,7 @@ def test_the_validation_is_of_images_held_out(method):
     assert np.mean(list(found.values())) == pytest.approx(max(h['score'] for h in history), abs=1e-6)  # the best stayed
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_heads_are_the_networks_with_thresholds_at_the_mean(method):
     supervision, network, _, heads, gates = trained(method)
@@ -269,6 +274,7 @@ def test_heads_are_the_networks_with_thresholds_at_the_mean(method):
     assert set(gates['fine']) == {'top', 'color'}
 
 
+@pytest.mark.tf
 def test_nested_segments_keep_the_order_of_the_hierarchy():
     heads = trained()[3]
     fused, labels = dataset(seed=6)
@@ -283,6 +289,7 @@ def test_nested_segments_keep_the_order_of_the_hierarchy():
     assert first[alike].mean() < 0.4 * first[~alike].mean()
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_images_may_have_several_labels(method):
     rng = np.random.default_rng(3)
@@ -314,12 +321,14 @@ def fingerprint(seed, method='ortho'):
     return hashlib.sha256(b''.join(h.weights.tobytes() + h.offset.tobytes() for h in heads.values())).hexdigest()
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('method', BY_GRADIENTS)
 def test_a_seed_gives_one_model(method):
     assert fingerprint(0, method) == fingerprint(0, method) != fingerprint(1, method)
 
 
-@pytest.mark.slow
+@pytest.mark.tf
+@pytest.mark.process
 def test_a_seed_gives_one_model_in_another_process():
     code = f'from {__name__} import fingerprint; print(fingerprint(3), fingerprint(3, "greedy"))'
     command = [sys.executable, '-c', code]
@@ -327,6 +336,7 @@ def test_a_seed_gives_one_model_in_another_process():
     assert done.stdout.split() == [fingerprint(3), fingerprint(3, 'greedy')]
 
 
+@pytest.mark.tf
 def test_training_stops_when_it_gets_no_better(monkeypatch):
     monkeypatch.setattr(supervised, 'PATIENCE', 2)
     monkeypatch.setattr(Supervision, 'scores', lambda *_: {'fine': 0.5})
@@ -336,6 +346,7 @@ def test_training_stops_when_it_gets_no_better(monkeypatch):
     assert len(history) == 3
 
 
+@pytest.mark.tf
 def test_fewer_images_than_a_batch_are_enough():
     fused, labels = dataset(members=2)
     supervision = supervise(LEARNED, labels, np.random.default_rng(0))
@@ -348,6 +359,7 @@ def test_fewer_images_than_a_batch_are_enough():
     )
 
 
+@pytest.mark.tf
 def test_a_learning_rate_that_is_too_high_is_told():
     fused, labels = dataset()
     supervision = supervise(LEARNED, labels, np.random.default_rng(0))

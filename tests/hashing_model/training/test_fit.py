@@ -126,6 +126,7 @@ def test_unfit_input_is_refused():
         fit_look(catalogue_pixels(3), 'random', CodeSpec((Segment('look', 4, ('smell',)),)))
 
 
+@pytest.mark.tf
 def test_a_backbone_that_needs_no_download_gives_coarse_codes():
     images = catalogue_pixels(24)
     spec = CodeSpec((Segment('coarse', 16, ('top', 'low')), Segment('look', 8, ('color',))))
@@ -178,6 +179,7 @@ def test_only_segments_fitted_from_views_need_views():
     assert view_groups(look, Training('ortho'), LABELS) == ['color']
 
 
+@pytest.mark.tf
 def test_a_model_says_how_its_segments_were_fitted(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 2)
     one, _ = fit(catalogue_pixels(40), {}, Training(views=1), LOOK, SIZE)
@@ -186,6 +188,7 @@ def test_a_model_says_how_its_segments_were_fitted(monkeypatch):
     assert two.training['method'] == 'contrastive+lda'
 
 
+@pytest.mark.tf
 def test_segments_that_read_the_same_get_bits_of_their_own(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 3)
     spec = CodeSpec((Segment('a', 8, ('color',)), Segment('b', 8, ('color',))))
@@ -206,6 +209,7 @@ def test_views_have_seeds_of_their_own():
     assert not set(view_seeds(Training(views=4, seed=1))) & set(seeds)
 
 
+@pytest.mark.tf
 def test_segments_are_trained_each_by_its_method(monkeypatch):
     monkeypatch.setattr(contrastive, 'STEPS', 5)
     images, training = catalogue_pixels(40), Training('ortho', epochs=4, views=2)
@@ -243,6 +247,7 @@ def test_labels_choose_a_method(given, chosen):
     assert choose_method(given, MIXED, {'x': LABELS['kind']}).method == given.method
 
 
+@pytest.mark.tf
 def test_ungated_segments_read_their_groups_as_they_are():
     spec = CodeSpec(MIXED.segments[:1])
     model, _ = fit(catalogue_pixels(40), LABELS, Training('csq', epochs=2, gated=False), spec, SIZE)

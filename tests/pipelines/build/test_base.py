@@ -18,7 +18,7 @@ from PIL import Image
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import InputError
 from hashing_model.model import HashModel
-from pipelines.build import base, part_runs
+from pipelines.build import build_index, part_runs
 from pipelines.build.base import Base, KnownImages, check_base, open_base, origin_of, with_base_parts, with_states
 from pipelines.encoding import models
 from pipelines.encoding.encode import KnownImage
@@ -112,6 +112,7 @@ def jpeg(picture, quality=80):
 # Whole builds
 
 
+@pytest.mark.beam
 def test_nothing_changed_nothing_is_encoded(pictures, model, tmp_path, encoded):
     source = tmp_path / 'shards'
     source.mkdir()
@@ -132,6 +133,7 @@ def test_nothing_changed_nothing_is_encoded(pictures, model, tmp_path, encoded):
     rebuild(source, model, tmp_path)
 
 
+@pytest.mark.beam
 def test_a_shard_that_changed_has_only_its_new_images_encoded(pictures, model, tmp_path, encoded, capsys):
     source = tmp_path / 'shards'
     source.mkdir()
@@ -154,6 +156,7 @@ def test_a_shard_that_changed_has_only_its_new_images_encoded(pictures, model, t
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 
+@pytest.mark.beam
 def test_a_change_that_keeps_size_and_time_is_seen(pictures, model, tmp_path, encoded):
     path = tmp_path / 'a.tar'
     write_tar(path, tar_members(pictures[:5]))
@@ -170,6 +173,7 @@ def test_a_change_that_keeps_size_and_time_is_seen(pictures, model, tmp_path, en
     assert manifest.changes['images'] == 4
 
 
+@pytest.mark.beam
 def test_files_of_a_folder_shift_from_unit_to_unit_and_stay_known(pictures, model, tmp_path, encoded, monkeypatch):
     monkeypatch.setattr('pipelines.inputs.shards.MAX_UNIT_FILES', 10)
     source = tmp_path / 'photos'
@@ -185,6 +189,7 @@ def test_files_of_a_folder_shift_from_unit_to_unit_and_stay_known(pictures, mode
     assert sum(encoded) == 1 + 50  # the full build
 
 
+@pytest.mark.beam
 def test_a_duplicate_becomes_the_first_when_the_first_goes(pictures, model, tmp_path):
     source = tmp_path / 'shards'
     source.mkdir()
@@ -203,6 +208,7 @@ def test_a_duplicate_becomes_the_first_when_the_first_goes(pictures, model, tmp_
     assert changes(third) == {'added': 0, 'changed': 1, 'unchanged': 24, 'removed': 0, 'units': 2, 'images': 9}
 
 
+@pytest.mark.beam
 def test_rejects_are_taken_over_and_a_cut_shard_is_read_again(pictures, model, tmp_path, encoded):
     source = tmp_path / 'shards'
     source.mkdir()
@@ -221,7 +227,7 @@ def test_rejects_are_taken_over_and_a_cut_shard_is_read_again(pictures, model, t
     assert third.rows == 16
 
 
-@pytest.mark.slow
+@pytest.mark.beam
 @pytest.mark.parametrize('run_rows', [15, 2_000_000])
 def test_random_edits_night_after_night(pictures, model, tmp_path, monkeypatch, run_rows):
     """Ten nights of added, changed, moved and removed pictures in tars, Parquet and folders: all equal full builds."""
@@ -270,6 +276,7 @@ def write_shard(path, held):
             (path / f'{fields["id"].replace("/", "-")}.webp').write_bytes(data)
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1_000, 2_000_000])
 def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows, inline_bytes):
@@ -291,7 +298,8 @@ def test_codes_are_taken_over_and_compared(tmp_path, monkeypatch, run_rows, inli
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 def test_worker_processes_take_over_too(pictures, model, tmp_path):
     source = tmp_path / 'shards'
     source.mkdir()
@@ -307,6 +315,7 @@ def test_worker_processes_take_over_too(pictures, model, tmp_path):
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('damage', ['flipped', 'cut', 'gone'])
 def test_a_damaged_part_of_the_base_is_made_anew(pictures, model, tmp_path, encoded, caplog, damage):
     source = tmp_path / 'shards'
@@ -332,6 +341,7 @@ def test_a_damaged_part_of_the_base_is_made_anew(pictures, model, tmp_path, enco
     assert_equal_builds(tmp_path / 'index', tmp_path / 'full')
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('what', ['model', 'library', 'before', 'damaged'])
 def test_what_does_not_fit_is_not_taken_over_and_told(pictures, model, tmp_path, capsys, monkeypatch, what):
     path = write_tar(tmp_path / 'a.tar', tar_members(pictures[:5]))
@@ -342,7 +352,7 @@ def test_what_does_not_fit_is_not_taken_over_and_told(pictures, model, tmp_path,
         model, why = tmp_path / 'other', 'its model is'
     elif what == 'library':
         now = models.library_versions()
-        monkeypatch.setattr(base, 'library_versions', lambda: {**now, 'pillow': '99.0'})
+        monkeypatch.setattr(build_index, 'library_versions', lambda: {**now, 'pillow': '99.0'})
         why = f'it was made with pillow {now["pillow"]}, and this is 99.0'
     elif what == 'before':
         manifest_path.write_bytes(dataclasses.replace(first, units=None).dumps())
@@ -359,6 +369,7 @@ def test_what_does_not_fit_is_not_taken_over_and_told(pictures, model, tmp_path,
     assert why in told
 
 
+@pytest.mark.beam
 def test_other_options_read_again_but_keep_the_codes(pictures, model, tmp_path, encoded):
     path = write_tar(tmp_path / 'a.tar', tar_members(pictures[:5]))
     build(path, model, tmp_path / 'index')

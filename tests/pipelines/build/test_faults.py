@@ -9,7 +9,7 @@ import pytest
 
 from hashing_model.codes.spec import CodeSpec
 from pipelines import files, records
-from pipelines.cli import build
+from pipelines.build import build_index
 from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.inputs import shards
@@ -29,6 +29,8 @@ from tests.helpers.make_index import (
     write_code_files,
     write_tar,
 )
+
+pytestmark = pytest.mark.beam
 
 SPEC = CodeSpec.parse('code=64')
 
@@ -117,7 +119,7 @@ def test_what_a_failed_build_cannot_remove_does_not_hide_why_it_failed(fails, bu
 
     with monkeypatch.context() as patch:
         patch.setattr(versions, 'discard', busy)
-        patch.setattr(build, 'DISCARD_AGAIN', (0, 0))
+        patch.setattr(build_index, 'DISCARD_AGAIN', (0, 0))
         patch.setattr(files.os, 'replace', failing(os.replace, errno.EIO, 2, 'images/part'))
         capsys.readouterr()
         assert main(command) == 1

@@ -84,15 +84,9 @@ def read_rows(index, columns=None):
 # Partitions
 
 
-def every_kind_and_spec():
-    """All pairs; the first spec in all kinds, and each other spec in one kind, are fast tests."""
-    for number, segments in enumerate(SPECS):
-        for kind in KINDS:
-            fast = number == 0 or kind == KINDS[number % len(KINDS)]
-            yield pytest.param(kind, segments, marks=() if fast else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(('kind', 'segments'), every_kind_and_spec())
+@pytest.mark.beam
+@pytest.mark.parametrize('segments', SPECS)
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_table_holds_every_row_once_under_the_prefix_of_its_key(tmp_path, kind, segments):
     spec, rows, most = CodeSpec.parse(segments), 3000, 250
     codes = make_codes(kind, rows, spec)
@@ -126,6 +120,7 @@ def test_every_table_holds_every_row_once_under_the_prefix_of_its_key(tmp_path, 
         assert len(prefixes) > 2
 
 
+@pytest.mark.beam
 def test_a_value_too_frequent_for_one_file_gets_several(tmp_path):
     codes = make_codes('identical', 3000, CodeSpec.parse('code=32'))
     options = ('--partition-rows', 200, '--no-gate')
@@ -136,6 +131,7 @@ def test_a_value_too_frequent_for_one_file_gets_several(tmp_path):
     assert len({f.path for f in most.files}) == 8
 
 
+@pytest.mark.beam
 def test_the_manifest_knows_every_file_and_its_rows_and_bytes(tmp_path):
     codes = make_codes('clustered', 2000, CodeSpec.parse('code=64'))
     manifest = build(tmp_path / 'index', write_code_files(tmp_path, codes, 2), '--partition-rows', 200)
@@ -151,6 +147,7 @@ def test_the_manifest_knows_every_file_and_its_rows_and_bytes(tmp_path):
     ]
 
 
+@pytest.mark.beam
 def test_the_sample_is_a_uniform_choice_of_the_rows(tmp_path):
     rows = 80_000
     codes = make_codes('uniform', rows, CodeSpec.parse('code=32'))
@@ -182,6 +179,7 @@ def plain_index(tmp_path_factory):
     return folder / 'index'
 
 
+@pytest.mark.beam
 def test_pyarrow_reads_the_tables_with_string_prefixes(plain_index):
     folder = served_folder(plain_index)
     table = ds.dataset(folder / 'codes', partitioning=HIVE).to_table()
@@ -195,6 +193,7 @@ def test_pyarrow_reads_the_tables_with_string_prefixes(plain_index):
     ]
 
 
+@pytest.mark.beam
 def test_duckdb_joins_a_table_with_the_images(plain_index):
     folder = served_folder(plain_index)
     codes = (
@@ -215,6 +214,7 @@ def test_duckdb_joins_a_table_with_the_images(plain_index):
     assert rejects == [(records.DUPLICATE_ID, '11'), (records.MISSING_ID, '7'), (records.MISSING_ID, '9')]
 
 
+@pytest.mark.beam
 def test_partitions_are_row_groups_of_16_384_with_statistics_on_key(tmp_path):
     codes = make_codes('uniform', 70_000, CodeSpec.parse('code=16'))
     codes[:, 0] &= 0x7F
@@ -233,6 +233,7 @@ def test_partitions_are_row_groups_of_16_384_with_statistics_on_key(tmp_path):
     assert manifest.tables[0].partitions[1].files == ()
 
 
+@pytest.mark.beam
 def test_images_are_row_groups_of_16_384_that_are_read_alone(tmp_path):
     codes = make_codes('uniform', 40_000, CodeSpec.parse('code=16'))
     build(tmp_path / 'index', write_codes(tmp_path / 'c.parquet', [f'id-{i}' for i in range(40_000)], codes))
@@ -252,6 +253,7 @@ def test_images_are_row_groups_of_16_384_that_are_read_alone(tmp_path):
 # Duplicates and other rejects
 
 
+@pytest.mark.beam
 def test_of_records_with_one_id_the_first_stays(tmp_path):
     codes = make_codes('uniform', 12, CodeSpec.parse('code=32'))
     write_codes(tmp_path / '1.parquet', ['a', 'b', 'a', 'c'], codes[:4])
@@ -279,6 +281,7 @@ def test_of_records_with_one_id_the_first_stays(tmp_path):
             assert code in list(kept[row >> 32].values())[row & 0xFFFFFFFF :][:1]
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('inline_bytes', [0, 1 << 18])
 @pytest.mark.parametrize('run_rows', [1, 2_000, 2_000_000])
 def test_many_duplicates_are_all_found(tmp_path, monkeypatch, run_rows, inline_bytes):
@@ -296,6 +299,7 @@ def test_many_duplicates_are_all_found(tmp_path, monkeypatch, run_rows, inline_b
     assert len(read_rejects(tmp_path / 'index')) == rows - len(kept)
 
 
+@pytest.mark.beam
 def test_codes_of_another_length_are_rejected(tmp_path):
     columns = {'image_id': ['a', 'b', 'c'], 'code': [b'12345678', b'123', None]}
     pq.write_table(pa.table(columns), tmp_path / 'codes.parquet')
@@ -399,6 +403,8 @@ def of_mixed(folder, index):
     return ('--images', folder / 'images', '--model', folder / 'model', '--index', index, '--max-reject-rate', '0.1')
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_records_read_are_indexed_rejected_or_duplicates(mixed):
     manifest = read_served(mixed / 'index')
     reasons = {
@@ -419,6 +425,8 @@ def test_records_read_are_indexed_rejected_or_duplicates(mixed):
     assert [f.rows for f in manifest.images] == [15, 15, 15, 15, 2]
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_every_reject_tells_its_reason_and_source(mixed, pictures):
     folder = served_folder(mixed / 'index')
     tables = [files.read_table(str(folder / f.path)).to_pylist() for f in read_served(mixed / 'index').rejects]
@@ -439,6 +447,8 @@ def test_every_reject_tells_its_reason_and_source(mixed, pictures):
     assert all(r['detail'] for t in tables for r in t)
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_image_rows_tell_source_digest_size_labels_and_caption(mixed, pictures):
     rows = [row for table in read_rows(mixed / 'index') for row in table.to_pylist()]
     assert len(rows) == 62
@@ -456,6 +466,8 @@ def test_image_rows_tell_source_digest_size_labels_and_caption(mixed, pictures):
     assert sources[61] == ('z.tar', '000001.webp')
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_image_rows_hold_the_codes_of_the_model(mixed, pictures, model):
     assert read_served(mixed / 'index').model['fingerprint'] == model.fingerprint
     pixels = np.stack([model.decode(data).pixels for _, data in pictures[:62]])
@@ -463,12 +475,16 @@ def test_image_rows_hold_the_codes_of_the_model(mixed, pictures, model):
     np.testing.assert_array_equal(np.concatenate(stored), model.encode(pixels))
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_a_build_of_images_is_the_same_again_and_with_repeated_bundles(mixed):
     succeed('build', *of_mixed(mixed, mixed / 'again'), REPEATED)
     assert data_bytes(mixed / 'again') == data_bytes(mixed / 'index')
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.tf
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_a_build_of_images_is_the_same_on_other_runners(mixed, tmp_path, options):
     done = start('build', *of_mixed(mixed, tmp_path / 'index'), *options)
@@ -477,7 +493,8 @@ def test_a_build_of_images_is_the_same_on_other_runners(mixed, tmp_path, options
     assert data_bytes(tmp_path / 'index') == data_bytes(mixed / 'index')
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.tf
 def test_the_default_model_is_trained_and_indexes_the_mixed_folder(mixed, tmp_path):
     reading = ('--images', mixed / 'images', '--model', tmp_path / 'model')
     succeed('train', *reading, '--input-size', '96', '--segments', 'coarse=16,fine=16,look=32')
@@ -503,18 +520,21 @@ def code_files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.beam
 def test_two_builds_of_one_input_write_the_same_bytes(code_files, tmp_path):
     build(tmp_path / 'index', code_files / 'codes-*.parquet', '--partition-rows', 200)
     assert data_bytes(tmp_path / 'index') == data_bytes(code_files / 'index')
     assert len(data_bytes(tmp_path / 'index')) > 100
 
 
+@pytest.mark.beam
 def test_repeated_bundles_do_run_twice():
     del SEEN[:]
     run_pipeline(lambda root: root | beam.Create([1]) | beam.Map(see), pipeline_options([REPEATED]))
     assert SEEN == [1, 1]
 
 
+@pytest.mark.beam
 def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     written = collections.Counter()
     write = files.write_bytes
@@ -536,7 +556,8 @@ def test_repeated_bundles_double_nothing(code_files, tmp_path, monkeypatch):
     assert len(written) > 100
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_write_the_same_bytes(code_files, tmp_path, options):
     codes = ('--codes', code_files / 'codes-*.parquet', '--partition-rows', 200)
@@ -576,6 +597,7 @@ def damage_pages(path):
     path.write_bytes(data)
 
 
+@pytest.mark.beam
 def test_a_unit_that_cannot_be_read_fails_the_build_and_publishes_nothing(served, capsys):
     before = state(served / 'index')
     damage_pages(served / 'codes-1.parquet')
@@ -584,7 +606,8 @@ def test_a_unit_that_cannot_be_read_fails_the_build_and_publishes_nothing(served
     assert state(served / 'index') == before
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_a_unit_that_cannot_be_read_fails_the_build_on_other_runners(served, options):
     before = state(served / 'index')
@@ -595,6 +618,7 @@ def test_a_unit_that_cannot_be_read_fails_the_build_on_other_runners(served, opt
     assert state(served / 'index') == before
 
 
+@pytest.mark.beam
 def test_a_first_build_that_fails_leaves_no_index(served, capsys):
     damage_pages(served / 'codes-1.parquet')
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', f'{served}/new']) == 1
@@ -602,6 +626,7 @@ def test_a_first_build_that_fails_leaves_no_index(served, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.beam
 def test_a_row_lost_before_encoding_fails_the_build(served, capsys, monkeypatch):
     def lose_one(items, spec):
         encoded = read_codes(items, spec)
@@ -617,6 +642,7 @@ def test_a_row_lost_before_encoding_fails_the_build(served, capsys, monkeypatch)
     assert state(served / 'index') == before
 
 
+@pytest.mark.beam
 def test_a_row_lost_on_the_way_to_its_partition_fails_the_build(served, capsys, monkeypatch):
     def lose_one(codes, rows, table, tables):
         for key, places in partition_places(codes, rows, table, tables):
@@ -630,6 +656,7 @@ def test_a_row_lost_on_the_way_to_its_partition_fails_the_build(served, capsys, 
     assert state(served / 'index') == before
 
 
+@pytest.mark.beam
 def test_a_build_of_nothing_but_rejects_fails_and_the_old_version_stays(served, capsys):
     before = state(served / 'index')
     write_codes(served / 'nameless.parquet', [None, ''], make_codes('uniform', 2, CodeSpec.parse('code=64')))
@@ -649,6 +676,7 @@ def test_files_without_any_row_are_refused(tmp_path, capsys, row_groups):
     assert not (tmp_path / 'index').exists()
 
 
+@pytest.mark.beam
 def test_an_empty_file_among_others_is_an_empty_part(tmp_path):
     write_codes(tmp_path / '1.parquet', [], [])
     write_codes(tmp_path / '2.parquet', ['a'], make_codes('uniform', 1, CodeSpec.parse('code=64')))
@@ -658,6 +686,7 @@ def test_an_empty_file_among_others_is_an_empty_part(tmp_path):
     assert rows == [[1 << 32]] * len(manifest.tables)
 
 
+@pytest.mark.beam
 def test_a_place_that_takes_no_files_is_refused_before_any_work(served, capsys):
     (served / 'other').mkdir()
     (served / 'other' / 'versions').write_text('a file')
@@ -676,6 +705,7 @@ def test_a_read_only_index_is_refused_before_any_work(served, capsys):
         (served / 'index' / 'versions').chmod(0o700)
 
 
+@pytest.mark.beam
 def test_a_disk_that_fails_during_the_build_leaves_the_served_version(served, capsys, monkeypatch):
     """A folder stands where the first partition of the new version must go."""
     before = state(served / 'index')
@@ -686,6 +716,7 @@ def test_a_disk_that_fails_during_the_build_leaves_the_served_version(served, ca
     assert state(served / 'index') == before
 
 
+@pytest.mark.beam
 def test_a_folder_of_other_things_is_refused(served, capsys):
     assert main(['build', '--codes', f'{served}/codes-*.parquet', '--index', str(served)]) == 2
     assert 'is not an index: it holds codes-0.parquet' in error_line(capsys)
@@ -694,6 +725,7 @@ def test_a_folder_of_other_things_is_refused(served, capsys):
 # Versions
 
 
+@pytest.mark.beam
 def test_a_rebuild_moves_current_and_keeps_the_old_version(served):
     index = served / 'index'
     (first,) = (index / 'versions').iterdir()
@@ -708,6 +740,7 @@ def test_a_rebuild_moves_current_and_keeps_the_old_version(served):
     assert data_bytes(index) == old
 
 
+@pytest.mark.beam
 def test_an_index_of_one_row(tmp_path):
     codes = make_codes('uniform', 1, CodeSpec.parse('code=24'))
     manifest = build(tmp_path / 'index', write_codes(tmp_path / 'one.parquet', ['only'], codes))
@@ -716,6 +749,7 @@ def test_an_index_of_one_row(tmp_path):
     assert rows == [[0]] * len(manifest.tables)
 
 
+@pytest.mark.beam
 def test_the_graph_runs_as_the_caller_wires_it(tmp_path):
     """`define_pipeline` in a caller's own pipeline, its result used further."""
     codes = make_codes('uniform', 300, CodeSpec.parse('code=64'))
@@ -749,7 +783,7 @@ def test_a_late_attempt_of_a_unit_changes_nothing(tmp_path):
     np.testing.assert_array_equal(made, codes[0])
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGINT])
 def test_a_build_that_is_stopped_leaves_nothing(sent, tmp_path):
     hand_model(catalogue_pictures(40)).save(tmp_path / 'model')

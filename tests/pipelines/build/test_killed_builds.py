@@ -29,13 +29,13 @@ from tests.helpers.make_index import (
     write_tar,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 
 # Runs a command that dies, uncaught and at once, in the middle of writing the first file whose path matches.
 DYING = """
 import os, re, signal, sys
 from pipelines.cli.main import main
-from pipelines.index import files
+from pipelines import files
 
 write = files.write_bytes
 
@@ -112,7 +112,9 @@ def test_a_killed_build_harms_nothing_and_is_pruned(point, built):
 # Forks a process, a group of its own, for each line of words: to run a command without loading everything again.
 ZYGOTE = """
 import json, os, sys
-from pipelines import assemble, build_command, build_index, code_files, run
+from pipelines.build import build_index, job, partitions
+from pipelines.encoding import code_files
+from pipelines.jobs import runner
 from pipelines.cli.main import main
 
 for line in sys.stdin:

@@ -60,7 +60,7 @@ def check_against(plan, index):
     assert sum(f.bytes for f in manifest.data_files) + manifest_bytes == near(plan.stored_bytes)
 
 
-@pytest.mark.slow
+@pytest.mark.beam
 @pytest.mark.parametrize(
     ('segments', 'partition_rows'), [('code=64', 300_000), ('coarse=32,fine=32,look=64', 2_000_000)]
 )

@@ -65,7 +65,7 @@ def build(shop, index, *options):
     return start(*command, '--metrics-file', index.parent / 'metrics.prom', *options)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_build_is_told_in_its_version_its_log_and_its_metrics(shop, tmp_path):
     done = build(shop, tmp_path / 'index', '--max-reject-rate', '0.1')
     assert done.returncode == 0, done.stderr
@@ -110,6 +110,7 @@ def test_a_build_is_told_in_its_version_its_log_and_its_metrics(shop, tmp_path):
     assert metrics[of('served_version_timestamp_seconds')] == served
 
 
+@pytest.mark.process
 def test_a_build_that_never_began_is_told_too(shop, tmp_path):
     done = start('build', '--images', tmp_path / 'none', '--model', shop / 'model', '--index', tmp_path / 'index',
                  '--metrics-file', tmp_path / 'metrics.prom')  # fmt: skip
@@ -125,6 +126,7 @@ def test_a_build_that_never_began_is_told_too(shop, tmp_path):
     assert 'node-exporter reads files of a disk' in afar.stderr
 
 
+@pytest.mark.beam
 def test_beam_keeps_counters_and_distributions(shop, tmp_path):
     from hashing_model.model import HashModel
 
@@ -171,6 +173,7 @@ def test_every_metric_has_a_help():
     assert [s.value for s in found if s.name == 'build_seconds'] == [2.5]
 
 
+@pytest.mark.process
 def test_codes_are_told_without_measures(tmp_path):
     pattern = write_code_files(tmp_path, make_codes('uniform', 100, CodeSpec.parse('code=64')), 1)
     done = start('build', '--codes', pattern, '--index', tmp_path / 'index')

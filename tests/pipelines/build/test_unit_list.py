@@ -42,6 +42,7 @@ def test_a_list_that_is_gone_is_told(tmp_path):
         read_unit_list(Version(str(tmp_path), 'v'))
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('base', [None, 'before'])
 def test_the_graph_of_a_build_does_not_grow_with_its_units(base, tmp_path):
     sizes = []

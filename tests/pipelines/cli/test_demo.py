@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.cli.demo import ANSWERS, TEXTS
 from tests.helpers.make_index import catalogue_pictures, read_served, start, tar_members, write_tar
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 OURS = [
     'answers-to-texts.jsonl',
     'answers-to-texts.jsonl.stats.json',

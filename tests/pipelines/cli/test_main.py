@@ -167,6 +167,7 @@ def test_too_few_images_are_told_after_a_look_and_leave_nothing(made, monkeypatc
     assert everything(made) == before
 
 
+@pytest.mark.beam
 def test_queries_with_spare_bits_are_refused_by_the_job(made, monkeypatch, capsys):
     assert SPEC.bits % 8
     monkeypatch.chdir(made)
@@ -176,6 +177,7 @@ def test_queries_with_spare_bits_are_refused_by_the_job(made, monkeypatch, capsy
     assert not (made / 'new.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_a_build_that_fails_is_exit_code_1_and_leaves_no_file(made, monkeypatch, capsys):
     monkeypatch.chdir(made)
     before = everything(made)
@@ -186,6 +188,7 @@ def test_a_build_that_fails_is_exit_code_1_and_leaves_no_file(made, monkeypatch,
     }
 
 
+@pytest.mark.beam
 def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsys):
     config = build_by_hand(tmp_path / 'index', [skewed_codes(20)])
     Path(config.path('sample.parquet')).unlink()
@@ -230,12 +233,14 @@ def run(*command, cwd):
     )
 
 
+@pytest.mark.process
 def test_a_shell_sees_one_line_and_exit_code_2(made):
     done = run('inspect', 'notes', cwd=made)
     assert (done.returncode, done.stdout) == (2, '')
     assert re.fullmatch(r'grainhash: error: .*notes is not an index: .*\n', done.stderr)
 
 
+@pytest.mark.process
 def test_verbose_shows_the_traceback_and_ends_with_the_same_line(made):
     done = run('inspect', 'notes', '--verbose', cwd=made)
     assert done.returncode == 2
@@ -245,6 +250,7 @@ def test_verbose_shows_the_traceback_and_ends_with_the_same_line(made):
     assert last == run('inspect', 'notes', cwd=made).stderr.strip()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('sent', ['SIGINT', 'SIGTERM'])
 def test_an_interrupt_below_exec_is_exit_code_130(tmp_path, sent):
     """Python would end by the signal, had it been a KeyboardInterrupt."""

@@ -18,12 +18,12 @@ from pipelines.encoding.encode import BATCH_SIZE, KnownImage, decoded_batches, e
 from pipelines.encoding.models import load_model, local_model
 from pipelines.index.code_tables import REJECTS, codes_from_arrow, images_schema
 from pipelines.records import MISSING_ID, Record, Reject, Source
-from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, fit_look
+from tests.helpers.make_models import LOOK, SIZE, catalogue_pixels, encoded_pictures, look_model
 
 
 @pytest.fixture(scope='module')
 def model():
-    return fit_look(catalogue_pixels(), 'random')
+    return look_model('random')
 
 
 def records_of(count):
@@ -96,6 +96,7 @@ def test_what_is_known_is_neither_decoded_nor_encoded(model):
         assert len(unit.measures['hash_us']) == -(-5 // batch_size) == len(unit.measures['features_us'])
 
 
+@pytest.mark.tf
 def test_the_backbone_is_loaded_once_and_only_where_something_is_encoded(tmp_path, monkeypatch):
     spec = CodeSpec((Segment('look', 8, ('top',)),))
     fit(catalogue_pixels(9), {}, Training('random'), spec, SIZE)[0].save(tmp_path / 'model')
@@ -108,7 +109,7 @@ def test_the_backbone_is_loaded_once_and_only_where_something_is_encoded(tmp_pat
         time.sleep(0.2)
         return load_backbone(*arguments)
 
-    monkeypatch.setattr('hashing_model.model.load_backbone', slow)
+    monkeypatch.setattr('hashing_model.features.extractor.load_backbone', slow)
     model = load_model(str(tmp_path / 'model'))
     assert encode_unit(records, model, known).reused == 3
     assert not loaded

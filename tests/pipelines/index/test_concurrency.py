@@ -68,7 +68,7 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_readers_while_versions_are_promoted_and_pruned(tmp_path):
     """Six processes that read, in memory and on demand, and two that run the query command again and again."""
     index, ending = tmp_path / 'index', tmp_path / 'ending'
@@ -138,6 +138,8 @@ def test_a_reader_whose_version_is_pruned_is_told_so_in_one_line(in_memory, tmp_
         assert read.search(QUERIES, k=1).distances.ravel().tolist() == distances_of(1)
 
 
+@pytest.mark.process
+@pytest.mark.beam
 def test_a_query_whose_version_is_pruned_fails_in_one_line(tmp_path, monkeypatch, capsys):
     from pipelines.cli.main import main
     from pipelines.query import job

@@ -30,10 +30,12 @@ def everything(folder):
 
 
 @pytest.fixture
-def index(tmp_path):
-    """An index of three versions, the last of them served."""
-    for rows in (40, 50, 60):
+def index(tmp_path, monkeypatch):
+    """An index of three versions, the last of them served; those of one second would not be told apart."""
+    for number, rows in enumerate((40, 50, 60)):
+        monkeypatch.setattr(versions, 'new_version_id', lambda number=number: f'20260101T00000{number}Z-000000')
         build_by_hand(tmp_path / 'index', [skewed_codes(rows)])
+    monkeypatch.undo()
     return tmp_path / 'index'
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from hashing_model.codes.spec import CodeSpec
 from hashing_model.errors import BuildError, InputError
+from pipelines.build import build_index
 from pipelines.build.publish import publish_version
-from pipelines.cli import build
 from pipelines.cli.main import main
 from pipelines.index import current, versions
 from pipelines.index.versions import (
@@ -104,6 +104,8 @@ def test_a_lock_file_of_another_user_does_as_well(tmp_path):
     assert current_version(index) == 'v3'
 
 
+@pytest.mark.process
+@pytest.mark.beam
 def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_path, monkeypatch, capsys):
     """The second build, a process of its own, begins and ends while the first is under way."""
     spec, index = CodeSpec.parse('code=64'), tmp_path / 'index'
@@ -114,7 +116,7 @@ def test_the_parts_of_two_builds_do_not_mix_and_the_later_promotion_loses(tmp_pa
     succeed('build', '--codes', inputs[0], '--index', index)
     before = current_version(str(index))
 
-    codes_input = build._codes_input
+    codes_input = build_index._codes_input
 
     def meanwhile(args):
         assert start('build', '--codes', inputs[2], '--index', index).returncode == 0

@@ -186,6 +186,7 @@ def shop(tmp_path):
     return build
 
 
+@pytest.mark.beam
 def test_a_build_prunes_once_it_is_served(shop, tmp_path):
     index = tmp_path / 'index'
     dead, running = (index / 'versions' / name / 'staging' for name in (DEAD, RUNNING))
@@ -201,6 +202,7 @@ def test_a_build_prunes_once_it_is_served(shop, tmp_path):
     assert names(index) == [RUNNING, before[-1], served]
 
 
+@pytest.mark.beam
 def test_a_build_that_fails_its_gate_prunes_nothing(shop, tmp_path):
     assert shop(100) == 0
     served = current_version(str(tmp_path / 'index'))
@@ -209,6 +211,7 @@ def test_a_build_that_fails_its_gate_prunes_nothing(shop, tmp_path):
     assert len(names(tmp_path / 'index')) == 2
 
 
+@pytest.mark.beam
 def test_a_version_that_cannot_be_removed_does_not_fail_the_build(shop, tmp_path, monkeypatch, caplog):
     assert shop(100) == 0
 

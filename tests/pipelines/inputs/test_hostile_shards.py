@@ -246,7 +246,7 @@ def shards(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_all_are_read_or_refused_in_bounded_time_and_memory(shards, capsys):
     code, out, err, memory = run_measured([sys.executable, '-c', READ, shards / 'hostile'], shards)
     found = [json.loads(line) for line in out.splitlines()]
@@ -266,7 +266,7 @@ def test_all_are_read_or_refused_in_bounded_time_and_memory(shards, capsys):
     assert memory < MOST_MEMORY
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(shards):
     before, index = listing(shards), shards / 'index'
     given = (
@@ -294,6 +294,7 @@ def test_a_build_counts_all_of_them_and_writes_nothing_elsewhere(shards):
     assert all(after[path] == digest for path, digest in before.items())
 
 
+@pytest.mark.process
 def test_a_shard_without_a_column_of_images_is_refused_before_any_work(shards):
     columns = {'id': ['a'], 'picture': [DATA]}
     (shards / 'good' / 'other.parquet').write_bytes(parquet_of(columns))
@@ -307,13 +308,21 @@ def test_a_shard_without_a_column_of_images_is_refused_before_any_work(shards):
 def test_metadata_and_member_headers_have_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(common, 'MAX_METADATA_BYTES', 1000)
     long_name = ('n' * 600 + '.webp', DATA)
-    members = [('a.webp', DATA), ('a.json', b'{"id": "' + b'x' * 991 + b'"}'), long_name, ('c.webp', DATA)]
+    at_limit, beyond = (b'{"id": "' + b'x' * count + b'"}' for count in (990, 991))
+    members = [
+        ('a.webp', DATA),
+        ('a.json', beyond),
+        ('b.webp', DATA),
+        ('b.json', at_limit),
+        long_name,
+        ('c.webp', DATA),
+    ]
     path = tmp_path / 'a.tar'
     path.write_bytes(tar_of(*members, format=tarfile.GNU_FORMAT))
     (unit,) = list_units([str(path)], ReadOptions())
     reject, *found = read_unit(unit, ReadOptions())
     assert (reject.reason, reject.detail) == (records.RECORD_TOO_LARGE, '1001 bytes; the limit is 1000')
-    assert [record.image_id for record in found] == ['n' * 600, 'c']
+    assert [record.image_id for record in found] == ['x' * 990, 'n' * 600, 'c']
     monkeypatch.setattr(common, 'MAX_METADATA_BYTES', 600)
     reject = list(read_unit(unit, ReadOptions()))[-1]
     assert reject.reason == records.BROKEN_SHARD

@@ -293,6 +293,7 @@ def plain_examples(n):
     return [example(image__encoded=image_bytes(i), image__id=f'id-{i}') for i in range(n)]
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ('name', 'compression'),
     [('a.tfrecord', ''), ('a.tfrecords', ''), ('a.tfrecord.gz', 'GZIP'), ('train.tfrecord-00000-of-00010', '')],
@@ -305,6 +306,7 @@ def test_tfrecord(tmp_path, name, compression):
     assert read_member(found[2].source, ReadOptions()) == image_bytes(2)
 
 
+@pytest.mark.tf
 def test_tfrecord_features(tmp_path):
     path = write_tfrecord(
         tmp_path / 'a.tfrecord',
@@ -328,6 +330,7 @@ def test_tfrecord_features(tmp_path):
     assert reasons(found) == [records.MISSING_ID, records.MISSING_IMAGE, broken, broken]
 
 
+@pytest.mark.tf
 def test_tfrecord_options(tmp_path):
     data = example(jpeg=b'x', image=b'other', sku='s', text='t', label__fine='f', brand='b', none=[])
     path = write_tfrecord(tmp_path / 'a.tfrecord', [data])
@@ -338,6 +341,7 @@ def test_tfrecord_options(tmp_path):
     assert read_member(record.source, options) == b'x'
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('compression', ['', 'GZIP'])
 def test_cut_and_damaged_tfrecords(tmp_path, compression):
     path = write_tfrecord(tmp_path / 'a.tfrecord', plain_examples(5), compression)
@@ -707,6 +711,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(('error', 'lasts'), FAILURES, ids=str)
 def test_files_that_cannot_be_opened(tmp_path, monkeypatch, error, lasts):
     for name in [*SHARDS, '1.jpg']:
@@ -752,6 +757,7 @@ class BadDisk(io.FileIO):
         return count
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize('name', SHARDS)
 @pytest.mark.parametrize('error', [OSError(errno.EIO, 'Input/output error'), StoreError(404)], ids=str)
 def test_shards_that_fail_while_they_are_read(tmp_path, monkeypatch, name, error):

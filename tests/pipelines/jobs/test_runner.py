@@ -11,6 +11,8 @@ from hashing_model.errors import BuildError
 from pipelines.jobs import runner
 from pipelines.jobs.runner import pipeline_options, run_pipeline
 
+pytestmark = pytest.mark.beam
+
 LINE = (
     'INFO ...ExternalEnvironmentFactory - Still waiting for startup of environment from localhost:1 for worker id 1-1'
 )
@@ -38,6 +40,7 @@ def logger(request, monkeypatch):
     return logging.getLogger(runner.JOB_SERVER_LOGS[0])
 
 
+@pytest.mark.beam
 def test_workers_that_do_not_come_end_the_job(logger, caplog):
     started, level = time.monotonic(), logger.level
     threading.Thread(target=say, args=[runner.PATIENCE]).start()

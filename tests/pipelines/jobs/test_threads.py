@@ -13,6 +13,8 @@ from pipelines.jobs.runner import pipeline_options, run_pipeline
 from pipelines.jobs.threads import InThreads
 from tests.helpers.make_index import REPEATED
 
+pytestmark = pytest.mark.beam
+
 
 def multiples(number, factors):
     time.sleep(0.01 * (number % 3))  # those begun later may end earlier
@@ -20,6 +22,7 @@ def multiples(number, factors):
         yield number * factor
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('options', [[], [REPEATED]])
 @pytest.mark.parametrize('count', [0, 1, 2, 3, 20])
 def test_results_are_those_of_flat_map(options, count):

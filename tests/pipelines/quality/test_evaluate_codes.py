@@ -32,7 +32,7 @@ from tests.helpers.make_index import (
     write_codes,
     write_tar,
 )
-from tests.helpers.make_models import catalogue_pixels, fit_look
+from tests.helpers.make_models import look_model
 
 COUNT, ASKING = 60, 20
 TWITTER = 'query-twitter-00000.tar.gz'
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
     write_tar(folder / 'a.tar', tar_members(pictures[:25]))
     write_tar(folder / 'b.tar', tar_members(pictures[25:]))
     write_tar(folder / 'asking.tar', tar_members(catalogue_pictures(ASKING, TWITTER)))
-    fit_look(catalogue_pixels(), 'itq').save(folder / 'model')
+    look_model().save(folder / 'model')
     succeed('build', '--images', folder / '[ab].tar', '--model', folder / 'model', '--index', folder / 'index')
     return folder
 
@@ -75,6 +75,7 @@ def coded(pictures, model):
     return codes, [f['id'] for f, _ in pictures], labels, digests
 
 
+@pytest.mark.beam
 def test_the_files_tell_what_the_pure_function_finds(made, tmp_path):
     value = evaluated(tmp_path / 'out', *from_images(made), '--queries', made / 'asking.tar', '--profile', 'look=3')
     model = HashModel.load(made / 'model')
@@ -91,6 +92,7 @@ def test_the_files_tell_what_the_pure_function_finds(made, tmp_path):
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == sorted(['evaluation.json', 'split.json', *PLOTS])
 
 
+@pytest.mark.beam
 def test_an_index_tells_the_same_as_its_images(made, tmp_path):
     """The same codes and labels, once encoded and once read; queries are encoded by the model inside."""
     queries = ['--queries', made / 'asking.tar']
@@ -104,6 +106,7 @@ def test_an_index_tells_the_same_as_its_images(made, tmp_path):
     assert of_index['version'] == read_served(made / 'index').version
 
 
+@pytest.mark.beam
 def test_every_image_asks_the_others_once(made, tmp_path):
     value = evaluated(tmp_path / 'out', '--index', made / 'index')
     assert value['queries'] == value['database'] == value['left_out'] == COUNT
@@ -112,6 +115,7 @@ def test_every_image_asks_the_others_once(made, tmp_path):
     assert fewer['health'] == value['health']
 
 
+@pytest.mark.beam
 def test_queries_in_the_database_are_left_out_and_told(made, tmp_path, capsys):
     value = evaluated(tmp_path / 'out', *from_images(made), '--queries', made / 'asking.tar', made / 'a.tar')
     assert (value['queries'], value['left_out']) == (ASKING + 25, 25)
@@ -121,6 +125,7 @@ def test_queries_in_the_database_are_left_out_and_told(made, tmp_path, capsys):
 # The split
 
 
+@pytest.mark.beam
 def test_a_split_gives_the_same_figures_again(made, tmp_path):
     drawn = ['--max-images', '40', '--max-queries', '9', '--seed', '3']
     first = evaluated(tmp_path / 'first', *from_images(made), *drawn)
@@ -137,6 +142,7 @@ def test_a_split_gives_the_same_figures_again(made, tmp_path):
     assert other['split']['queries'] == first['split']['queries'] == 9
 
 
+@pytest.mark.beam
 def test_the_hash_of_a_split_is_that_of_its_sorted_ids(made, tmp_path):
     value = evaluated(tmp_path / 'out', *from_images(made), '--queries', made / 'asking.tar')
     split = json.loads((tmp_path / 'out' / 'split.json').read_text())
@@ -148,6 +154,7 @@ def test_the_hash_of_a_split_is_that_of_its_sorted_ids(made, tmp_path):
         assert value['split'][side] == len(ids)
 
 
+@pytest.mark.beam
 def test_a_split_may_part_one_set_of_images(made, tmp_path):
     """As published protocols do: some pictures ask, others are asked, out of one index."""
     ids = sorted(f['id'] for f, _ in catalogue_pictures(COUNT))
@@ -158,6 +165,7 @@ def test_a_split_may_part_one_set_of_images(made, tmp_path):
     assert of_images['profiles'] == value['profiles']
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -237,6 +245,7 @@ def test_drawn_queries_are_of_the_database():
     assert len(choose(Fixed(), None)[0]) == 50
 
 
+@pytest.mark.beam
 def test_the_order_of_the_images_does_not_matter(made):
     images = IndexImages(served_version(made / 'index'))
     table = images.draw(None, 0)
@@ -251,6 +260,7 @@ def test_the_order_of_the_images_does_not_matter(made):
 # The folder, and what people read
 
 
+@pytest.mark.beam
 def test_a_later_evaluation_replaces_an_earlier_one(made, tmp_path):
     evaluated(tmp_path / 'out', '--index', made / 'index')
     make_version(tmp_path / 'bare', SPEC, [skewed_codes(30)])
@@ -258,6 +268,7 @@ def test_a_later_evaluation_replaces_an_earlier_one(made, tmp_path):
     assert not (tmp_path / 'out' / 'map.png').exists()
 
 
+@pytest.mark.beam
 def test_a_folder_with_other_things_is_left_alone(made, tmp_path, capsys):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'thesis.txt').write_text('all of it')
@@ -266,6 +277,7 @@ def test_a_folder_with_other_things_is_left_alone(made, tmp_path, capsys):
     assert [p.name for p in (tmp_path / 'out').iterdir()] == ['thesis.txt']
 
 
+@pytest.mark.beam
 def test_people_read_the_figures(made, tmp_path, capsys):
     value = evaluated(tmp_path / 'out', *from_images(made), '--queries', made / 'asking.tar')
     out = capsys.readouterr().out
@@ -279,6 +291,7 @@ def test_people_read_the_figures(made, tmp_path, capsys):
     assert max(map(len, out.splitlines())) <= 120
 
 
+@pytest.mark.beam
 def test_pictures_that_cannot_be_read_are_counted(made, tmp_path, capsys):
     folder = tmp_path / 'photos'
     for kind in ('cats', 'dogs'):
@@ -293,6 +306,7 @@ def test_pictures_that_cannot_be_read_are_counted(made, tmp_path, capsys):
     assert '1 records could not be used: 1 not_an_image\n' in capsys.readouterr().err
 
 
+@pytest.mark.beam
 def test_queries_for_an_index_of_codes_are_refused(tmp_path, capsys):
     codes = write_codes(tmp_path / 'codes.parquet', ['a', 'b'], make_codes('uniform', 2, SPEC))
     succeed('build', '--codes', codes, '--index', tmp_path / 'index')

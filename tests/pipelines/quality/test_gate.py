@@ -456,6 +456,7 @@ def test_a_served_version_that_cannot_be_read_does_not_keep_its_successor_out(bu
     assert why.startswith(f'version {version}, which is served, cannot be read: ')
 
 
+@pytest.mark.beam
 def test_a_repeated_step_fails_again_and_changes_nothing(tmp_path, monkeypatch):
     errors, contents = [], []
 
@@ -512,6 +513,7 @@ def uniform(count, spec=SPEC):
     return make_codes('uniform', count, spec)
 
 
+@pytest.mark.beam
 def test_half_the_rows_removed_fail_the_gate_and_can_be_promoted_by_hand(tmp_path, capsys):
     codes = uniform(400)
     assert build_codes(tmp_path, codes)[0] == 0
@@ -529,12 +531,14 @@ def test_half_the_rows_removed_fail_the_gate_and_can_be_promoted_by_hand(tmp_pat
     assert current(tmp_path) == manifest.version
 
 
+@pytest.mark.beam
 def test_with_another_limit_it_is_served(tmp_path):
     build_codes(tmp_path, uniform(400))
     code, manifest = build_codes(tmp_path, uniform(400)[:200], '--max-fewer-rows', '0.5')
     assert (code, manifest.gate, current(tmp_path)) == (0, 'passed', manifest.version)
 
 
+@pytest.mark.beam
 def test_without_the_gate_it_is_served_and_known_by_it(tmp_path, capsys):
     code, manifest = build_codes(tmp_path, uniform(150), '--no-gate', nameless=60)
     assert (code, manifest.gate, current(tmp_path)) == (0, 'skipped', manifest.version)
@@ -547,6 +551,7 @@ def test_without_the_gate_it_is_served_and_known_by_it(tmp_path, capsys):
     succeed('verify', tmp_path / 'index')
 
 
+@pytest.mark.beam
 def test_a_first_version_that_fails_leaves_nothing_served(tmp_path, capsys):
     code, manifest = build_codes(tmp_path, uniform(150), nameless=30)
     assert (code, failed_checks(manifest, tmp_path), current(tmp_path)) == (3, ['reject_rate'], None)
@@ -557,6 +562,7 @@ def test_a_first_version_that_fails_leaves_nothing_served(tmp_path, capsys):
     assert build_codes(tmp_path, uniform(140))[0] == 0
 
 
+@pytest.mark.beam
 def test_codes_that_are_all_equal_fail_the_gate(tmp_path, capsys):
     code, manifest = build_codes(tmp_path, np.tile(uniform(1), (130, 1)), '--segments', 'fine=8,look=8')
     assert (code, failed_checks(manifest, tmp_path)) == (3, ['equal_codes', 'entropy'])
@@ -565,6 +571,7 @@ def test_codes_that_are_all_equal_fail_the_gate(tmp_path, capsys):
     assert 'segment fine has a collision entropy of 0 bits (at least 0.01)' in line
 
 
+@pytest.mark.beam
 def test_a_segment_in_which_all_are_equal_fails_the_gate(tmp_path):
     codes = np.random.default_rng(0).integers(0, 256, (130, 2), np.uint8)
     codes[:, 0] = 5
@@ -572,6 +579,7 @@ def test_a_segment_in_which_all_are_equal_fails_the_gate(tmp_path):
     assert (code, failed_checks(manifest, tmp_path)) == (3, ['entropy'])
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize(('failing', 'place'), [('readable_files', 'footer'), ('self_retrieval', 'codes')])
 def test_a_partition_damaged_after_it_was_written_fails_the_gate(tmp_path, monkeypatch, failing, place):
     """The manifest has the size and the digest of what should have been written."""
@@ -598,7 +606,7 @@ def test_a_partition_damaged_after_it_was_written_fails_the_gate(tmp_path, monke
     assert main(['verify', str(tmp_path / 'index'), '--version', manifest.version]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize('options', [(), TWO_PROCESSES, PORTABLE], ids=['local', 'two processes', 'portable runner'])
 def test_the_exit_code_is_3_on_any_runner(tmp_path, options):
     ids = [f'i{i}' if i % 5 else None for i in range(200)]
@@ -648,6 +656,7 @@ def any_code(features):
     return np.random.default_rng(len(features)).integers(0, 256, (len(features), 4), np.uint8)
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize(
     ('codes', 'failing'), [(no_code, {'equal_codes', 'entropy', 'map_loss'}), (any_code, {'map_loss'})]
 )
@@ -662,6 +671,7 @@ def test_a_worse_model_fails_the_gate(catalogue, monkeypatch, capsys, codes, fai
     assert current(folder) == before
 
 
+@pytest.mark.beam
 def test_broken_pictures_fail_the_gate(catalogue, capsys):
     """One of five is cut in half."""
     folder, pictures = catalogue
@@ -679,6 +689,7 @@ def test_broken_pictures_fail_the_gate(catalogue, capsys):
     assert checks['self_retrieval'] == (True, 0)
 
 
+@pytest.mark.beam
 def test_the_same_pictures_pass_and_lose_nothing(catalogue):
     folder, _ = catalogue
     before = current(folder)

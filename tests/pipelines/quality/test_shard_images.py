@@ -10,7 +10,7 @@ from pipelines.inputs.shards import list_units, read_unit
 from pipelines.quality import shard_images
 from pipelines.quality.shard_images import ENOUGH, ShardImages
 from tests.helpers.make_index import catalogue_pictures, tar_members, write_tar
-from tests.helpers.make_models import catalogue_pixels, fit_look
+from tests.helpers.make_models import look_model
 
 COUNT = 24
 
@@ -22,7 +22,7 @@ def shards(tmp_path_factory):
     pictures = catalogue_pictures(COUNT)
     for name, own in (('a', pictures[:3]), ('b', pictures[3:17]), ('c', pictures[17:])):
         write_tar(folder / f'{name}.tar', tar_members(own))
-    return folder, fit_look(catalogue_pixels(), 'itq'), [f['id'] for f, _ in pictures]
+    return folder, look_model(), [f['id'] for f, _ in pictures]
 
 
 def images_of(folder, model, progress=lambda n, of: None):

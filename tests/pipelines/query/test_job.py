@@ -104,6 +104,7 @@ class Case:
         return {f'query-{q}': [(d, f'codes-{i}') for d, i in answers] for q, answers in enumerate(found) if answers}
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('ids', [None, 'ids.txt'])
 def test_the_graph_of_a_job_does_not_grow_with_the_index(ids, tmp_path):
     sizes = []
@@ -159,6 +160,7 @@ def ranked(rows):
 # Exactness
 
 
+@pytest.mark.beam
 def test_the_cases_are_not_trivial(case):
     """Tables are probed or scanned, partitions left out, ties cut at rank k, and codes repeat."""
     tables = read_served(case.index).tables
@@ -183,15 +185,9 @@ def test_the_cases_are_not_trivial(case):
     assert (len(np.unique(case.codes, axis=0)) < ROWS) == (case.kind == 'identical')
 
 
-def every_kind_and_limit():
-    """All pairs; two thirds of those with clustered codes and a quarter of the others are fast tests."""
-    for number, limits in enumerate(LIMITS):
-        for kind in KINDS:
-            fast = number % 3 != 1 if kind == 'clustered' else number % 4 == KINDS.index(kind)
-            yield pytest.param(kind, limits, marks=() if fast else pytest.mark.slow, id=f'{kind}-{limits}')
-
-
-@pytest.mark.parametrize(('kind', 'limits'), every_kind_and_limit())
+@pytest.mark.beam
+@pytest.mark.parametrize('limits', LIMITS, ids=str)
+@pytest.mark.parametrize('kind', KINDS)
 def test_answers_equal_exhaustive_search(cases, kind, limits, tmp_path):
     case, output = cases[kind], tmp_path / 'answers.parquet'
     succeed('query', '--index', case.index, '--output', output, *case.ask, *options_of(*limits))
@@ -200,6 +196,7 @@ def test_answers_equal_exhaustive_search(cases, kind, limits, tmp_path):
     assert found == expected
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('profile', PROFILES, ids=str)
 def test_local_index_answers_the_same(case, profile):
     index = LocalIndex.open(case.index)
@@ -215,6 +212,7 @@ def test_local_index_answers_the_same(case, profile):
                 assert (result.rows[q, len(expected) :] == -1).all()
 
 
+@pytest.mark.beam
 def test_repeated_bundles_double_no_answer(cases, tmp_path, capsys):
     case, output = cases['clustered'], tmp_path / 'answers.parquet'
     succeed('query', '--index', case.index, '--output', output, *case.ask, REPEATED)
@@ -222,7 +220,8 @@ def test_repeated_bundles_double_no_answer(cases, tmp_path, capsys):
     assert f'{len(case.queries) * 10} answers to {len(case.queries)} queries' in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_build_and_answer_the_same(cases, options, tmp_path):
     case, output = cases['clustered'], tmp_path / 'answers.jsonl'
@@ -237,6 +236,7 @@ def test_other_runners_build_and_answer_the_same(cases, options, tmp_path):
     assert f'{total} answers to {len(case.queries)} queries' in done.stderr
 
 
+@pytest.mark.beam
 def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     """All others are spoiled first."""
     case, limits = cases['clustered'], (10, None, None)
@@ -257,6 +257,7 @@ def test_only_partitions_that_can_hold_an_answer_are_opened(cases, tmp_path):
     assert ranked(read_answers(tmp_path / 'answers.parquet')) == case.expected(*limits)
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('suffix', ['parquet', 'jsonl'])
 @pytest.mark.parametrize('limits', [(10, None, None), (None, 45, None)], ids=str)
 def test_blocks_of_queries_come_together_in_one_file(cases, tmp_path, monkeypatch, suffix, limits):
@@ -270,6 +271,7 @@ def test_blocks_of_queries_come_together_in_one_file(cases, tmp_path, monkeypatc
     assert {p.name for p in tmp_path.iterdir()} == {output.name, f'{output.name}.stats.json'}
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('limits', [(10, None, None), (None, 12, PROFILES[2])], ids=str)
 def test_explain_tells_the_plan_and_what_was_read(cases, tmp_path, capsys, limits):
     case = cases['clustered']
@@ -321,23 +323,27 @@ def test_explain_tells_the_plan_and_what_was_read(cases, tmp_path, capsys, limit
         assert f'{after[0]} {after[(len(after) - 1) // 2]} {after[-1]} after the first look' in lines[-3]
 
 
-@pytest.mark.parametrize('options', [(REPEATED,), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow),
-                                     pytest.param(PORTABLE, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('asking', ['codes', 'ids'])
-def test_what_runs_twice_or_elsewhere_counts_once(cases, tmp_path, asking, options):
+def test_what_runs_twice_or_elsewhere_counts_once(cases, tmp_path, asking):
     case = cases['clustered']
     (tmp_path / 'ids.txt').write_text('codes-7\ncodes-19\nnobody\n')
     ask = case.ask if asking == 'codes' else ('--ids', tmp_path / 'ids.txt')
-    found = []
-    for name, given in (('here', ()), ('there', options)):
-        done = start('query', '--index', case.index, *ask, '--output', tmp_path / f'{name}.jsonl', *given)
+    command = ('query', '--index', case.index, *ask, '--output')
+    succeed(*command, tmp_path / 'here.jsonl')
+    succeed(*command, tmp_path / 'twice.jsonl', REPEATED)
+    for name, options in (('processes', TWO_PROCESSES), ('portable', PORTABLE)):
+        done = start(*command, tmp_path / f'{name}.jsonl', *options)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads((tmp_path / f'{name}.jsonl.stats.json').read_text()))
-    assert found[0] == found[1]
-    assert found[0]['counters']['rejected'] == (asking == 'ids')
-    assert min(found[0]['counters'][name] for name in ('queries', 'answers', 'bytes_read', 'rows_read')) > 0
+    places = ('here', 'twice', 'processes', 'portable')
+    found, *others = (json.loads((tmp_path / f'{name}.jsonl.stats.json').read_text()) for name in places)
+    assert others == [found] * 3
+    assert found['counters']['rejected'] == (asking == 'ids')
+    assert min(found['counters'][name] for name in ('queries', 'answers', 'bytes_read', 'rows_read')) > 0
 
 
+@pytest.mark.beam
 def test_an_index_of_one_row_answers(tmp_path):
     code = make_codes('uniform', 1, SPEC)
     make_version(tmp_path / 'index', SPEC, [code])
@@ -346,9 +352,8 @@ def test_an_index_of_one_row_answers(tmp_path):
     assert ranked(read_answers(tmp_path / 'answers.jsonl')) == {'only': [(0, '0')]}
 
 
-@pytest.mark.parametrize(
-    'segments', ['odd=20', 'long=256', *(pytest.param(s, marks=pytest.mark.slow) for s in ('tiny=7', 'code=48'))]
-)
+@pytest.mark.beam
+@pytest.mark.parametrize('segments', ['odd=20', 'long=256', 'tiny=7', 'code=48'])
 def test_codes_of_any_length_are_answered_exactly(segments, tmp_path):
     spec = CodeSpec.parse(segments)
     codes = make_codes('clustered', 1500, spec)
@@ -364,6 +369,7 @@ def test_codes_of_any_length_are_answered_exactly(segments, tmp_path):
 # Queries by id
 
 
+@pytest.mark.beam
 def test_ids_are_answered_in_the_order_asked(cases, tmp_path, capsys):
     case = cases['clustered']
     asked = ['codes-4499', 'codes-3', 'nobody', 'codes-2500', 'codes-3', 'codes-0']
@@ -385,6 +391,7 @@ def test_ids_are_answered_in_the_order_asked(cases, tmp_path, capsys):
     assert '1 query could not be asked' in messages
 
 
+@pytest.mark.beam
 def test_a_file_of_ids_that_is_missing_is_refused(cases, tmp_path, capsys):
     command = ['query', '--index', str(cases['uniform'].index), '--output', f'{tmp_path}/a.jsonl']
     assert main([*command, '--ids', f'{tmp_path}/none.txt']) == 2
@@ -415,6 +422,7 @@ def picture_index(tmp_path_factory, pictures, model):
     return folder
 
 
+@pytest.mark.beam
 def test_an_indexed_picture_finds_itself(picture_index, pictures, tmp_path):
     asked = [3, 25, 59, 40]
     write_tar(tmp_path / 'asked.tar', tar_members([pictures[i] for i in asked]))
@@ -432,6 +440,7 @@ def test_an_indexed_picture_finds_itself(picture_index, pictures, tmp_path):
         assert row['source'] == source
 
 
+@pytest.mark.beam
 def test_labels_caption_and_source_are_those_of_the_answer(picture_index, pictures, model, tmp_path):
     codes = model.encode(np.stack([model.decode(data).pixels for _, data in pictures]))
     write_tar(tmp_path / 'asked.tar', tar_members(pictures[7:8]))
@@ -447,6 +456,7 @@ def test_labels_caption_and_source_are_those_of_the_answer(picture_index, pictur
         assert row['source']['member'] == f'{i % 20:06}.webp'
 
 
+@pytest.mark.beam
 def test_query_images_that_cannot_be_read_are_listed(picture_index, pictures, tmp_path, capsys):
     members = [*tar_members(pictures[:2]), ('bad.webp', b'nothing'), ('none.webp', b''), ('last.webp', pictures[5][1])]
     write_tar(tmp_path / 'asked.tar', members)
@@ -461,6 +471,7 @@ def test_query_images_that_cannot_be_read_are_listed(picture_index, pictures, tm
     assert '2 queries could not be asked' in messages
 
 
+@pytest.mark.beam
 def test_another_model_is_refused_with_both_fingerprints(picture_index, pictures, model, tmp_path, capsys):
     other = dataclasses.replace(model, resizing=Resizing(64, 'pad'))
     other.save(tmp_path / 'other')
@@ -475,6 +486,7 @@ def test_another_model_is_refused_with_both_fingerprints(picture_index, pictures
     assert main([*ask, '--model', str(picture_index / 'model')]) == 0
 
 
+@pytest.mark.beam
 def test_an_index_of_codes_refuses_images(cases, pictures, tmp_path, capsys):
     write_tar(tmp_path / 'asked.tar', tar_members(pictures[:1]))
     ask = ['query', '--index', str(cases['uniform'].index), '--images', str(tmp_path / 'asked.tar')]
@@ -482,7 +494,8 @@ def test_an_index_of_codes_refuses_images(cases, pictures, tmp_path, capsys):
     assert 'was built from codes and has no model' in error_line(capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_images_and_texts_are_answered_the_same_on_other_runners(picture_index, pictures, tmp_path, options):
     write_tar(tmp_path / 'asked.tar', [*tar_members(pictures[10:14]), ('bad.webp', b'nothing')])
@@ -500,6 +513,7 @@ def test_images_and_texts_are_answered_the_same_on_other_runners(picture_index, 
 # Queries in words
 
 
+@pytest.mark.beam
 def test_texts_are_answered_as_their_codes_are(picture_index, pictures, model, tmp_path, capsys):
     asked = [pictures[3][0]['caption'], 'Face, grinning!', 'hand']
     lines = ['\N{BYTE ORDER MARK}' + asked[0], '', '  ', f'{asked[1]}\r', '¿?', asked[2]]
@@ -522,6 +536,7 @@ def test_texts_are_answered_as_their_codes_are(picture_index, pictures, model, t
         assert '1 query could not be asked' in capsys.readouterr().err
 
 
+@pytest.mark.beam
 def test_a_picture_is_found_by_its_caption(picture_index, pictures, tmp_path):
     captions = [fields['caption'] for fields, _ in pictures]
     (tmp_path / 'texts.txt').write_text('\n'.join(captions))
@@ -533,6 +548,7 @@ def test_a_picture_is_found_by_its_caption(picture_index, pictures, tmp_path):
     assert sum(caption in found[caption] for caption in captions) > 50  # of 60; by chance 3
 
 
+@pytest.mark.beam
 def test_texts_go_in_blocks(picture_index, pictures, tmp_path, monkeypatch):
     captions = [fields['caption'] for fields, _ in pictures[:9]]
     ask = ('query', '--index', picture_index / 'index', '--text', *captions, '--output')
@@ -542,6 +558,7 @@ def test_texts_go_in_blocks(picture_index, pictures, tmp_path, monkeypatch):
     assert (tmp_path / 'whole.jsonl').read_text() == (tmp_path / 'blocks.jsonl').read_text()
 
 
+@pytest.mark.beam
 def test_rejected_texts_are_listed_by_line(picture_index, tmp_path):
     (tmp_path / 'texts.txt').write_text('\n'.join(['¿?'] * 11 + ['face']))
     ask = ('query', '--index', picture_index / 'index', '--texts', tmp_path / 'texts.txt')
@@ -550,6 +567,7 @@ def test_rejected_texts_are_listed_by_line(picture_index, tmp_path):
     assert lines == [str(number) for number in range(1, 12)]
 
 
+@pytest.mark.beam
 def test_texts_that_are_none_are_refused(picture_index, tmp_path, capsys):
     ask = ['query', '--index', str(picture_index / 'index'), '--output', str(tmp_path / 'a.jsonl')]
     assert main([*ask, '--text', 'face', 'a \udce9']) == 2
@@ -563,6 +581,7 @@ def test_texts_that_are_none_are_refused(picture_index, tmp_path, capsys):
     assert '20 answers to 2 queries' in capsys.readouterr().err
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('text', ['¿?', ''])
 def test_where_no_word_is_known_the_command_fails(picture_index, text, tmp_path, capsys):
     ask = ['query', '--index', str(picture_index / 'index'), '--text', text, '--output', str(tmp_path / 'a.jsonl')]
@@ -570,6 +589,7 @@ def test_where_no_word_is_known_the_command_fails(picture_index, text, tmp_path,
     assert ('no query could be asked' if text else '0 answers to 0 queries') in capsys.readouterr().err
 
 
+@pytest.mark.beam
 def test_texts_need_a_model_that_knows_words(cases, pictures, tmp_path, capsys):
     write_tar(tmp_path / 'a.tar', tar_members([({'id': str(i)}, data) for i, (_, data) in enumerate(pictures[:40])]))
     hand_model([({}, data) for _, data in pictures]).save(tmp_path / 'model')
@@ -591,6 +611,7 @@ def test_texts_need_a_model_that_knows_words(cases, pictures, tmp_path, capsys):
 # The output
 
 
+@pytest.mark.beam
 def test_parquet_and_jsonl_hold_the_same_rows(picture_index, pictures, tmp_path):
     (tmp_path / 'ids.txt').write_text('\n'.join(fields['id'] for fields, _ in pictures[:9]) + '\nnobody\n')
     ask = ('query', '--index', picture_index / 'index', '--ids', tmp_path / 'ids.txt', '--output')
@@ -604,6 +625,7 @@ def test_parquet_and_jsonl_hold_the_same_rows(picture_index, pictures, tmp_path)
     assert read_answers(tmp_path / 'answers.rejects.parquet') == read_answers(tmp_path / 'answers.rejects.jsonl')
 
 
+@pytest.mark.beam
 def test_the_schema_has_the_distance_of_every_segment(cases, tmp_path):
     case, output, profile = cases['clustered'], tmp_path / 'answers.parquet', {'coarse': 1, 'fine': 2}
     succeed('query', '--index', case.index, *case.ask, '--output', output, *options_of(10, None, profile))
@@ -621,6 +643,7 @@ def test_the_schema_has_the_distance_of_every_segment(cases, tmp_path):
         assert row['distance'] == parts[0] + 2 * parts[1]
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('suffix', ['parquet', 'jsonl'])
 def test_queries_without_answers_give_a_valid_file_without_rows(cases, tmp_path, suffix):
     case, output = cases['uniform'], tmp_path / f'answers.{suffix}'
@@ -632,6 +655,7 @@ def test_queries_without_answers_give_a_valid_file_without_rows(cases, tmp_path,
         assert pq.read_schema(output).equals(answers_schema(SPEC))
 
 
+@pytest.mark.beam
 def test_a_rerun_replaces_the_output(cases, tmp_path):
     case, output = cases['uniform'], tmp_path / 'answers.jsonl'
     for k in (5, 2):
@@ -653,6 +677,7 @@ def damaged(cases, tmp_path):
     return tmp_path / 'index', served_folder(tmp_path / 'index') / partition.files[0].path
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('damage', ['missing', 'cut', 'empty', 'pages'])
 def test_a_damaged_partition_is_named_and_nothing_is_written(cases, damaged, tmp_path, capsys, damage):
     index, file = damaged
@@ -668,7 +693,8 @@ def test_a_damaged_partition_is_named_and_nothing_is_written(cases, damaged, tmp
     assert not list(tmp_path.glob('answers*'))
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_a_damaged_partition_is_named_by_other_runners(cases, damaged, tmp_path, options):
     index, file = damaged
@@ -679,6 +705,7 @@ def test_a_damaged_partition_is_named_by_other_runners(cases, damaged, tmp_path,
     assert not list(tmp_path.glob('answers*'))
 
 
+@pytest.mark.beam
 def test_a_failed_query_leaves_the_older_answers(cases, damaged, tmp_path):
     index, file = damaged
     ask = ['query', '--index', str(index), *cases['uniform'].ask, '--output', str(tmp_path / 'answers.jsonl')]
@@ -689,6 +716,7 @@ def test_a_failed_query_leaves_the_older_answers(cases, damaged, tmp_path):
     assert (tmp_path / 'answers.jsonl').read_text() == before
 
 
+@pytest.mark.beam
 def test_query_codes_of_another_length_are_refused(cases, tmp_path, capsys):
     short = write_codes(tmp_path / 'short.parquet', ['a'], make_codes('uniform', 1, CodeSpec.parse('code=64')))
     ask = ['query', '--index', str(cases['uniform'].index), '--output', str(tmp_path / 'answers.jsonl')]
@@ -701,6 +729,7 @@ def test_query_codes_of_another_length_are_refused(cases, tmp_path, capsys):
     assert not (tmp_path / 'answers.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_partitions_hold_all_rows_of_the_cases(case):
     """The index of each case is whole before it is asked."""
     rows = {}
@@ -709,6 +738,7 @@ def test_partitions_hold_all_rows_of_the_cases(case):
     assert all(sorted(r) == row_numbers(ROWS, FILES).tolist() for r in rows.values())
 
 
+@pytest.mark.beam
 def test_a_partition_with_other_rows_is_refused(cases, tmp_path, capsys):
     """A sound file, but not the one of the manifest."""
     shutil.copytree(cases['uniform'].index, tmp_path / 'index')
@@ -723,6 +753,7 @@ def test_a_partition_with_other_rows_is_refused(cases, tmp_path, capsys):
     assert not (tmp_path / 'new.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_a_model_put_into_a_version_is_refused(picture_index, pictures, tmp_path, capsys):
     shutil.copytree(picture_index / 'index', tmp_path / 'index')
     model = served_folder(tmp_path / 'index') / 'model'
@@ -734,6 +765,7 @@ def test_a_model_put_into_a_version_is_refused(picture_index, pictures, tmp_path
     assert not (tmp_path / 'a.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_rejects_of_an_earlier_run_go(cases, tmp_path):
     output, asked = tmp_path / 'answers.jsonl', tmp_path / 'ids.txt'
     for ids, left in (('codes-1\nnobody\n', True), ('codes-1\n', False)):
@@ -742,6 +774,7 @@ def test_rejects_of_an_earlier_run_go(cases, tmp_path):
         assert (tmp_path / 'answers.rejects.jsonl').exists() == left
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('odd', ['a\u2028b', ' c', 'd ', '\u0085'])
 def test_odd_ids_are_asked_as_they_are(odd, tmp_path):
     codes = make_codes('uniform', 3, SPEC)
@@ -754,6 +787,7 @@ def test_odd_ids_are_asked_as_they_are(odd, tmp_path):
     assert not (tmp_path / 'answers.rejects.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_a_file_that_asks_is_not_overwritten(cases, tmp_path, capsys):
     index = str(cases['uniform'].index)
     asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
@@ -765,6 +799,7 @@ def test_a_file_that_asks_is_not_overwritten(cases, tmp_path, capsys):
         assert Path(path).read_bytes() == before
 
 
+@pytest.mark.beam
 def test_where_nobody_could_ask_the_command_fails(cases, tmp_path, capsys):
     (tmp_path / 'ids.txt').write_text('nobody\n')
     command = ['query', '--index', str(cases['uniform'].index), '--ids', f'{tmp_path}/ids.txt']
@@ -776,6 +811,7 @@ def test_where_nobody_could_ask_the_command_fails(cases, tmp_path, capsys):
     succeed(*command, '--output', tmp_path / 'a.jsonl')
 
 
+@pytest.mark.beam
 def test_a_model_beside_codes_is_refused(cases, tmp_path, capsys):
     asked = str(write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1]))
     command = ['query', '--index', str(cases['uniform'].index), '--codes', asked, '--model', 'm']
@@ -783,6 +819,7 @@ def test_a_model_beside_codes_is_refused(cases, tmp_path, capsys):
     assert '--model goes with --images' in error_line(capsys)
 
 
+@pytest.mark.beam
 def test_a_k_beyond_all_integers_gives_all_rows(cases, tmp_path):
     asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
     output = tmp_path / 'answers.jsonl'
@@ -790,6 +827,7 @@ def test_a_k_beyond_all_integers_gives_all_rows(cases, tmp_path):
     assert len(read_answers(output)) == ROWS
 
 
+@pytest.mark.beam
 def test_an_unknown_runner_is_one_line(cases, tmp_path, capsys):
     asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
     command = ['query', '--index', str(cases['uniform'].index), '--codes', asked, '--output', f'{tmp_path}/a.jsonl']

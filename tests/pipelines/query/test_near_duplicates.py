@@ -139,6 +139,7 @@ def groups_in(path):
     return [[r['image_id'] for r in group] for _, group in itertools.groupby(rows, lambda r: r['group'])]
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize(
     ('radius', 'profile'),
@@ -167,22 +168,25 @@ def test_groups_are_the_components_of_all_near_pairs(cases, tmp_path, kind, radi
     ]
 
 
-@pytest.mark.parametrize('options', [(REPEATED,), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow),
-                                     pytest.param(PORTABLE, marks=pytest.mark.slow)])  # fmt: skip
-def test_other_runners_find_the_same(cases, tmp_path, options):
+@pytest.mark.beam
+@pytest.mark.process
+def test_other_runners_find_the_same(cases, tmp_path):
     _, index = cases['clustered']
-    command = ('duplicates', '--index', index, '--radius', 12)
-    succeed(*command, '--output', tmp_path / 'expected.parquet')
-    done = start(*command, '--output', tmp_path / 'groups.parquet', *options)
-    assert done.returncode == 0, done.stderr
-    assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
-    stats, expected = (
-        json.loads((tmp_path / f'{name}.parquet.stats.json').read_text()) for name in ('groups', 'expected')
-    )
-    assert stats == expected
-    assert stats['counters']['images'] == pq.read_metadata(tmp_path / 'groups.parquet').num_rows > 0
+    command = ('duplicates', '--index', index, '--radius', 12, '--output')
+    succeed(*command, tmp_path / 'here.parquet')
+    succeed(*command, tmp_path / 'twice.parquet', REPEATED)
+    for name, options in (('processes', TWO_PROCESSES), ('portable', PORTABLE)):
+        done = start(*command, tmp_path / f'{name}.parquet', *options)
+        assert done.returncode == 0, done.stderr
+    expected = pq.read_table(tmp_path / 'here.parquet')
+    stats = json.loads((tmp_path / 'here.parquet.stats.json').read_text())
+    for name in ('twice', 'processes', 'portable'):
+        assert pq.read_table(tmp_path / f'{name}.parquet') == expected
+        assert json.loads((tmp_path / f'{name}.parquet.stats.json').read_text()) == stats
+    assert stats['counters']['images'] == len(expected) > 0
 
 
+@pytest.mark.beam
 def test_blocks_of_groups_are_written_in_order(cases, tmp_path, monkeypatch):
     _, index = cases['clustered']
     command = ('duplicates', '--index', index, '--radius', 12, '--output')
@@ -193,6 +197,7 @@ def test_blocks_of_groups_are_written_in_order(cases, tmp_path, monkeypatch):
     assert pq.read_table(tmp_path / 'groups.parquet') == pq.read_table(tmp_path / 'expected.parquet')
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('rows', [1, 2])
 def test_an_index_without_near_duplicates_gives_an_empty_file(tmp_path, capsys, rows):
     make_version(tmp_path / 'index', SPEC, [make_codes('uniform', rows, SPEC)])
@@ -203,6 +208,7 @@ def test_an_index_without_near_duplicates_gives_an_empty_file(tmp_path, capsys, 
     assert '0 groups of 0 images' in capsys.readouterr().err
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('radius', [128, 129, 10**30])
 def test_a_radius_that_all_are_within_makes_one_group_and_is_told(cases, tmp_path, capsys, radius):
     _, index = cases['uniform']
@@ -211,6 +217,7 @@ def test_a_radius_that_all_are_within_makes_one_group_and_is_told(cases, tmp_pat
     assert f'radius {radius} is too large for the tables to help' in capsys.readouterr().err
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize('segments', ['a=2', 'a=32', 'a=5,b=29'])
 @pytest.mark.parametrize('radius', [0, 1, 4])
 def test_few_bits_empty_parts_and_codes_without_pictures(tmp_path, segments, radius):
@@ -225,6 +232,7 @@ def test_few_bits_empty_parts_and_codes_without_pictures(tmp_path, segments, rad
     assert {(r['width'], r['height'], r['same_bytes'], r['labels'], r['caption']) for r in rows} <= {(None,) * 5}
 
 
+@pytest.mark.beam
 def test_equal_codes_do_not_make_the_plan_avoid_tables(cases):
     """Half of all pairs that agree somewhere are equal codes, which are joined before any are compared."""
     radii = {}
@@ -236,6 +244,7 @@ def test_equal_codes_do_not_make_the_plan_avoid_tables(cases):
     assert max(radii['identical']) <= 1
 
 
+@pytest.mark.beam
 def test_links_of_a_partition_are_no_more_than_its_images(cases):
     codes, index = cases['clustered']
     config = near_duplicates.DuplicatesConfig(str(index), versions.current_version(str(index)), 'groups.jsonl', 25)
@@ -247,6 +256,7 @@ def test_links_of_a_partition_are_no_more_than_its_images(cases):
     assert any(len(others) > 5 for _, _, others in elements)
 
 
+@pytest.mark.beam
 def test_the_picture_of_most_pixels_is_kept_and_copies_of_a_file_are_told(tmp_path):
     pictures = catalogue_pictures(40)
     small = []
@@ -283,6 +293,7 @@ def test_the_picture_of_most_pixels_is_kept_and_copies_of_a_file_are_told(tmp_pa
         assert row['source'] == {'shard': tar, 'member': row['source']['member']}
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -300,6 +311,7 @@ def test_bad_options_are_told_in_one_line(cases, tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.beam
 def test_a_damaged_partition_is_named_and_nothing_is_written(tmp_path, capsys):
     make_version(tmp_path / 'index', SPEC, [make_codes('clustered', 300, SPEC)], partition_rows=100)
     path = sorted(served_folder(tmp_path / 'index').glob('codes/table=0/*/*'))[0]

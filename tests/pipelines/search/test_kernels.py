@@ -70,6 +70,7 @@ def test_a_partition_answers_what_it_owns(num_bytes, k, seed, radius, bound, row
         assert mine == (expected[:k] if k else expected)
 
 
+@pytest.mark.process
 def test_kernels_need_no_folder_for_their_cache(tmp_path):
     """As in a read-only install of a user without a home."""
     shutil.copy(kernels.__file__, tmp_path / 'copied.py')

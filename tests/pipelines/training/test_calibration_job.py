@@ -78,6 +78,7 @@ def by_numpy(model, pictures):
     return np.concatenate([x.astype(np.float64) for x in model.activations(groups).values()], axis=1)
 
 
+@pytest.mark.beam
 def test_thresholds_are_the_means_over_the_catalogue(folder, pictures):
     before, after = (HashModel.load(folder / name) for name in ('model', 'calibrated'))
     moved = np.concatenate([before.heads[name].offset - after.heads[name].offset for name in ('fine', 'look')])
@@ -89,6 +90,7 @@ def test_thresholds_are_the_means_over_the_catalogue(folder, pictures):
         np.testing.assert_array_equal(before.heads[name].weights, after.heads[name].weights)
 
 
+@pytest.mark.beam
 def test_bits_are_balanced_on_the_catalogue_and_the_model_says_so(folder, pictures):
     before, after = (HashModel.load(folder / name) for name in ('model', 'calibrated'))
     off = [
@@ -105,6 +107,7 @@ def test_bits_are_balanced_on_the_catalogue_and_the_model_says_so(folder, pictur
     assert about['method'] == before.training['method']
 
 
+@pytest.mark.beam
 def test_what_was_done_is_told(folder, tmp_path, capsys):
     calibrate(folder / 'shards', folder / 'model', tmp_path / 'out')
     lines = capsys.readouterr().err.splitlines()
@@ -118,6 +121,7 @@ def test_what_was_done_is_told(folder, tmp_path, capsys):
     assert f'calibrated on 60 images, fingerprint {after} (was {before})' in lines[-1]
 
 
+@pytest.mark.beam
 def test_the_catalogue_may_be_cut_anyhow(folder, pictures, tmp_path):
     fingerprints = {HashModel.load(folder / 'calibrated').fingerprint}
     order = np.random.default_rng(0).permutation(60)
@@ -131,6 +135,7 @@ def test_the_catalogue_may_be_cut_anyhow(folder, pictures, tmp_path):
     assert len(fingerprints) == 1
 
 
+@pytest.mark.beam
 def test_batches_have_no_part_in_the_means(folder):
     model = HashModel.load(folder / 'model')
     (unit,) = list_units([str(folder / 'shards' / '2.tar')], ReadOptions())
@@ -188,6 +193,7 @@ def test_imbalance_is_half_for_constant_bits_and_nothing_for_even_ones():
     assert imbalance(np.array([[1.0, -1.0], [-1.0, 1.0]])) == 0
 
 
+@pytest.mark.beam
 def test_an_index_refuses_the_queries_of_the_other_model(folder, tmp_path, capsys):
     names = ('model', 'calibrated')
     for own, other in (names, names[::-1]):
@@ -202,6 +208,7 @@ def test_an_index_refuses_the_queries_of_the_other_model(folder, tmp_path, capsy
         assert not (tmp_path / 'o.jsonl').exists()
 
 
+@pytest.mark.beam
 def test_places_that_hold_something_else_are_refused(folder, tmp_path, capsys):
     index = tmp_path / 'index'
     succeed('build', '--images', folder / 'shards', '--model', folder / 'model', '--index', index)
@@ -224,6 +231,7 @@ def test_places_that_hold_something_else_are_refused(folder, tmp_path, capsys):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.beam
 def test_a_catalogue_of_bad_records_makes_no_model(folder, tmp_path, capsys):
     command = ['calibrate', '--images', f'{folder}/shards/bad.tar', '--model', f'{folder}/model', '--output']
     assert main([*command, f'{tmp_path}/out']) == 1
@@ -231,6 +239,7 @@ def test_a_catalogue_of_bad_records_makes_no_model(folder, tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.beam
 def test_a_unit_or_a_record_that_is_lost_fails_the_job(folder, tmp_path, monkeypatch, capsys):
     command = ['calibrate', '--images', f'{folder}/shards', '--model', f'{folder}/model', '--output', f'{tmp_path}/out']
     true_sums = calibration_job.sum_unit
@@ -251,6 +260,7 @@ def learned(folder, tmp_path):
     return tmp_path / 'learned'
 
 
+@pytest.mark.beam
 @pytest.mark.parametrize(('options', 'moved'), [((), {'look'}), (('--segments', 'fine, look'), {'fine', 'look'})])
 def test_what_has_learned_from_labels_is_moved_only_if_named(folder, learned, tmp_path, options, moved, capsys):
     made, given = calibrate(folder / 'shards', learned, tmp_path / 'out', *options), HashModel.load(learned)
@@ -262,6 +272,7 @@ def test_what_has_learned_from_labels_is_moved_only_if_named(folder, learned, tm
         np.testing.assert_array_equal(made.heads[name].offset, whole.heads[name].offset)
 
 
+@pytest.mark.beam
 def test_segments_that_are_not_there_and_models_of_labels_alone_are_refused(folder, learned, tmp_path, capsys):
     command = ['calibrate', '--images', str(folder / 'shards'), '--output', str(tmp_path / 'out'), '--model']
     assert main([*command, str(learned), '--segments', 'look,coarse']) == 2
@@ -274,6 +285,8 @@ def test_segments_that_are_not_there_and_models_of_labels_alone_are_refused(fold
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_an_older_model_at_the_place_is_replaced_and_its_network_goes(folder, tmp_path, pictures):
     out = tmp_path / 'out'
     hand_model(pictures).save(out)
@@ -284,6 +297,8 @@ def test_an_older_model_at_the_place_is_replaced_and_its_network_goes(folder, tm
     assert json.loads((out / 'model.json').read_text())['training']['calibrated_on'] == 60
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_a_network_of_ones_own_goes_with_the_model(folder, pictures, tmp_path):
     path = small_network(tmp_path / 'mine.keras')
     resizing = Resizing(64)
@@ -299,7 +314,8 @@ def test_a_network_of_ones_own_goes_with_the_model(folder, pictures, tmp_path):
     assert (tmp_path / 'out' / 'backbone.keras').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_make_the_same_model(folder, tmp_path, options):
     command = ('calibrate', '--images', folder / 'shards', '--model', folder / 'model', '--output', tmp_path / 'out')

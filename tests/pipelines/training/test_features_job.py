@@ -98,6 +98,7 @@ def contents(folder):
 # What is in a cache
 
 
+@pytest.mark.beam
 def test_rows_are_the_features_of_the_pictures_and_of_views_that_their_bytes_decide(shards, tmp_path, pictures):
     cache, counted = make(shards, tmp_path / 'cache')
     pixels = np.stack([decode(data, SIZE).pixels for _, data in pictures])
@@ -125,6 +126,7 @@ def test_rows_are_the_features_of_the_pictures_and_of_views_that_their_bytes_dec
     assert cache.key == KEY
 
 
+@pytest.mark.beam
 def test_features_do_not_depend_on_batches_or_units(shards, tmp_path, pictures, monkeypatch):
     first, _ = make(shards, tmp_path / 'three')
     write_tar(tmp_path / 'one.tar', tar_members(pictures[::-1]))
@@ -137,6 +139,7 @@ def test_features_do_not_depend_on_batches_or_units(shards, tmp_path, pictures, 
             np.testing.assert_array_equal(vectors(a, name), vectors(b, name)[::-1])
 
 
+@pytest.mark.beam
 def test_what_cannot_be_read_is_counted_and_listed(shards, tmp_path, pictures, capsys):
     members = [*tar_members(pictures[:2]), ('x.jpg', b''), ('y.jpg', b'no picture')]
     write_tar(shards / '3.tar', members)
@@ -158,6 +161,7 @@ def test_what_cannot_be_read_is_counted_and_listed(shards, tmp_path, pictures, c
     assert counted == {'records_read': 35, 'pictures': 32, 'reused': 32}
 
 
+@pytest.mark.beam
 def test_nothing_readable_is_no_cache(tmp_path):
     write_tar(tmp_path / 'a.tar', [('z.jpg', b'none at all')])
     with pytest.raises(BuildError, match='none of 1 records could be used: 1 not_an_image'):
@@ -165,6 +169,7 @@ def test_nothing_readable_is_no_cache(tmp_path):
     assert not (tmp_path / 'cache' / 'features.json').exists()
 
 
+@pytest.mark.beam
 def test_a_record_that_is_lost_fails_the_job(shards, tmp_path, monkeypatch):
     def lose_one(*args):
         part = write_part(*args)
@@ -176,6 +181,7 @@ def test_a_record_that_is_lost_fails_the_job(shards, tmp_path, monkeypatch):
         make(shards, tmp_path / 'cache')
 
 
+@pytest.mark.beam
 def test_duckdb_reads_pictures_views_and_rejects(shards, tmp_path):
     write_tar(shards / '3.tar', [('z.jpg', b'none at all')])
     make(shards, tmp_path / 'cache')
@@ -205,6 +211,7 @@ def made_units(monkeypatch):
     return made
 
 
+@pytest.mark.beam
 def test_only_new_and_changed_units_are_made(shards, tmp_path, pictures, made_units):
     first, _ = make(shards, tmp_path / 'cache')
     before = contents(tmp_path / 'cache')
@@ -226,6 +233,7 @@ def test_only_new_and_changed_units_are_made(shards, tmp_path, pictures, made_un
     assert sum(before.get(path) == digest for path, digest in after.items()) == 6
 
 
+@pytest.mark.beam
 def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatch):
     whole, _ = make(shards, tmp_path / 'whole')
     made, write_part = [], features_job.write_part
@@ -252,6 +260,7 @@ def test_a_job_that_failed_goes_on_where_it_stopped(shards, tmp_path, monkeypatc
     assert stopped.items() <= contents(tmp_path / 'cache').items()
 
 
+@pytest.mark.beam
 def test_a_view_that_is_missing_is_made_again_with_its_unit(shards, tmp_path, made_units):
     cache, _ = make(shards, tmp_path / 'cache')
     before = contents(tmp_path / 'cache')
@@ -262,6 +271,7 @@ def test_a_view_that_is_missing_is_made_again_with_its_unit(shards, tmp_path, ma
     assert contents(tmp_path / 'cache') == before
 
 
+@pytest.mark.beam
 def test_repeated_bundles_change_nothing(shards, tmp_path):
     once, _ = make(shards, tmp_path / 'once')
     twice, _ = make(shards, tmp_path / 'twice', beam_args=[REPEATED])
@@ -269,6 +279,7 @@ def test_repeated_bundles_change_nothing(shards, tmp_path):
     assert contents(tmp_path / 'once') == contents(tmp_path / 'twice')
 
 
+@pytest.mark.beam
 def test_what_could_not_be_read_is_tried_again(shards, tmp_path, pictures):
     """A broken end, and then none though neither size nor time of the file tell; rejects of before are gone."""
     shard = shards / '1.tar'
@@ -285,6 +296,7 @@ def test_what_could_not_be_read_is_tried_again(shards, tmp_path, pictures):
     assert not list((tmp_path / 'cache').rglob('rejects/*'))
 
 
+@pytest.mark.beam
 def test_features_of_another_kind_are_refused_and_unfinished_ones_discarded(shards, tmp_path):
     make(shards, tmp_path / 'cache')
     other = FeatureKey(Resizing(32), KEY.backbone, '', KEY.groups, KEY.view_groups, SEEDS)
@@ -333,12 +345,13 @@ def test_views_are_those_that_trainings_without_these_labels_need():
 def test_the_rows_drawn_are_the_records_that_a_training_on_images_draws(counts, size, seed):
     units = [[Record(f'{u}/{i}', b'', Source('', '')) for i in range(count)] for u, count in enumerate(counts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('pipelines.training.training_log.read_unit', lambda unit, _: iter(unit))
+        patch.setattr('pipelines.inputs.sampling.read_unit', lambda unit, _: iter(unit))
         kept, _ = sample_records(units, OPTIONS, size, seed, lambda record: record.image_id)
     ids = [record.image_id for unit in units for record in unit]
     assert [ids[row] for row in draw_rows(counts, size, seed)] == kept
 
 
+@pytest.mark.beam
 def test_features_are_read_in_the_order_drawn(shards, tmp_path):
     cache, _ = make(shards, tmp_path / 'cache')
     spec = CodeSpec((Segment('item', 4, ('color', 'edges')), Segment('look', 4, ('color',))))
@@ -370,6 +383,8 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 @pytest.mark.parametrize('method', ['itq', 'ridge', 'ortho'])
 @pytest.mark.parametrize('most', [40, 100])
 def test_without_views_a_training_on_features_is_the_training_on_images(trained, tmp_path, method, most):
@@ -383,6 +398,8 @@ def test_without_views_a_training_on_features_is_the_training_on_images(trained,
     assert a.training['images'] == min(most, 60)
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_views_of_the_cache_are_what_unlabelled_segments_learn_from(trained, tmp_path, capsys):
     succeed('train', '--features', trained / 'cache', '--model', tmp_path / 'model', '--segments', 'look=8')
     model = HashModel.load(tmp_path / 'model')
@@ -391,6 +408,8 @@ def test_views_of_the_cache_are_what_unlabelled_segments_learn_from(trained, tmp
     assert model.encode(model.decode(data).pixels[None]).shape == (1, 1)
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -410,6 +429,8 @@ def test_a_training_that_does_not_fit_the_features_is_refused(trained, tmp_path,
     assert not (tmp_path / 'm').exists()
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_features_without_the_views_wanted_or_by_other_weights_are_refused(shards, tmp_path, trained, capsys):
     cache, _ = make(shards, tmp_path / 'cache')
     assert main(['train', '--features', cache.folder, '--model', f'{tmp_path}/m', '--segments', 'fine=8']) == 2
@@ -431,6 +452,8 @@ def test_features_without_the_views_wanted_or_by_other_weights_are_refused(shard
         read_cache(str(copy))
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_a_damaged_part_is_named(trained, tmp_path, capsys):
     copy = shutil.copytree(trained / 'cache', tmp_path / 'copy')
     part = copy / view_path(0, read_cache(str(copy)).parts[2].name)
@@ -440,6 +463,8 @@ def test_a_damaged_part_is_named(trained, tmp_path, capsys):
     assert f'cannot read {part}' in capsys.readouterr().err
 
 
+@pytest.mark.beam
+@pytest.mark.tf
 def test_folders_of_other_things_are_refused(trained, tmp_path, capsys):
     images = ['--images', str(trained / 'shards')]
     (tmp_path / 'notes').mkdir()
@@ -460,7 +485,9 @@ def test_folders_of_other_things_are_refused(trained, tmp_path, capsys):
 # Other runners, and being killed
 
 
-@pytest.mark.slow
+@pytest.mark.beam
+@pytest.mark.tf
+@pytest.mark.process
 @pytest.mark.parametrize('options', [TWO_PROCESSES, PORTABLE], ids=['two processes', 'portable runner'])
 def test_other_runners_write_the_same_bytes(trained, tmp_path, options):
     wanted = ('--segments', 'coarse=6,look=8', '--input-size', 32, '--views', 2)
@@ -469,7 +496,7 @@ def test_other_runners_write_the_same_bytes(trained, tmp_path, options):
     assert contents(tmp_path / 'cache') == contents(trained / 'cache')
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_killed_job_keeps_what_it_has_and_goes_on(tmp_path, pictures):
     (tmp_path / 'shards').mkdir()
     for i in range(8):

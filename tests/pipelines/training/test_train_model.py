@@ -218,6 +218,7 @@ def test_nothing_is_shown_where_there_is_no_terminal():
     assert shown.getvalue() == ''
 
 
+@pytest.mark.tf
 def test_the_logs_of_tensorboard_hold_every_step(tmp_path):
     import tensorflow
     from tensorflow.python.summary.summary_iterator import summary_iterator
@@ -308,6 +309,7 @@ def trained(shard, tmp_path_factory):
     return folder, *run_train(shard, '--model', folder / 'model', '--method', 'ortho', *options)
 
 
+@pytest.mark.tf
 def test_labels_are_learned_by_ridge_unless_told_otherwise(shard, tmp_path):
     code, told = run_train(shard, '--model', tmp_path / 'model', '--segments', 'coarse=8,fine=16,look=16', '--views', 1)
     assert code == 0
@@ -315,6 +317,7 @@ def test_labels_are_learned_by_ridge_unless_told_otherwise(shard, tmp_path):
     assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays.npz', 'model.json', 'training.json']
 
 
+@pytest.mark.tf
 def test_a_model_is_trained_on_the_labels_there_are(trained):
     folder, code, told = trained
     assert code == 0
@@ -331,6 +334,7 @@ def test_a_model_is_trained_on_the_labels_there_are(trained):
     assert len(np.unique(codes, axis=0)) > 40
 
 
+@pytest.mark.tf
 def test_the_training_is_written_beside_the_model(trained):
     folder, _, _ = trained
     names = sorted(p.name for p in (folder / 'model').iterdir())
@@ -346,6 +350,7 @@ def test_the_training_is_written_beside_the_model(trained):
     assert [p.name for p in (folder / 'logs').iterdir() if p.name.startswith('events.out.tfevents')]
 
 
+@pytest.mark.tf
 def test_settings_that_change_nothing_are_told(shard, tmp_path):
     options = ('--segments', 'fine=8', '--epochs', 2, '--balance', 0.1)
     code, told = run_train(shard, '--model', tmp_path / 'model', *options)
@@ -357,6 +362,7 @@ def test_settings_that_change_nothing_are_told(shard, tmp_path):
     assert not any('changed nothing' in line for line in told)
 
 
+@pytest.mark.tf
 def test_methods_without_labels_still_train(shard, tmp_path):
     for method in ('itq', 'lda'):
         code, told = run_train(shard, '--model', tmp_path / 'model', '--method', method, '--segments', 'look=16')
@@ -369,6 +375,7 @@ def test_methods_without_labels_still_train(shard, tmp_path):
     assert names == ['arrays.npz', 'model.json', 'training.json']
 
 
+@pytest.mark.tf
 def test_labels_that_no_segment_learns_from_are_told(shard, tmp_path):
     code, told = run_train(shard, '--model', tmp_path / 'model', '--segments', 'look=16')
     assert code == 0
@@ -377,6 +384,7 @@ def test_labels_that_no_segment_learns_from_are_told(shard, tmp_path):
     )
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -409,7 +417,7 @@ def test_bad_options_are_told_in_a_line_and_leave_nothing(shard, tmp_path, optio
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.tf
 def test_training_goes_on_after_an_interruption(shard, tmp_path, monkeypatch):
     options = ('--segments', 'coarse=8', '--epochs', 2, '--finetune-blocks', 1, '--finetune-epochs', 2)
     assert run_train(shard, '--model', tmp_path / 'whole', *options)[0] == 0
