@@ -2,15 +2,15 @@
 
 
 class InputError(ValueError):
-    """Bad input or options, and the message says how to mend it; exit code 2."""
+    """Bad input or options; the message says what to do about it. Exit code 2."""
 
 
 class BuildError(RuntimeError):
-    """A build whose own numbers do not add up; nothing was published; exit code 1."""
+    """A build whose own numbers do not add up, so that nothing was published. Exit code 1."""
 
 
 class GateError(BuildError):
-    """A version that is finished but not good enough to be served; exit code 3."""
+    """A version that is finished but not good enough to be served. Exit code 3."""
 
 
 def exit_code(error: BaseException) -> int:

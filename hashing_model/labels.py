@@ -1,6 +1,7 @@
-"""The labels of N images at one level: which of the level's classes each image has; none, one or several.
+"""The labels of N images at one level: which classes each image has; an image may have none, one or several.
 
-Kept as sorted class numbers laid end to end (compressed sparse rows), so that many classes and many labels fit.
+The sorted class numbers of all images are stored end to end (compressed sparse rows), which stays small with many
+classes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class LabelLevel:
 
     @classmethod
     def from_values(cls, values: Sequence[Iterable[str]], names: Sequence[str] | None = None) -> LabelLevel:
-        """The class names of each image, as records have them; values that `names` lacks are left out.
+        """Make a level of the class names of each image; names that are not in `names` are left out.
 
         >>> level = LabelLevel.from_values([['cat'], [], ['dog', 'cat']])
         >>> level.names, level.starts.tolist(), level.classes.tolist()

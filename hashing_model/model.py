@@ -1,6 +1,6 @@
 """HashModel: encoded image bytes -> pixels -> feature groups -> fused vectors -> codes; saved, loaded, fingerprinted.
 
-How the parts are fitted is `training/fit.py`'s business. TensorFlow loads when the backbone is first needed.
+The parts are fitted by `training/fit.py`. TensorFlow loads when the backbone is first needed.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class HashModel:
     def encode_features(self, groups: Groups) -> NDArray[np.uint8]:
         """Feature groups float32 [N, d] to codes uint8 [N, spec.num_bytes].
 
-        A code depends neither on the images beside it nor on how many cores there are. A matrix product rounds by its
-        number of rows, by their places on some processors, and by how it is cut for threads, and with it a bit near its
-        threshold would change; so all products here have BLOCK_ROWS rows and one thread, which is faster too where
-        TensorFlow keeps the cores busy.
+        An image's code depends neither on the other images of the batch nor on the number of cores. The rounding of a
+        matrix product depends on its number of rows, on some processors on the place of a row, and on how it is divided
+        among threads; a bit near its threshold could change with it. Therefore all products here have BLOCK_ROWS rows
+        and one thread, which is also faster while TensorFlow keeps the cores busy.
 
         Raises:
             InputError: features that are not numbers.
@@ -111,11 +111,11 @@ class HashModel:
         return {name: self.heads[name].activations(x) for name, x in fused.items()}
 
     def encode_text(self, texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Texts to codes of images that they describe; no backbone is needed.
+        """Encode texts, so that they are near the codes of images that they describe; no backbone is needed.
 
         Returns:
-            Codes uint8 [N, spec.num_bytes], and which texts have a word that the model knows, bool [N]: all others
-            have one and the same code.
+            Codes uint8 [N, spec.num_bytes], and which texts have a word that the model knows, bool [N]; texts without
+            one all get the same code.
 
         Raises:
             InputError: the model has learned no words, or one text stands where a list should.
@@ -129,10 +129,10 @@ class HashModel:
         return pack_bits(values >= 0), np.diff(x.indptr) > 0
 
     def calibrated(self, means: Mapping[str, NDArray]) -> HashModel:
-        """The model with other thresholds, so that bits split a catalogue near its middle: another fingerprint.
+        """A model with other thresholds, so that each bit is 1 for about half of a catalogue.
 
-        The batch normalisation of a head, its statistics taken from the catalogue to be indexed (Hoe et al. 2021). A
-        bit is a sign, so that the mean is all that counts of them.
+        Its fingerprint differs. The thresholds take the statistics of a head's batch normalisation from the catalogue
+        to be indexed (Hoe et al. 2021). As a bit is a sign, only their means matter.
 
         Args:
             means: segment name -> the mean of the `activations` over the catalogue, [bits]; others stay as they are.
@@ -230,7 +230,10 @@ class HashModel:
         }
 
     def _portable_backbone_name(self) -> str:
-        """The same on every machine: the model has a copy of a `.keras` file, which had any path."""
+        """The backbone's name without the path of a `.keras` file, so that it is the same on every machine.
+
+        The model holds a copy of such a file.
+        """
         name = self.extractor.backbone_name
         return SAVED if name.endswith('.keras') else name
 
@@ -255,12 +258,12 @@ class HashModel:
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """What sets the number of threads of numpy's matrix products."""
+    """The controller that sets the number of threads of numpy's matrix products."""
     return ThreadpoolController()
 
 
 def _padded(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [N, d] as BLOCK_ROWS of them; those added are 0."""
+    """Vectors [N, d] filled up with zeros to BLOCK_ROWS."""
     return np.pad(x, ((0, BLOCK_ROWS - len(x)), (0, 0))) if len(x) < BLOCK_ROWS else x
 
 

@@ -36,7 +36,7 @@ GOOGLE_RETRIES = datetime.timedelta(minutes=2)  # of a request that fails in a w
 
 
 def absolute(uri: str | os.PathLike) -> str:
-    """The uri as it is if it names a scheme (`gs://...`), else the absolute local path."""
+    """A uri with a scheme (`gs://...`) unchanged, or the absolute path of a local one."""
     text = os.fspath(uri)
     return text.rstrip('/') if '://' in text else os.path.abspath(text)
 
@@ -65,7 +65,7 @@ def filesystem(uri: str) -> tuple[arrow_fs.FileSystem, str]:
 
 @functools.cache  # of errors nothing is kept
 def check_google_credentials() -> None:
-    """Find out whether there are credentials; Arrow would look for them for many minutes.
+    """Check that there are credentials, as Arrow would search for them for many minutes.
 
     Raises:
         InputError: there are none.
@@ -169,9 +169,9 @@ def _write_local(path: str, content: bytes | pa.Buffer, durable: bool) -> None:
 
 
 def flush(uri: str) -> None:
-    """Make all that was written so far to the file system of a local folder outlive a loss of power, with its names.
+    """Make everything written so far to the file system of a local folder safe against a loss of power, names included.
 
-    One call for many files, where each file's own `fsync` would wait for the disk.
+    It is one call for many files; an `fsync` of each file would wait for the disk each time.
     """
     filesys, path = filesystem(uri)
     if isinstance(filesys, arrow_fs.LocalFileSystem):
@@ -246,9 +246,9 @@ def is_link(uri: str) -> bool:
 
 @contextlib.contextmanager
 def written_in_pieces(uri: str) -> Iterator[IO[bytes]]:
-    """A new file to write piece by piece; it takes its place when the block ends without an error, else nothing does.
+    """A new file to write piece by piece. It appears when the block ends without an error; otherwise nothing is left.
 
-    What goes to a bucket waits in a temporary file, as large as the whole.
+    A file for a bucket is first written to a temporary file of its full size.
     """
     filesys, path = filesystem(uri)
     if isinstance(filesys, arrow_fs.LocalFileSystem):
@@ -282,7 +282,7 @@ def sizes_below(uri: str) -> dict[str, int]:
 
 
 def time_of(uri: str) -> float:
-    """When a file or folder was changed, in seconds since 1970; 0 if nobody knows, as of a folder in a bucket."""
+    """When a file or folder was changed, in seconds since 1970; 0 if it is unknown, as for folders in a bucket."""
     filesys, path = filesystem(uri)
     return _seconds(filesys.get_file_info(path), 0)
 
@@ -332,7 +332,7 @@ def table_bytes(table: pa.Table, **options: Any) -> pa.Buffer:
 
     Args:
         table: what to write.
-        options: of `pyarrow.parquet.write_table`, where zstd and row groups of 16,384 rows do not do.
+        options: of `pyarrow.parquet.write_table`, in place of the default zstd and row groups of 16,384 rows.
     """
     sink = pa.BufferOutputStream()
     defaults = {'compression': 'zstd', 'row_group_size': ROW_GROUP_ROWS, 'store_schema': False}
@@ -365,7 +365,7 @@ def parse_table(content: bytes | pa.Buffer, columns: Sequence[str]) -> pa.Table:
 
 
 def check_writable(uri: str) -> None:
-    """Find out before long work whether a local file can be written there; leaves no trace. Buckets are not asked.
+    """Check before long work that a local file can be written there, and leave no trace. Buckets are not checked.
 
     Raises:
         InputError: a folder of this name, or a place that takes no file; the message says why.

@@ -13,10 +13,11 @@ LEAST_RUN = 8  # bits; no substring is shorter
 
 
 def order_bits(bits: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """An order in which the halves of a segment hold little squared correlation inside, and their halves again.
+    """An order of the bits in which each half, and each half of a half and so on, holds bits that correlate little.
 
-    How long substrings are is decided when an index is built, by its rows; halves of halves suit most lengths. Bits are
-    swapped between two halves as long as that helps (Kernighan and Lin 1970).
+    The length of the substrings is known only when an index is built, as it depends on the number of rows; halves of
+    halves suit most lengths. Bits are swapped between two halves while that lowers the sum of squared correlations
+    within them (Kernighan and Lin 1970).
 
     Args:
         bits: bool [N, b], of training images.

@@ -29,7 +29,8 @@ class BitHealth:
         correlation: float64 [bits, bits], Pearson's; 0 for a bit that never changes, 1 on the diagonal.
         distinct: how many different values there are.
         largest_bucket: how many images have the most frequent value.
-        collision_probability: that two different images, drawn at random, have one value; 0 for a single image.
+        collision_probability: the chance that two different images, drawn at random, have the same value; 0 for a
+            single image.
     """
 
     images: int
@@ -97,9 +98,9 @@ def health(codes: NDArray[np.uint8], spec: CodeSpec) -> CodeHealth:
 def substring_entropy(codes: NDArray[np.uint8], start: int, bits: int) -> float:
     """The collision entropy H2 = -log2 sum_v p_v^2, in bits, of the substring of `bits` bits from `start`.
 
-    sum p^2 is estimated without bias, by the share of pairs of different images that agree. At most `bits`. If no pair
-    agrees, it is what one agreeing pair would give: the sample shows no more, and the true entropy may be higher.
-    0 for fewer than two images.
+    sum p^2 is estimated without bias, by the share of pairs of different images that agree. The result is at most
+    `bits`. If no pair agrees, the result is that of a single agreeing pair: the sample cannot show more, and the true
+    entropy may be higher. With fewer than two images it is 0.
 
     >>> substring_entropy(np.array([[0], [64], [128], [192], [0]], np.uint8), 0, 2)  # 1 pair of 10 agrees: at most 2
     2.0

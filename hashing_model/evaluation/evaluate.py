@@ -1,6 +1,6 @@
 """How good codes are: which queries find what their labels ask for, and how well the bits are used.
 
-The numbers come from `metrics.py`; here is decided what is measured on what: every profile on every label level, each
+The numbers come from `metrics.py`. This module decides what is measured: every profile on every label level, and each
 query without itself. No file is read or written here; `grainhash evaluate` does that.
 """
 
@@ -43,9 +43,10 @@ class CodedImages:
 
     Args:
         codes: uint8 [N, B].
-        ids: N different names; a query is never an answer to itself, and is known by its id.
+        ids: N different names. A query finds itself in the database by its id, and is left out of its own answers.
         labels: level -> classes, coarse first, with the same class names in queries and database; see `label_levels`.
-        digests: of the images' bytes, None where unknown; equal ones are one picture. Empty if none is known.
+        digests: of the images' bytes, None where unknown; images with equal digests are copies of one picture. Empty if
+            no digest is known.
     """
 
     codes: NDArray[np.uint8]
@@ -65,7 +66,7 @@ class CodedImages:
 
 
 def label_levels(*groups: Sequence[Mapping[str, Iterable[str]]]) -> list[dict[str, LabelLevel]]:
-    """The labels of groups of images, as records have them, as levels with the same class names in every group.
+    """Turn the labels of several groups of images into levels that have the same class names in every group.
 
     >>> queries, database = label_levels([{'fine': ['cat']}], [{'fine': ['dog']}, {}])
     >>> queries['fine'].names, database['fine'].counts.tolist()
@@ -93,11 +94,11 @@ def evaluate(
 ) -> Quality:
     """Ask the database with every query, and measure the answers and the database's codes.
 
-    Each segment is a profile of its own; then comes the sum of all; then those given. Without labels, only the codes
+    The profiles are each segment alone, then all segments together, then those given. Without labels, only the codes
     are measured.
 
     Args:
-        queries: those whose id is in the database too are asked without themselves.
+        queries: the images that ask; one whose id is in the database is left out of its own answers.
         database: the images asked.
         spec: what the codes consist of.
         profiles: more profiles, a weight per segment.

@@ -17,11 +17,13 @@ class LevelFigures:
     Every figure is the expectation over all orders of images at the same distance; see `metrics.py`.
 
     Args:
-        queries: those that count: labelled at this level, and something in the database is relevant.
-        without_relevant: labelled, but nothing is relevant to them.
+        queries: how many queries count: they have a label at this level, and something in the database is relevant to
+            them.
+        without_relevant: queries with a label to which nothing is relevant.
         unlabelled: queries without a label at this level.
-        chance: mean average precision of codes that say nothing, all of them equal.
-        map, map_worst, map_best: mean average precision of the whole ranking, and if ties fall worst and best.
+        chance: mean average precision if all codes were equal, that is, by chance.
+        map, map_worst, map_best: mean average precision of the whole ranking: expected, and if ties fall worst and
+            best.
         map_1000: of the first 1,000.
         precision: k -> precision of the first k.
         recall_100: share of the relevant images among the first 100.
@@ -55,7 +57,8 @@ class ProfileFigures:
         name: of a segment, `all`, or as the user wrote it.
         weights: segment -> weight.
         levels: level -> figures.
-        ndcg_100, hierarchical_ap: over the levels that are segments, by how many of them are shared; NaN without.
+        ndcg_100, hierarchical_ap: graded by how many of the levels that are segments an answer shares with its query;
+            NaN without such levels.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Collisions:
     Args:
         groups: codes that different pictures share.
         images: images with such a code.
-        identical_groups: codes that only copies of one picture share, by their digest; these are no collisions.
+        identical_groups: codes that only copies of one picture share (images with one digest), which are no collisions.
         worst: the groups with most pictures.
     """
 
@@ -108,7 +111,8 @@ class TableEntropy:
 class CatalogueCost:
     """What a query at radius 0 would visit in a catalogue of `images`, cut into these tables.
 
-    `at_most` if the measured images are too few to show how rarely codes of some table agree.
+    `at_most` is True if the measured images are too few to tell how rarely codes agree in some table; the cost is then
+    an upper limit.
     """
 
     images: int
@@ -128,7 +132,7 @@ class Quality:
         levels: label levels, those that are segments first.
         hierarchy: the levels that are segments, in their order.
         profiles: empty without labels.
-        health: of the database's codes; so are collisions and catalogues.
+        health: of the database's codes; `collisions` and `catalogues` are of the same codes.
         warnings: what is wrong, in plain words.
     """
 

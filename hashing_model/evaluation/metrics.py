@@ -2,8 +2,8 @@
 
 Hamming distances are small integers, so many images tie. A metric here is the expectation over all orders of the tied
 images, computed from how many images, and how many relevant ones, lie at each distance of a query: arrays `totals` and
-`relevant`, int64 [Q, D + 1] (`ranking.py` makes them). A query to which nothing is relevant has no value: NaN, never 0
-and never left out unseen. Which metric speaks for which segment is decided in `evaluate.py`.
+`relevant`, int64 [Q, D + 1] (`ranking.py` makes them). A query to which nothing is relevant has the value NaN, so that
+it is neither counted as 0 nor left out silently. `evaluate.py` decides which metric is used for which segment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def average_precision(totals: Counts, relevant: Counts, k: int | None = None) ->
         k: how many of the first images count; None for all.
 
     Raises:
-        InputError: shapes that differ, or k below 1; so do all metrics.
+        InputError: shapes that differ, or k below 1. All metrics raise it for these reasons.
     """
     totals, relevant, before, taken = _cut(totals, relevant, k)
     step = (relevant - 1) / np.maximum(totals - 1, 1)
@@ -51,7 +51,7 @@ def average_precision(totals: Counts, relevant: Counts, k: int | None = None) ->
 
 
 def average_precision_bounds(totals: Counts, relevant: Counts, k: int | None = None) -> tuple[Floats, Floats]:
-    """AP@k if ties fall worst, and if they fall best: float64 [Q] each, NaN where R = 0.
+    """AP@k if all ties fall worst, and if they all fall best: float64 [Q] each, NaN where R = 0.
 
     >>> average_precision_bounds(np.array([[2, 1]]), np.array([[1, 0]]))
     (array([0.5]), array([1.]))

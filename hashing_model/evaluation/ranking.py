@@ -127,7 +127,7 @@ def _check_leave_out(rows: NDArray, queries: int, images: int) -> None:
 
 
 def _masks(spec: CodeSpec, profile: Mapping[str, int] | None) -> tuple[NDArray[np.uint64], Counts, int]:
-    """Masks [M, W] of the bits that weigh the same, those weights [M], and the largest distance."""
+    """A mask of the bits of each weight, uint64 [M, W], the weights int64 [M], and the largest possible distance."""
     masks: dict[int, NDArray[np.uint64]] = {}
     largest = 0
     for segment, weight in zip(spec.segments, spec.weights(profile), strict=True):
@@ -139,7 +139,10 @@ def _masks(spec: CodeSpec, profile: Mapping[str, int] | None) -> tuple[NDArray[n
 
 
 def _classes(levels: Sequence[LabelLevel], offsets: Counts) -> tuple[Counts, Counts]:
-    """Classes of all levels end to end, numbered through; level l of image i has starts[l, i] to starts[l, i + 1]."""
+    """Classes of all levels end to end, numbered consecutively over the levels.
+
+    Those of image i at level l are classes[starts[l, i] : starts[l, i + 1]].
+    """
     before = np.cumsum([0, *(len(level.classes) for level in levels)])
     starts = np.stack([level.starts + b for level, b in zip(levels, before[:-1], strict=True)])
     classes = np.concatenate([level.classes + o for level, o in zip(levels, offsets[:-1], strict=True)])
@@ -147,7 +150,10 @@ def _classes(levels: Sequence[LabelLevel], offsets: Counts) -> tuple[Counts, Cou
 
 
 def _members(levels: Sequence[LabelLevel], offsets: Counts) -> tuple[Counts, Counts]:
-    """Images of each class, the classes of all levels numbered through: starts [classes + 1] and rows."""
+    """The images of each class, as starts int64 [classes + 1] and rows.
+
+    Classes are numbered consecutively over the levels.
+    """
     _, classes = _classes(levels, offsets)
     images = np.concatenate([np.repeat(np.arange(len(level)), level.counts) for level in levels])
     sizes = np.bincount(classes, minlength=offsets[-1])
@@ -170,7 +176,7 @@ def _count(
     leave_out: NDArray,
     counts: NDArray,
 ) -> None:
-    """Count the database for queries first .. last - 1, into counts int64 [Q, levels + 1, D + 1], zero before.
+    """Fill counts int64 [Q, levels + 1, D + 1], zero before, with the database's images by grade and distance.
 
     Args:
         first, last: the queries of this call; the other arrays are of all queries.

@@ -83,7 +83,10 @@ class Backbone:
         return {tap: np.concatenate([empty[tap], *(part[tap] for part in parts)]) for tap in BACKBONE_FEATURES}
 
     def weights_changed(self) -> None:
-        """Take note that `model` was trained: another digest, and weights that no package has."""
+        """Call it after training `model`.
+
+        The digest is computed anew, and the weights no longer count as those of a package.
+        """
         self.digest = _weights_digest(self.model)
         self._packaged = False
 
@@ -99,8 +102,9 @@ class Backbone:
     def _taps(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Run one batch, filled up to 2, 4, 8 ... images.
 
-        Few sizes keep oneDNN's plans few. A single image is run as two: matrix products of one row take another path
-        on some CPUs, and the last bit of a value would differ from the same image's in a batch.
+        oneDNN keeps a plan per batch size, so there are only a few sizes. A single image is run as two: on some CPUs a
+        matrix product of one row is computed in another way, and the last bit of a value would differ from that of the
+        same image in a batch.
         """
         count = len(images)
         padded = np.zeros((max(2, 1 << (count - 1).bit_length()), *images.shape[1:]), np.uint8)
@@ -140,7 +144,7 @@ def load_backbone(name: str, input_size: int, folder: Path | None = None, thread
 
 
 def _compile(tapped: Any, to_input: Callable[[Any], Any], size: int) -> tuple[Any, int]:
-    """A graph from uint8 images to feature groups, and the number of images that it runs best at a time."""
+    """A graph from uint8 images to feature groups, and the batch size at which it is fastest."""
     import tensorflow as tf
 
     @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])

@@ -81,7 +81,7 @@ def efficientnet_lite(name: str, tensors: Tensors, include_top: bool = True, inp
     """Build a variant and set its weights.
 
     Args:
-        name: `efficientnet_lite0`, `1` or `2`.
+        name: `efficientnet_lite0`, `efficientnet_lite1` or `efficientnet_lite2`.
         tensors: weights by torch name, as `load_tensors` gives them.
         include_top: end with the 1000 ImageNet logits; else with the last activation [N, h, w, 1280].
         input_size: side of the images in px, at least 32; None leaves it open.

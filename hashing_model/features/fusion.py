@@ -18,7 +18,7 @@ LEAST_SPREAD = 0.01  # of a group's typical deviation: a dimension that hardly v
 class Fusion:
     """Per-group standardisation: (x - mean) / scale has mean 0 and variance 1 / d in each of a group's d dimensions.
 
-    So all groups weigh the same, however many dimensions they have.
+    Every group thus has the same total variance and weighs the same, however many dimensions it has.
 
     Args:
         mean: feature group -> float32 [d].
@@ -33,7 +33,7 @@ class Fusion:
         """Mean and scale of each group over the N training images.
 
         Raises:
-            InputError: a feature that is not a number, as of a network that overflows.
+            InputError: a feature that is not a finite number, for example of a network that overflows.
         """
         for name, x in groups.items():
             if wrong := int((~np.isfinite(x)).any(axis=1).sum()):

@@ -36,18 +36,26 @@ def choose_taps(model: Any, name: str) -> dict[str, Any]:
 
 
 def _is_map(layer: Any) -> bool:
-    """Whether a layer gives one activation [N, h, w, c] of the whole image; a zero border is no part of it."""
+    """Whether a layer gives one activation [N, h, w, c] of the whole image.
+
+    Layers that only add a border of zeros do not count.
+    """
     shape = getattr(getattr(layer, 'output', None), 'shape', ())
     return len(shape) == 4 and type(layer).__name__ not in ('InputLayer', 'ZeroPadding2D')
 
 
 def _stride(x: Any, side: int) -> int:
-    """How often an activation is smaller than the image, as a power of 2: sizes are odd where borders are cut."""
+    """How many times smaller than the image an activation is, rounded to a power of 2.
+
+    Networks that cut borders have odd sizes.
+    """
     return int(2 ** round(math.log2(side / x.shape[1])))
 
 
 def preprocessing(name: str) -> Callable[[Any], Any]:
-    """What a model of `keras.applications` wants done to RGB 0 to 255; nothing for a `.keras` file.
+    """The function that scales RGB from 0 to 255 to the input of a model of `keras.applications`.
+
+    For a `.keras` file it is the identity.
 
     Raises:
         InputError: an unknown name.

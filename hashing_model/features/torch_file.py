@@ -63,7 +63,7 @@ def tensors_digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
 
 # Named tuples, because a pickle can change the attributes of other objects.
 class _Storage(NamedTuple):
-    """A run of numbers of one type, announced before the numbers come."""
+    """A run of numbers of one type. The file names it first; its numbers follow later."""
 
     key: str
     dtype: str

@@ -1,6 +1,8 @@
-"""The last step from fused features to bits: an affine map whose sign is the code, after a kernel or hidden layers.
+"""The last step from fused features to bits: an affine map whose sign is the code.
 
-Only numpy: what is fitted elsewhere, by formulas or by gradients, ends up here.
+A kernel or hidden layers may come before the map.
+
+It needs only numpy. Heads are fitted elsewhere, by formulas or by gradients, and all end up in this form.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ _BLOCK = 4096  # vectors whose kernel values are in memory at once
 class Anchors:
     """How near a vector is to each of m others: k_j(x) = exp(-|x projection - points[j]|^2).
 
-    A Gaussian kernel, its width in the scale of both arrays (Liu, Wang, Ji, Jiang and Chang 2012, supervised hashing
-    with kernels, whose anchors these are).
+    A Gaussian kernel; both arrays are scaled so that its width is 1. Anchors are those of Liu, Wang, Ji, Jiang and
+    Chang 2012, "Supervised Hashing with Kernels".
 
     Args:
         projection: float32 [d, p].
@@ -43,13 +45,15 @@ def gaussian(a: NDArray, b: NDArray) -> NDArray:
 
 @dataclasses.dataclass(frozen=True)
 class HashHead:
-    """bit_j = (h . weights[:, j] + offset[j] >= 0), so sign(0) = +1; h is the last of what comes before, or the input.
+    """The bits of a segment from its fused features: bit_j = (h . weights[:, j] + offset[j] >= 0), so sign(0) = +1.
+
+    The vector h is the input, or what the kernel and the hidden layers make of it.
 
     Args:
         weights: float32 [d, bits].
         offset: float32 [bits].
         hidden: weights and offset of each hidden layer, h = max(0, h weights + offset), in order.
-        anchors: what makes the first h of the input, if anything does.
+        anchors: a kernel that is applied to the input first, or None.
     """
 
     weights: Floats
@@ -76,8 +80,8 @@ class HashHead:
     def shares(self, groups: Mapping[str, Floats]) -> dict[str, float]:
         """How much each feature group moves the bits: shares that add up to 1.
 
-        A group moves a bit by the mean square of what its activation changes when the group is 0 everywhere, which is
-        its mean over the training images; all bits count the same, as in a distance.
+        The share of a group is the mean square by which the activations change when the group is set to 0, its mean
+        over the training images. All bits count the same, as they do in a distance.
 
         Args:
             groups: what the head reads, in order: name -> float32 [N, d of the group].
@@ -92,14 +96,14 @@ class HashHead:
         return {name: round(float(share / total), 4) for name, share in zip(groups, shares, strict=True)}
 
     def shifted(self, by: NDArray) -> HashHead:
-        """The head whose activations are `by` [bits] less: less their mean, for instance, so that bits are balanced."""
+        """A head whose activations are lower by `by`, float [bits]. Subtracting their mean makes the bits balanced."""
         return dataclasses.replace(self, offset=(self.offset - by).astype(np.float32))
 
     def scaled(self, by: NDArray) -> HashHead:
-        """The head whose activations are multiplied by `by` [bits], all positive: the bits are the same."""
+        """A head whose activations are multiplied by `by`, float [bits], all positive; its bits are the same."""
         weights, offset = (self.weights * by).astype(np.float32), (self.offset * by).astype(np.float32)
         return dataclasses.replace(self, weights=weights, offset=offset)
 
     def reordered(self, order: NDArray) -> HashHead:
-        """The head whose bit j is this one's bit order[j]."""
+        """A head whose bit j is bit order[j] of this one."""
         return dataclasses.replace(self, weights=self.weights[:, order], offset=self.offset[order])

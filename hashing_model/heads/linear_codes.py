@@ -1,7 +1,7 @@
-"""Binary linear codes whose words, and the words' complements, are far apart: what target codes of many classes are.
+"""Binary linear codes whose words and their complements are all far apart. Target codes of many classes are such words.
 
-A code is held as one point x per bit: a message m has there the bit <m, x> over F_2. One Walsh transform of the points
-tells all distances, so no pairs are compared.
+A code is represented by one point x per bit: at that bit, the word of message m is <m, x> over F_2. One Walsh transform
+of the points gives all distances, so that no pairs need to be compared.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ def encode(points: Ints, messages: Ints) -> NDArray[np.int8]:
 
 
 def linear_code(bits: int, dims: int, rng: np.random.Generator) -> tuple[Ints, int]:
-    """A linear code of words far apart and from each other's complements: a point per bit, and the message's bits.
+    """A linear code whose words are far from each other and from each other's complements.
 
-    The points are distinct, and ordered so that as many in a row as possible tell all words apart.
+    The points are distinct. They are ordered so that, as far as a few tries find, every run of dims + 1 successive bits
+    tells all words apart.
 
     Args:
         bits: length of the words.
-        dims: bits of the messages at least, below `bits`.
+        dims: least number of message bits, below `bits`.
         rng: of the order.
     """
     dims = max(dims, (bits - 1).bit_length())
@@ -70,7 +71,9 @@ def bch(bits: int, dims: int) -> tuple[Ints, int]:
 
 @functools.lru_cache(maxsize=16)
 def walsh_code(bits: int, dims: int) -> Ints:
-    """Points chosen greedily, then exchanged one by one, so that no word comes near to 0 or 1: int64 [bits], distinct.
+    """Distinct points, int64 [bits], such that no word is near all zeros or all ones.
+
+    They are chosen greedily and then exchanged one by one.
 
     With t(m) = sum over points of (-1)^<m, x>, word m has weight (bits - t(m)) / 2 and its complement the rest. The
     point x that lowers the sum over m of cosh t(m) most is the least of the Walsh transform of sinh t at x.
@@ -120,7 +123,7 @@ def walsh_transform(values: NDArray) -> NDArray[np.float64]:
 
 
 def _least_weight(points: Ints, dims: int) -> int:
-    """The least distance between two words of the code of these points and the complements."""
+    """The least distance between any two words of the code, the complements included."""
     sums = walsh_transform(np.bincount(points, minlength=2**dims))
     return int(len(points) - np.abs(sums[1:]).max()) // 2
 

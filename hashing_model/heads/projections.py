@@ -1,6 +1,6 @@
 """Hash functions that are fitted without gradients: random projection, PCA + random rotation, ITQ.
 
-Each is an affine map whose sign is the code. Gradients fit those of `networks/`.
+Each is an affine map whose sign is the code. Heads that are fitted by gradients are in `networks/`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ METHODS: dict[str, Callable[[Floats, int, np.random.Generator], HashHead]] = {
 
 
 def check_size(x: Floats, bits: int) -> None:
-    """Whether `bits` directions can be fitted to vectors [N, d].
+    """Refuse vectors [N, d] to which `bits` directions cannot be fitted.
 
     Raises:
         InputError: fewer than bits + 1 vectors, or fewer than `bits` dimensions.
@@ -77,7 +77,7 @@ def check_size(x: Floats, bits: int) -> None:
 
 
 def check_count(images: int, bits: int) -> None:
-    """Whether there are images enough to find `bits` directions in which they differ.
+    """Refuse fewer images than are needed to find `bits` directions in which they differ.
 
     Raises:
         InputError: fewer than bits + 1.

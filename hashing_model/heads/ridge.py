@@ -1,7 +1,7 @@
 """Heads with labels in closed form: ridge regression of each picture's target code on a kernel of its features.
 
-The F-step of Fast Supervised Discrete Hashing (Gui et al. 2018), with target codes that are given. On frozen features
-it takes seconds, and nothing is to be set, where gradients fit a few thousand pictures by heart.
+This is the F-step of Fast Supervised Discrete Hashing (Gui et al. 2018) with fixed target codes. On frozen features it
+takes seconds and has no settings, and it does not overfit a few thousand pictures as training by gradients does.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ _BLOCK = 4096  # images
 
 
 def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
-    """The head of each supervised segment: kernel ridge regression; a bit is the sign of what is predicted for it.
+    """Fit the head of each supervised segment by kernel ridge regression; a bit is the sign of its prediction.
 
-    So a threshold is the regression's intercept, not the mean of a bit's activations, which lies inside the largest
-    class where classes are uneven. An image without a label of a level is no example for that segment.
+    The threshold of a bit is therefore the regression's intercept. The mean of the bit's activations would be worse:
+    with uneven classes it lies inside the largest one. Images without a label of a level are no examples for that
+    level's segment.
 
     Args:
         fused: standardised feature groups, name -> float32 [N, d].
-        supervision: see `hashing_model.networks.supervised.supervise`.
+        supervision: see `hashing_model.heads.supervision.supervise`.
 
     Raises:
         InputError: with some images held out, those left to train on have labels of fewer than two classes.
@@ -50,7 +51,10 @@ def fit_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
 
 
 def fit_linear_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashHead]:
-    """As `fit_ridge`, but without a kernel and with thresholds at the mean over N images: where fine-tuning starts."""
+    """As `fit_ridge`, but without a kernel and with thresholds at the mean over the N images.
+
+    Fine-tuning starts from these heads.
+    """
     heads = {}
     for segment, x, rows, targets in _examples(fused, supervision):
         head = HashHead(regress(x, targets, rows, LINEAR_RIDGE), np.zeros(segment.bits, np.float32))
@@ -61,7 +65,7 @@ def fit_linear_ridge(fused: Arrays, supervision: Supervision) -> dict[str, HashH
 def _examples(
     fused: Arrays, supervision: Supervision
 ) -> Iterator[tuple[Segment, Floats, NDArray[np.int64], NDArray[np.float32]]]:
-    """Per segment what it reads of all images, the rows to learn from, and their target codes."""
+    """For each segment the features that it reads, of all images, the rows to learn from, and their target codes."""
     for segment in supervision.segments:
         x = np.concatenate([fused[name] for name in segment.features], axis=1)
         level = supervision.levels[segment.name]
@@ -77,7 +81,7 @@ def _mean(head: HashHead, x: Floats) -> NDArray[np.float64]:
 
 
 def target_codes(level: LabelLevel, centers: NDArray[np.int8]) -> NDArray[np.float32]:
-    """What the code of each image should be, float32 [N, bits]: the mean of its classes' target codes.
+    """The code that each image is to get, float32 [N, bits]: the mean of its classes' target codes.
 
     Args:
         level: labels of N images, N and those of each at least 1.
@@ -90,7 +94,7 @@ def target_codes(level: LabelLevel, centers: NDArray[np.int8]) -> NDArray[np.flo
 def choose_anchors(x: Floats, rows: NDArray[np.int64]) -> Anchors:
     """Up to ANCHORS of n images, evenly spread over their order, in their DIMENSIONS leading principal components.
 
-    The kernel of two images is exp(-|difference|^2 / the mean of that), so that it needs no width.
+    The kernel of two images is exp(-|difference|^2 / mean of |difference|^2), so that no width needs to be chosen.
 
     Args:
         x: features, float32 [N, d].
@@ -108,9 +112,9 @@ def regress(
 ) -> Floats:
     """W = (A^T A + r M)^-1 A^T B, where A and B are inputs and targets less their means; float32 [d or m, bits].
 
-    A are features and M is the identity; or A are the kernel's values at the anchors and M those of the anchors among
-    each other, which is kernel ridge regression by Nystrom's method. The ridge r is a multiple of tr(M^-1 A^T A) / n,
-    the variance of one image.
+    Without anchors, A holds the features and M is the identity. With anchors, A holds the kernel's values at the
+    anchors and M those among the anchors, which is kernel ridge regression by Nystrom's method. The ridge r is a
+    multiple of tr(M^-1 A^T A) / n, the variance of one image.
 
     Args:
         x: features, float32 [N, d].

@@ -24,7 +24,7 @@ Arrays = Mapping[str, NDArray[np.float32]]
 
 @dataclasses.dataclass(frozen=True)
 class Supervision:
-    """What the supervised segments are trained to.
+    """What the supervised segments are trained towards.
 
     Args:
         segments: in the order of the code spec.
@@ -42,7 +42,7 @@ class Supervision:
 
     @property
     def order(self) -> float:
-        """How far the distances of target codes keep the order of nested levels; see `centers.hierarchy_order`."""
+        """How far the distances of target codes keep the order of nested levels; see `target_codes.hierarchy_order`."""
         return hierarchy_order(list(self.centers.values()), _parents(self.segments, self.levels))
 
     @property
@@ -55,7 +55,7 @@ class Supervision:
         return {name: level.take(rows).targets() for name, level in self.levels.items()}
 
     def scores(self, activations: Arrays, rows: NDArray) -> dict[str, float]:
-        """Per segment, the tie-aware mAP@all of images among themselves, each left out of its own answers.
+        """The tie-aware mAP@all of each segment, for images that ask each other; each is left out of its own answers.
 
         A query whose class has no other image among the rows does not count.
         """
@@ -63,7 +63,9 @@ class Supervision:
         return {name: float(np.nanmean(p)) if np.isfinite(p).any() else 0.0 for name, p in found.items()}
 
     def precision(self, segment: Segment, activations: NDArray[np.float32], rows: NDArray) -> NDArray[np.float64]:
-        """The average precision of each image of `scores` in one segment, float64 [N]; NaN of those that do not count.
+        """The average precision in one segment of each image that asks in `scores`, float64 [N].
+
+        NaN for those that do not count.
 
         Args:
             segment: one of the supervised segments.
@@ -78,7 +80,7 @@ class Supervision:
         return average_precision(ranking.totals, ranking.relevant)
 
     def about(self, heads: Mapping[str, HashHead], fused: Arrays) -> dict[str, Any]:
-        """For people: images with labels, how far nested levels keep their order, mAP of the images held out."""
+        """Facts for `training.json`: images with labels, order of nested levels, mAP of the images held out."""
         about: dict[str, Any] = {
             'labelled': {name: int((level.counts > 0).sum()) for name, level in self.levels.items()},
             'hierarchy_order': round(self.order, 4),
@@ -97,7 +99,8 @@ class Supervision:
 def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.Generator) -> Supervision:
     """Choose the segments that have labels, their target codes, and the images to validate on.
 
-    Pictures of one item, if a level of the labels that is no segment's tells items, are held out together.
+    If a label level that belongs to no segment tells which pictures show the same item, such pictures are held out
+    together.
 
     Raises:
         InputError: no segment has labels, a level has one class only, or more classes than the bits can hold apart.
@@ -126,10 +129,11 @@ def supervise(spec: CodeSpec, labels: Mapping[str, LabelLevel], rng: np.random.G
 
 
 def _items(labels: Mapping[str, LabelLevel], segments: Sequence[Segment]) -> NDArray[np.int64] | None:
-    """A number per image, equal for pictures of one item; None if no level of the labels tells items.
+    """A number per image, equal for pictures of the same item; None if no label level tells items.
 
-    Such a level is no segment's, gives an image one label at most, and names few images by each. Pictures of one item
-    on both sides of a split would make the side that is held out look better than what is new will be.
+    A level tells items if it belongs to no segment, gives an image at most one label, and each of its labels has few
+    images. Pictures of one item must not be on both sides of a split: validation would then look better than new
+    pictures will be.
     """
     for name in reversed([name for name in labels if name not in {s.name for s in segments}]):
         level = labels[name]
@@ -142,7 +146,7 @@ def _items(labels: Mapping[str, LabelLevel], segments: Sequence[Segment]) -> NDA
 
 
 def together(order: NDArray[np.int64], items: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows in an order that has those of one item together, each item where its first was; and where items end.
+    """The rows with those of one item together, each item at the place of its first row; and where the items end.
 
     Args:
         order: int64 [n], rows in some order.

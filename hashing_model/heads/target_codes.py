@@ -31,10 +31,11 @@ _BLOCK, _TILE = 64, 4096  # rows and columns of pairs compared at a time
 
 
 def make_centers(classes: int, bits: int, rng: np.random.Generator) -> Signs:
-    """Target codes, as far apart as was found, for classes of which none is nearer to another.
+    """Target codes for unrelated classes, as far apart as the search found.
 
-    Every bit halves the classes (but for one class of an odd number), no two bits tell the same where the classes
-    allow it, and runs of log2(classes) + 1 bits differ between classes as far as possible.
+    Every bit splits the classes in halves (of an odd number, one half has a class more). Where the number of classes
+    allows it, no two bits split them in the same way. As far as possible, each run of log2(classes) + 1 bits is
+    different for every class.
 
     Args:
         classes: 2 to 2^bits.
@@ -57,10 +58,10 @@ def hierarchical_centers(
 ) -> list[Signs]:
     """Target codes for levels of classes, coarse first, so that whole codes bring siblings nearer than cousins.
 
-    The children of one parent get a common set of rows, in which each parent turns the signs of other columns: siblings
-    differ by words of a small subcode of the linear code, which are as far apart as orthogonal rows where the bits
-    allow; cousins differ by words of the whole code, and in the coarser segments. `hierarchy_order` tells whether the
-    bits of the levels suffice to keep the order.
+    All parents share one set of rows for their children, and each parent flips the signs of other columns in it.
+    Siblings thus differ by words of a small subcode of the linear code, which are as far apart as orthogonal rows where
+    there are enough bits. Cousins differ by words of the whole code, and in the coarser segments too. `hierarchy_order`
+    measures whether the levels have enough bits for that.
 
     Args:
         parents: for each level, the class of the level before that each of its classes lies in, int [classes]; None
@@ -143,11 +144,12 @@ def check_centers(centers: Signs, names: Sequence[str]) -> None:
 
 
 def hierarchy_order(centers: Sequence[Signs], parents: Sequence[NDArray[np.integer] | None]) -> float:
-    """How far the distances of whole codes, the levels' segments end to end, keep the order of kinship.
+    """How far the distances of whole codes (the levels' segments end to end) keep the order of kinship.
 
     Args:
         centers: for each level int8 [classes, bits], coarse first.
-        parents: as in `hierarchical_centers`. A level that does not nest starts anew; the worse part counts.
+        parents: as in `hierarchical_centers`. A level that does not nest in the one before begins a new hierarchy; the
+            worst hierarchy counts.
 
     Returns:
         The share of all triples (class, nearer kin, farther kin) whose nearer kin is strictly nearer; 1.0 if the
@@ -250,10 +252,10 @@ def _swapped_signs(classes: int, bits: int, rng: np.random.Generator) -> Signs:
 
 
 def _random_columns(classes: int, bits: int, rng: np.random.Generator) -> tuple[Signs, int]:
-    """Random signs [classes, bits], balanced, no column more often than need be; and how often one may be.
+    """Random balanced signs [classes, bits] with as few equal columns as possible, and how often a column may occur.
 
-    Of C classes there are 2^(C - 1) - 1 ways to tell some from the others. If these are fewer than the bits, the
-    balanced ones are repeated; else none is, and once the balanced ones are used up less balanced ones follow.
+    There are 2^(C - 1) - 1 ways to split C classes in two. If these are fewer than the bits, balanced columns are
+    repeated. Otherwise no column is repeated, and once the balanced ones are used up less balanced ones follow.
     """
     balanced = math.comb(classes, classes // 2) // (2 if classes % 2 == 0 else 1)
     limit = 1 if bits < 2 ** (classes - 1) else -(-bits // balanced)
@@ -275,7 +277,7 @@ def _random_columns(classes: int, bits: int, rng: np.random.Generator) -> tuple[
 
 
 def _key(column: Signs) -> bytes:
-    """The same for a column and its complement."""
+    """A key that a column and its complement share."""
     return (column * column[0]).tobytes()
 
 
@@ -336,11 +338,11 @@ def _paired_words(classes: int, bits: int, rng: np.random.Generator) -> Signs:
 
 
 def _family_words(parents: NDArray, grandparents: NDArray | None, bits: int, rng: np.random.Generator) -> Signs:
-    """Words of a linear code, those of siblings in one coset of a subcode: int8 [C, bits].
+    """Words of a linear code, int8 [C, bits], in which the words of siblings are in one coset of a subcode.
 
-    Families get aligned blocks of messages, of a power of two each, the largest first; every second family has the
-    complements of the words of the one before, so the grandparents take turns. If the messages have bits to spare,
-    random ones are put below, lest columns repeat.
+    Families get aligned blocks of messages, each of a power of two, the largest family first. Two successive families
+    share a block: the second has the complements of the words of the first. The grandparents take turns in that order.
+    If the messages have bits to spare, the lowest are random, so that columns do not repeat.
     """
     families, family, sizes = np.unique(parents, return_inverse=True, return_counts=True)
     # The families in order: the largest first, of one size the grandparents in turn

@@ -1,8 +1,9 @@
 """Words to codes: a linear map from a text to the activations of the images that it describes.
 
-Cross-modal hashing by ridge regression: the images' hash functions are given, and each caption, and each name of a
-label, is to get the activations of its images (the linear form of Ding, Guo and Zhou 2014, collective matrix
-factorization hashing, with the codes fixed). Closed form, no network, no words known but those of the images.
+Cross-modal hashing by ridge regression: the hash functions of the images are fixed, and each caption and label name is
+mapped to the activations of its images. This is the linear form of Ding, Guo and Zhou 2014, collective matrix
+factorization hashing, with fixed codes. It has a closed form and needs no network; it knows only words that occur with
+the training images.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ RIDGE = 1.0  # of the squared length of a text's vector, which is 1
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a text, without case, and each word's parts, so that what is spelled alike is alike.
+    """The words of a text in lower case, and the parts of each word, so that words of similar spelling share tokens.
 
     >>> tokenize('Red apples')
     ['red', '~<red', '~red>', 'apples', '~<app', '~appl', '~pple', '~ples', '~les>']
 
-    A word is a run of letters, with their marks, and digits. Where a language has no spaces, what texts share is found
-    if it is as long as a part.
+    A word is a run of letters (with their accents) and digits. In languages without spaces, a text is found by what it
+    shares with another, if that is at least as long as a part.
     """
     folded = unicodedata.normalize('NFKC', text[:MOST_LETTERS]).casefold()
     words = ''.join(c if c.isalnum() or unicodedata.category(c)[0] == 'M' else ' ' for c in folded).split()
@@ -70,14 +71,14 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Vocabulary:
-        """The up to MOST_TOKENS tokens that most texts have."""
+        """Take the tokens that occur in most texts, at most MOST_TOKENS."""
         counts = collections.Counter(itertools.chain.from_iterable(set(tokenize(text)) for text in texts))
         kept = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_TOKENS]
         weights = [np.log1p(len(texts) / n) * (PART_WEIGHT if _is_part(token) else 1) for token, n in kept]
         return cls(tuple(token for token, _ in kept), np.array(weights, np.float32))
 
     def vectors(self, texts: Sequence[str]) -> sparse.csr_array:
-        """Texts as vectors of length 1, of the square roots of their tokens' counts times the tokens' weights.
+        """Turn texts into vectors of length 1: the square root of each token's count times the token's weight.
 
         Returns:
             float32 [N, V]; a text without a known token is 0.

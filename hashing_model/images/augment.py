@@ -1,7 +1,7 @@
 """Augmentation: random views of training pictures, so that a hash learns what does not matter.
 
-Two recipes: `LOOK` makes near-duplicates, what pictures suffer when they are posted again; `TRAIN` makes other pictures
-of the same kind, for training with labels. Pixels only; OpenCV loads at the first call.
+There are two recipes. `LOOK` makes near-duplicates: what happens to pictures when they are posted again. `TRAIN` makes
+other pictures of the same kind, for training with labels. Pixels only; OpenCV loads at the first call.
 """
 
 from __future__ import annotations

@@ -59,9 +59,10 @@ _pillow_globals = threading.Lock()
 
 
 def _set_up_pillow() -> None:
-    """Quiet, since a damaged picture is told by its `ImageError`: Pillow would also warn and log, and libtiff print.
+    """Keep Pillow quiet, and let it give memory back.
 
-    And thrifty: what is freed in pieces of this size goes back to the system, smaller ones each thread would hoard.
+    A damaged picture is reported by its `ImageError`; Pillow would also warn and log it, and libtiff print it. Blocks
+    of this size go back to the system when they are freed, while each thread would keep smaller ones.
     """
     Image.core.set_block_size(_PIECE_BYTES)
     warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')
@@ -204,7 +205,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 @contextlib.contextmanager
 def _without_bomb_check() -> Iterator[None]:
-    """Pillow warns or raises by its own limit, a module global; `max_pixels` is the limit here. For one at a time."""
+    """Switch off Pillow's own limit, a global of its module, as `max_pixels` is the limit here.
+
+    Only one thread may do so at a time.
+    """
     with _pillow_globals:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -260,7 +264,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A large picture tile by tile: on the way to RGB there are several copies."""
+    """Convert to RGB. A large picture is converted tile by tile, because the conversion makes several copies."""
     if image.mode == 'F':
         raise ImageError(
             UNSUPPORTED_MODE, f'{image.format} of floating-point pixels: nothing says which value is white'
@@ -290,7 +294,7 @@ def _tile_to_rgb(image: Image.Image, is_wide: bool) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image, is_wide: bool) -> Image.Image:
-    """16-bit grey by 65535 = white; Pillow's own conversion would clip everything above 255 to white.
+    """16-bit grey to 8 bits, 65535 being white; Pillow's own conversion would turn everything above 255 to white.
 
     Mode I holds 16-bit values (PNG, PGM) or 32-bit ones (TIFF); the latter keep their top 8 bits below the sign.
     """
@@ -312,7 +316,10 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Before any resizing: a transparent pixel's colour is noise that would bleed into its neighbours."""
+    """Put a transparent picture over white.
+
+    This comes before resizing, which would mix the meaningless colours of transparent pixels into their neighbours.
+    """
     transparent = image.info.get('transparency')
     if image.mode == 'RGB' and isinstance(transparent, tuple) and max(transparent) > 255:
         # A 16-bit PNG: Pillow keeps the top 8 bits of the pixels, but all 16 of the transparent colour.

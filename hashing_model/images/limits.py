@@ -1,7 +1,7 @@
-"""What a picture may cost: limits that a decoder does not keep by itself, checked before it starts.
+"""Limits of what a picture may cost to decode. Decoders do not keep them by themselves, so they are checked before.
 
-A few kilobytes can name millions of pixels, or make a decoder pass over them a thousand times. Within these limits a
-picture takes less than 1.1 GB and 10 s on one core, as measured with Pillow 12. Nothing here decodes.
+A file of a few kilobytes can claim millions of pixels, or make a decoder go through them a thousand times. Within these
+limits a picture takes less than 1.1 GB and 10 s on one core, as measured with Pillow 12. Nothing here decodes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NEXT_EXIF = re.compile(rb'\xff\xe1..Exif\0\0', re.DOTALL)
 
 
 def pixel_problem(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str | None:
-    """Why a picture that was opened is too large to be decoded, if it is."""
+    """The reason why an opened picture is too large to be decoded; None if it is not."""
     width, height = image.size
     limit = min(max_pixels, MAX_PIXELS_OF.get(image.format or '', max_pixels))
     if any(tile[0] in Image.DECODERS for tile in getattr(image, 'tile', ())):
@@ -49,7 +49,7 @@ def pixel_problem(image: Image.Image, max_pixels: int = MAX_PIXELS) -> str | Non
 
 
 def cost_problem(data: bytes) -> str | None:
-    """Why the bytes of a picture would keep Pillow busy before or beside its pixels, if they would."""
+    """The reason why Pillow would spend too long on parts of a file other than its pixels; None if it would not."""
     if data.startswith(b'\xff\xd8'):
         if data.count(b'\xff\xda') > MAX_SCANS and (scans := jpeg_scans(data)) > MAX_SCANS:
             return f'{scans} scans; the limit is {MAX_SCANS}'
@@ -72,7 +72,7 @@ def cost_problem(data: bytes) -> str | None:
 
 
 def jpeg_scans(data: bytes) -> int:
-    """The scans of a JPEG; not of its preview, nor of what follows it, such as the video of a moving picture."""
+    """The number of scans of a JPEG, without those of its preview or of anything behind it, such as a video."""
     return sum(kind == _SCAN for kind, _ in jpeg_segments(data))
 
 
@@ -85,7 +85,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def icon_sizes(data: bytes) -> Iterator[int]:
-    """The pixels of each picture of an ICO by its own header, which Pillow heeds only when it decodes it."""
+    """The pixels of each picture in an ICO file, by its own header, which Pillow reads only to decode it."""
     (count,) = struct.unpack('<H', data[4:6].ljust(2, b'\0'))
     for entry in range(6, min(6 + 16 * count, len(data) - 15), 16):
         (at,) = struct.unpack_from('<I', data, entry + 12)
@@ -99,7 +99,7 @@ def icon_sizes(data: bytes) -> Iterator[int]:
 
 
 def gif_comment_bytes(data: bytes) -> int:
-    """The bytes of comments before the first frame, with those that tell their lengths."""
+    """The bytes of all comments before the first frame, length bytes included."""
     at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
     total = 0
     while at < len(data) and data[at] not in b',;':
@@ -113,7 +113,7 @@ def gif_comment_bytes(data: bytes) -> int:
 
 
 def tag_bytes(data: bytes, at: int = 0) -> int:
-    """The bytes that the tags of the TIFF or EXIF block at some place claim, each at most all that there are."""
+    """The bytes that all tags of the TIFF or EXIF block at `at` claim together, each tag at most the whole file."""
     order, is_big = '<' if data[at : at + 1] == b'I' else '>', data[at : at + 4] in _TIFF_HEADERS[2:]
     entry = struct.Struct(f'{order}HH{"QQ" if is_big else "II"}')
     try:
@@ -128,7 +128,10 @@ def tag_bytes(data: bytes, at: int = 0) -> int:
 
 
 def tiff_headers(data: bytes) -> list[int]:
-    """Where a TIFF, or an EXIF block in a picture of any format, may begin; at most one more place than is allowed."""
+    """Places where a TIFF, or an EXIF block in a picture of any format, may begin.
+
+    Stops at one more than is allowed.
+    """
     found: list[int] = []
     for header in _TIFF_HEADERS:
         at = data.find(header)

@@ -1,7 +1,8 @@
-"""The unsupervised head: two augmented views of a picture get like codes, other pictures get others.
+"""The unsupervised head: two augmented views of a picture get similar codes, and different pictures different ones.
 
-Qiu et al. 2021, "Unsupervised Hashing with Contrastive Information Bottleneck" (CIBHash), on fixed features. Their
-principal components, all divided by one number, are what the head learns from: thousands of dimensions overfit.
+Qiu et al. 2021, "Unsupervised Hashing with Contrastive Information Bottleneck" (CIBHash), on fixed features. The head
+learns from the principal components of the features, all divided by one number, because thousands of dimensions would
+overfit.
 """
 
 from __future__ import annotations

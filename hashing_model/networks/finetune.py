@@ -42,9 +42,9 @@ def finetune(
 ) -> tuple[Any, list[dict[str, float]]]:
     """Train `backbone` in place, with the head of each supervised segment.
 
-    The heads are fitted before the backbone moves, or their first gradients would undo what it knows (Kumar et al.
-    2022, "Fine-Tuning can Distort Pretrained Features"). Batch normalisation stays as it was trained, for the same
-    reason: its statistics over small batches of other pictures are another network's.
+    The heads are fitted before the backbone is trained; otherwise their first gradients would destroy what it knows
+    (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features"). For the same reason batch normalisation is not
+    trained: statistics over small batches of other pictures would change the network.
 
     Args:
         images: N pictures uint8 [size, size, 3].
@@ -144,7 +144,7 @@ def _network(pictures: _Pictures, fusion: Fusion, training: Training) -> Any:
 
 
 def start(network: Any, supervision: Supervision, fused: Arrays, training: Training) -> None:
-    """Let the heads of a `hash_network` begin as those that `fit_linear_ridge` finds for standardised features."""
+    """Start the heads of a `hash_network` from those that `fit_linear_ridge` fits to standardised features."""
     heads = fit_linear_ridge(fused, supervision)
     for segment in supervision.segments:
         x = np.concatenate([fused[name] for name in segment.features], axis=1)
@@ -154,7 +154,7 @@ def start(network: Any, supervision: Supervision, fused: Arrays, training: Train
 
 
 def choose_trainable(model: Any, blocks: int) -> None:
-    """Let the layers of the last `blocks` blocks be trained, and what follows them; never batch normalisation.
+    """Make the layers of the last `blocks` blocks and all that follow them trainable, but no batch normalisation.
 
     A block is a run of layers with weights whose names agree up to the first number: `block12_expand_conv`,
     `block12_project_conv`. More blocks than the network has make all of it trainable.

@@ -23,9 +23,9 @@ START_VARIANCE = 1e-3
 def head_outputs(inputs: Mapping[str, Any], segments: Sequence[Segment], gated: bool, seed: int) -> dict[str, Any]:
     """The activations of each segment, as symbolic outputs [N, bits] of symbolic inputs, group name -> [N, d].
 
-    Each feature group is weighed by a gate, a softmax over the groups that a segment reads, so that the weights of a
-    segment's groups add up to their number. The batch normalisation has no scale and offset of its own: a bit is the
-    sign, so its mean is the threshold, and `HashModel.calibrated` can move it.
+    Each feature group is weighed by a gate, a softmax over the groups that a segment reads, scaled so that the weights
+    add up to the number of groups. The batch normalisation has neither scale nor offset: as a bit is a sign, its mean
+    is the threshold, which `HashModel.calibrated` can move.
 
     Args:
         inputs: standardised feature groups.
@@ -93,7 +93,7 @@ def _gates() -> Any:
             )
 
         def gates(self) -> Any:
-            """The weight of each group: positive, adding up to their number."""
+            """The weight of each group; the weights are positive and add up to the number of groups."""
             e = keras.ops.exp(self.logits)  # Keras warns of a softmax over one
             return e / keras.ops.mean(e)
 

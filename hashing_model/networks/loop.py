@@ -63,7 +63,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a training stands; `score` is that of the last epoch's validation, if there was one."""
+    """How far a training is; `score` is that of the last epoch's validation, if there was one."""
 
     stage: str
     step: int
@@ -104,7 +104,7 @@ class Checkpoint:
         return (arrays, state) if same else None
 
     def remove(self) -> None:
-        """The training is over."""
+        """Remove the state, when the training is over."""
         for path in (self.path, self._unfinished):
             path.unlink(missing_ok=True)
 
@@ -125,9 +125,9 @@ def train_network(
     checkpoint: Checkpoint | None = None,
     momentum: float = 0.0,
 ) -> list[dict[str, float]]:
-    """Train a compiled Keras network; leaves it with the last weights or, with a patience, those that validated best.
+    """Train a compiled Keras network, and leave it with its last weights or, with a patience, with the best.
 
-    With a momentum, what is validated and left is a running mean of the weights (Polyak and Juditsky 1992).
+    With a momentum, a running mean of the weights is validated and kept instead (Polyak and Juditsky 1992).
 
     Args:
         network: a compiled Keras model.
@@ -135,11 +135,12 @@ def train_network(
         steps: batches per epoch.
         epochs: at most this many.
         validate: the score of the network as it is, higher is better.
-        patience: stop after so many epochs without a better score, and leave the best; None trains to the end. A few
-            images held out tell when heads begin to learn by heart, but not which of the last epochs is better.
+        patience: stop after so many epochs without a better score, and keep the weights with the best score; None
+            trains to the end and keeps the last. A few images held out show when heads begin to overfit, but not which
+            of the last epochs is best.
         stage: a name for people.
         report: told after every step.
-        checkpoint: kept after every epoch; gone on from if it has a state. Whoever needs it no more removes it.
+        checkpoint: written after every epoch; if it has a state, training resumes from there. The caller removes it.
         momentum: of the running mean, per step; 0 takes the weights as they are.
 
     Returns:
@@ -216,7 +217,7 @@ class _RunningMean:
 
 @contextlib.contextmanager
 def _weights(network: Any, values: Sequence[Any]) -> Iterator[None]:
-    """The network with other weights for a while."""
+    """Give the network other weights within a `with` block."""
     own = [np.array(v) for v in network.variables]
     for variable, value in zip(network.variables, values, strict=True):
         variable.assign(value)
@@ -258,7 +259,7 @@ def _run_epoch(
 
 
 def _made_ahead(makers: Iterable[Callable[[], Batch]]) -> Iterable[Batch]:
-    """What the functions make, in order, a few ahead of the taker."""
+    """Call the functions in threads, a few ahead of what the caller takes, and yield their results in order."""
     source = iter(makers)
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(make) for make in itertools.islice(source, _AHEAD)]

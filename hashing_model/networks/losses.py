@@ -1,9 +1,9 @@
 """Losses that train the hash layer, of Keras tensors, and the straight-through sign.
 
-Everywhere N images, K bits, C classes. Targets are float [N, C], rows y / sum(y), all zero where an image has no
-label; such rows count neither in the sums nor in the means. Every loss is a scalar, finite for finite input, as is its
-gradient. numpy arrays may be given for tensors. The target codes come from `heads/target_codes.py`;
-what each loss trains is up to the trainer.
+N is the number of images, K of bits, C of classes. Targets are float [N, C], with rows y / sum(y), or zero where an
+image has no label; such rows count neither in sums nor in means. Every loss is a scalar. For finite input, it and its
+gradient are finite. Tensors may be given as numpy arrays. The target codes come from `heads/target_codes.py`; the
+caller chooses what a loss trains.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ortho_loss(v: Tensor, centers: Tensor, targets: Tensor, margin: float, scale
 
 
 def image_centers(targets: Tensor, centers: Tensor) -> Tensor:
-    """The code each image is drawn to: the sign of the sum of its classes' centres (Yuan et al. 2020).
+    """The code that each image is pulled to: the sign of the sum of its classes' centres (Yuan et al. 2020).
 
     Where centres cancel, all images take the sign of one fixed random code.
 

@@ -1,7 +1,7 @@
-"""Heads trained on labels: target codes for the classes, a loss that pulls each picture to its class's, validation.
+"""Heads trained on labels by gradients: a loss pulls each picture to the target code of its class.
 
-OrthoHash (Hoe et al. 2021), CSQ (Yuan et al. 2020) with our own centres, GreedyHash (Su et al. 2018). The features are
-fixed here; `heads/ridge.py` needs no gradients, `finetune.py` trains the backbone along.
+The losses are OrthoHash (Hoe et al. 2021), CSQ (Yuan et al. 2020) with our own centres, and GreedyHash (Su et al.
+2018). The features are fixed here; `finetune.py` trains the backbone too, and `heads/ridge.py` needs no gradients.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PATIENCE = 15
 def hash_network(inputs: Any, groups: Mapping[str, Any], supervision: Supervision, training: Training) -> Any:
     """The Keras network from `inputs` to each supervised segment's output, over symbolic standardised `groups`.
 
-    An output holds the activations [N, bits]; with `greedy` a classifier's logits after them.
+    An output holds the activations, [N, bits]; with `greedy`, the logits of a classifier follow in the same array.
     """
     keras = import_keras()
     outputs = head_outputs(groups, supervision.segments, training.gated, training.seed)
@@ -47,7 +47,7 @@ def hash_network(inputs: Any, groups: Mapping[str, Any], supervision: Supervisio
 
 
 def start_classifier(network: Any, segment: Segment, centers: NDArray[np.int8]) -> None:
-    """Let a segment's classifier of `greedy` begin with the likeness of a code to each class's target code."""
+    """Start the classifier of `greedy` with the classes' target codes as weights: logits are similarities to them."""
     weights = centers.T / math.sqrt(segment.bits)
     network.get_layer(f'{segment.name}_classifier').set_weights([weights, np.zeros(len(centers))])
 
@@ -75,7 +75,7 @@ def _loss(centers: NDArray[np.int8], training: Training, targets: Any, output: A
 
 
 def shuffled(rows: NDArray[np.int64], size: int, seed: int, epoch: int) -> Iterator[NDArray[np.int64]]:
-    """The rows in another order each epoch, `size` at a time; what does not fill a batch waits for another epoch."""
+    """The rows in an order that differs per epoch, `size` at a time; rows that do not fill a batch are left out."""
     order = np.random.default_rng([seed, epoch]).permutation(rows)
     size = min(size, len(order))
     for start in range(0, len(order) - size + 1, size):
@@ -132,7 +132,7 @@ def fit_supervised(
 
 
 def activations_of(network: Any, inputs: Any, supervision: Supervision) -> dict[str, NDArray[np.float32]]:
-    """What the bits are the signs of: segment name -> float32 [N, bits]."""
+    """The activations, whose signs are the bits: segment name -> float32 [N, bits]."""
     outputs = network.predict_on_batch(inputs)
     return {s.name: np.asarray(outputs[s.name])[:, : s.bits] for s in supervision.segments}
 

@@ -31,7 +31,7 @@ from hashing_model.training.fit import choose_method, view_groups, view_seeds
 
 @dataclasses.dataclass(frozen=True)
 class FeatureKey:
-    """All that features depend on, beside the pictures.
+    """All that features depend on besides the pictures.
 
     Args:
         resizing: what the pictures go through before.
@@ -84,10 +84,10 @@ def views_for(spec: CodeSpec, labelled: Iterable[str], views: int, seed: int) ->
 
 
 def check_weights(extractor: Extractor, key: FeatureKey) -> None:
-    """Refuse an extractor whose backbone is not the one that made some features.
+    """Refuse an extractor whose backbone has other weights than the one that made some features.
 
     Raises:
-        InputError: so it is.
+        InputError: the weights differ, so that the features do not fit.
     """
     found = extractor.weights_digest
     if found not in ('', key.backbone_digest):

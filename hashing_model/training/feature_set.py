@@ -38,7 +38,7 @@ class FeatureSet:
         return len(next(iter(self.groups.values())))
 
     def texts(self) -> list[list[str]]:
-        """What is said of each image: its caption, and the names of its labels."""
+        """The texts that describe each image: its caption, and the names of its labels."""
         captions = self.captions if len(self.captions) else [None] * len(self)
         said = [[caption] if caption else [] for caption in captions]
         for level in self.labels.values():
@@ -61,7 +61,8 @@ def extract(
         extractor: makes the groups.
         groups: their names.
         report: told after every batch.
-        view: the seed of the view; it decides, with an image's place, what befalls the image. None takes it as it is.
+        view: the seed of the view; with an image's place in the list it determines the augmentation. None takes images
+            as they are.
     """
     made = []
     for start in range(0, len(images), BATCH_SIZE):

@@ -1,7 +1,7 @@
-"""Fitting a hash model: pictures, and labels where there are any -> features -> fusion -> one head per segment.
+"""Fitting a hash model: pictures, with or without labels -> features -> fusion -> one head per segment.
 
-A segment named like a label level is trained on that level's labels; the others are fitted without labels. Where the
-pictures come from is the caller's business (`pipelines/training/training_log.py` reads shards).
+A segment named like a label level is trained on that level's labels; the others are fitted without labels. The caller
+reads the pictures (`pipelines/inputs/sampling.py` reads them from shards).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def fit(
         backbone: see `hashing_model.features.backbone.load_backbone`.
         report: told of progress.
         checkpoint: where fine-tuning keeps its state.
-        captions: of the N images, if there are any: texts can ask for what they and the labels name.
+        captions: of the N images, if there are any; the model then encodes texts with words of the captions and labels.
 
     Returns:
         The model, and the epochs of each stage that had any.
@@ -102,7 +102,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What fine-tuning leaves beside a changed backbone: the scales it was done with, and the trained network."""
+    """What fine-tuning returns besides the changed backbone: scales of features, the trained network, its epochs."""
 
     fusion: Fusion
     network: Any
@@ -145,7 +145,7 @@ def fit_features(
         extractor: what made them.
         resizing: what the pictures went through before.
         spec, training, report: see `fit`.
-        tuned: what fine-tuning left; the supervised heads are taken from there.
+        tuned: the result of fine-tuning, from which the supervised heads are taken.
 
     Raises:
         InputError: see `fit`.
@@ -230,7 +230,7 @@ def _unsupervised_head(
     seed: np.random.SeedSequence,
     report: Report | None,
 ) -> tuple[HashHead, list[dict[str, float]]]:
-    """The head of a segment by `training.method`, which needs no labels, by a seed of its own; and its epochs."""
+    """Fit the head of a segment by `training.method`, which needs no labels; returns the head and its epochs."""
     x = fusion.fuse(features.groups, segment.features)
     if training.method in PROJECTIONS:
         return PROJECTIONS[training.method](x, segment.bits, np.random.default_rng(seed)), []
@@ -254,7 +254,7 @@ def _standardised(fusion: Fusion, groups: Groups) -> dict[str, NDArray[np.float3
 
 
 def choose_method(training: Training, spec: CodeSpec, labels: Mapping[str, LabelLevel]) -> Training:
-    """Settings with a known method: where none is given, if a segment has labels, `ridge`, and `ortho` to fine-tune.
+    """Choose a method if none is given and a segment has labels: `ridge`, or `ortho` where the backbone is fine-tuned.
 
     Raises:
         InputError: an unknown method.
@@ -268,10 +268,10 @@ def choose_method(training: Training, spec: CodeSpec, labels: Mapping[str, Label
 
 
 def method_of(segment: str, training: Training, labels: Mapping[str, LabelLevel]) -> str:
-    """How a segment is fitted: by `training.method`, unless that wants labels which the segment has not.
+    """How a segment is fitted: by `training.method`, unless that needs labels and the segment has none.
 
-    Without labels, `look` is fitted by `lda`, whose codes find the copies of a picture, and other segments by
-    `contrastive`, whose codes find its likes.
+    Without labels, `look` is fitted by `lda`, whose codes find copies of a picture, and other segments by
+    `contrastive`, whose codes find similar pictures.
     """
     if training.method and (training.method not in SUPERVISED or segment in labels):
         return training.method
@@ -279,7 +279,7 @@ def method_of(segment: str, training: Training, labels: Mapping[str, LabelLevel]
 
 
 def view_groups(spec: CodeSpec, training: Training, labels: Mapping[str, LabelLevel]) -> list[str]:
-    """The feature groups that are needed of augmented views: those of segments fitted from views."""
+    """The feature groups that augmented views need to have: those of the segments that are fitted from views."""
     read = {name for s in spec.segments if method_of(s.name, training, labels) in FROM_VIEWS for name in s.features}
     return [name for name in FEATURES if name in read]
 

@@ -1,8 +1,9 @@
-"""The base of an incremental build: the served version, of which unchanged units and known images are taken over.
+"""The base of an incremental build: the served version, from which unchanged units and known images are taken over.
 
-A unit is unchanged if the base has a part of its name (what is read, and how) and its content (what is in it): then
-the part's files are copied. In other units an image keeps its code if the base has one of its digest from the same
-files. All this equals what would be made anew, because the base has the same model and is by the same libraries.
+A unit is unchanged if the base has a part with the same name (a digest of what is read, and how) and the same content
+(a digest of what is in it); the part's files are then copied. In other units, an image keeps its code if the base has
+an image with the same digest from the same files. The result equals a full build's, because a base has the same model
+and was made with the same libraries.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _reading = threading.Lock()  # a runner may start several units at once in one p
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What an images part is made from: a row of `code_tables.UNITS`, but for the number of records."""
+    """What an images part is made from: a row of `code_tables.UNITS` without the number of records."""
 
     name: str
     content: str
@@ -74,7 +75,7 @@ class Base:
 
     @functools.cached_property
     def runs(self) -> Runs:
-        """How its parts are cut into runs."""
+        """How its images parts are grouped into runs."""
         return Runs.cut(enumerate(file.rows for file in self.manifest.images))
 
     @functools.cached_property
@@ -110,10 +111,10 @@ def open_base(index: str, version: str) -> Base:
 def check_base(
     manifest: Manifest, spec: CodeSpec, model: Mapping[str, str] | None, libraries: Mapping[str, str]
 ) -> None:
-    """Find out whether codes of a version equal those that would be made now.
+    """Refuse a base whose codes may differ from those that would be made now.
 
     Raises:
-        InputError: they may not; the message says what differs.
+        InputError: the model, the code spec or a library differs; the message says which.
     """
     found, wanted = ((m or {}).get('fingerprint', 'none') for m in (manifest.model, model))
     if found != wanted:
@@ -133,7 +134,7 @@ def unit_name(unit: WorkUnit, options: ReadOptions) -> str:
 
 
 def origin_of(unit: WorkUnit, options: ReadOptions) -> Origin:
-    """What a unit reads, as it is now; call it before reading, so that what changes meanwhile is not missed later.
+    """What a unit reads, as it is now. Call it before reading, so that the next build sees what changes meanwhile.
 
     Raises:
         OSError: a shard cannot be read.
@@ -185,9 +186,9 @@ def _hash_range(file: IO[bytes], length: int | None, hashed: Any) -> int:
 
 
 def with_states(units: Sequence[WorkUnit], inputs: Sequence[InputFile]) -> list[WorkUnit]:
-    """Units with what the listing tells of files in buckets: size and generation, else the time of the last change.
+    """Add the state of files in buckets to their units: size, and generation or else time of change, from the listing.
 
-    Where it tells neither, the state is like no other, so that the files are read again.
+    If it has neither, the state is unique, so that the files are read again.
     """
     listed = {file.path: file for file in inputs if '://' in file.path}
 
@@ -200,7 +201,7 @@ def with_states(units: Sequence[WorkUnit], inputs: Sequence[InputFile]) -> list[
 
 
 def with_base_parts(units: Sequence[WorkUnit], base: Base, options: ReadOptions) -> list[WorkUnit]:
-    """Units with the parts of the base that they may take over, or that were made from some of the same files."""
+    """Add to units the part of the base that they may take over, and the parts made from some of their files."""
     by_name = {origin.name: part for part, origin in enumerate(base.units)}
     order = sorted(range(len(base.units)), key=lambda part: base.units[part].first)
     firsts = np.array([base.units[part].first for part in order], object)
@@ -221,7 +222,7 @@ def with_base_parts(units: Sequence[WorkUnit], base: Base, options: ReadOptions)
 
 
 def read_images(base: Base, part: int, columns: Sequence[str]) -> pa.Table | None:
-    """Some columns of an images part; None, after a warning, if its file or its rejects' is damaged or gone."""
+    """Some columns of an images part; None, after a warning, if its file or its rejects file is damaged or missing."""
     images, rejects = base.manifest.images[part], base.rejects_of(part)
     try:
         contents = {file: files.read_bytes(base.path(file)) for file in (images, rejects) if file}
@@ -236,7 +237,7 @@ def read_images(base: Base, part: int, columns: Sequence[str]) -> pa.Table | Non
 
 
 class KnownImages:
-    """The images of parts of a base by the digest of their bytes, some 40 bytes of memory for each."""
+    """The images of some parts of a base, found by the digest of their bytes; each takes about 40 bytes of memory."""
 
     def __init__(self, rows: pa.Table) -> None:
         """Take columns `digest`, `width`, `height` and `code` of images."""

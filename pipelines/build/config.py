@@ -25,8 +25,8 @@ class BuildConfig:
         index: absolute path or uri of the index.
         version: id of the version to write.
         spec: the code spec.
-        unit_count: how many work units there are (`input_lists.write_unit_list`).
-        inputs: the version's list of the files they read (`write_inputs`).
+        unit_count: how many work units there are (`unit_list.write_unit_list`).
+        inputs: the version's list of the files that they read (`unit_list.write_inputs`).
         model: uri of the model, None when the units hold codes.
         model_info: fingerprint and method of the model, for the manifest.
         options: which column or key holds what.

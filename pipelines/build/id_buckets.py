@@ -26,12 +26,12 @@ IdsOfBucket = tuple[int, tuple[bool, int, Block]]  # bucket; what it gets of a r
 
 
 def id_buckets(rows: int) -> int:
-    """How many buckets the ids of so many images are compared in."""
+    """The number of buckets in which the ids of `rows` images are compared."""
     return min(max(rows // BUCKET_ROWS, BUCKETS[0]), BUCKETS[1])
 
 
 def split_run(element: tuple[int, list[StagedIds]], config: BuildConfig, rows: int) -> Iterator[IdsOfBucket]:
-    """The ids of a run of units by bucket; `rows` are those of all units."""
+    """The ids of a run of units by bucket; `rows` is the number of images of all units."""
     run, units = element[0], sorted(element[1])
     columns = ['image_id', 'digest', 'code'] if config.base else ['image_id']
 
@@ -69,9 +69,9 @@ def _put_ids(
 
 
 def compare_ids(element: tuple[int, Sequence[tuple[bool, int, Block]]], with_base: bool) -> Iterator[Any]:
-    """The ids of one bucket to (unit number, places of ids that were seen before).
+    """The duplicates of one bucket of ids: (unit number, places of ids that occur earlier).
 
-    With a base, also one ('changes', counts of `count_changes`).
+    With a base, also one element ('changes', the counts of `count_changes`).
     """
     blocks = sorted(element[1], key=lambda block: block[:2])
     schema = IDS_WITH_CONTENT if with_base else IDS

@@ -69,18 +69,18 @@ log = logging.getLogger(__name__)
 class Staged:
     """A unit that was encoded or taken over: where its rows and rejects wait for the duplicate search.
 
-    Should a unit be encoded twice with other results (on another kind of processor, say), the attempt that counts is
-    the one whose names arrive.
+    A unit may be encoded twice with different results, for example on two kinds of processors. The attempt whose
+    element arrives counts: the names of its files have digests of their contents.
 
     Args:
         part: the unit's number.
-        images: uri of its images; what was staged has a digest of the content in its name.
+        images: uri of its images; the name of a staged file has a digest of the content.
         rows: of the images.
         rejects: uri of its rejects, None if there are none.
         records_read: how many records it gave.
         origin: what it was made from.
         taken_over: whether the files are those of the base.
-        reused: images that the base knew, if not.
+        reused: how many images got their codes from the base, if the unit as a whole was not taken over.
         work: when.
         sums: of `encode.Measures`.
     """
@@ -98,7 +98,10 @@ class Staged:
 
 
 def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollection:
-    """Wire the whole build of the work units of `write_unit_list`; the result is one element, the rows published."""
+    """Wire the whole build of the work units of `write_unit_list`.
+
+    The result is one element, the number of rows published.
+    """
     # Encode, and find the ids that occur twice
     version = root | 'Version' >> beam.Create([config.index_version])
     encoded = (
@@ -159,7 +162,9 @@ def define_pipeline(root: beam.Pipeline, config: BuildConfig) -> beam.PCollectio
 
 
 def search_duplicates(version: beam.PCollection, encoded: Any, config: BuildConfig) -> Any:
-    """Wire the comparison of all ids, bucket by bucket, of the `Staged` units and of the base's parts that were left.
+    """Wire the comparison of all ids, bucket by bucket.
+
+    The ids are those of `Staged` units and of the base's parts that are not taken over.
 
     Returns:
         `duplicates`, (part number, places of its duplicates as bytes), and `changes`, counts as `CHANGES` names them.
@@ -259,7 +264,7 @@ class EncodeUnit(beam.DoFn):
 
 
 def take_over(unit: WorkUnit, origin: Origin, config: BuildConfig) -> Staged | None:
-    """A unit's part of the base, if nothing of the unit changed since and the part is not damaged."""
+    """The base's part of a unit, if nothing in the unit has changed since and the part is not damaged; else None."""
     if config.base is None or unit.base_part is None:
         return None
     base, part = open_base(config.index, config.base), unit.base_part
@@ -323,9 +328,9 @@ class FinishPart(beam.DoFn):
 
 
 class MergeSamples(beam.CombineFn):
-    """`keep_sample` of all parts: a uniform sample that a repeated bundle cannot change.
+    """Combines the samples of all parts by `keep_sample`: a uniform sample, which a repeated bundle does not change.
 
-    Tables wait in a list until they are worth sorting out, so that many small parts cost little.
+    Tables are collected and reduced only when they have many rows, so that many small parts cost little.
     """
 
     def create_accumulator(self) -> list[pa.Table]:
@@ -337,12 +342,12 @@ class MergeSamples(beam.CombineFn):
         return self.merge_accumulators([kept, [more]])
 
     def merge_accumulators(self, several: Iterable[list[pa.Table]]) -> list[pa.Table]:
-        """All of them; sorted out, if there are many."""
+        """All tables, reduced to the sample if they have many rows."""
         tables = list(itertools.chain(*several))
         return tables if sum(map(len, tables)) <= 4 * SAMPLE_ROWS else self.compact(tables)
 
     def compact(self, kept: list[pa.Table]) -> list[pa.Table]:
-        """Only what may be in the sample, before it travels."""
+        """Only the rows that may be in the sample, before they are sent."""
         return [keep_sample(pa.concat_tables(kept))] if kept else []
 
     def extract_output(self, kept: list[pa.Table]) -> pa.Table:

@@ -22,7 +22,7 @@ def write_metrics(path: str, index: str, version: str, code: int, started: float
     Args:
         path: of the file, on a disk; it is replaced at once.
         index: the index, absolute.
-        version: that was being built, however far that came.
+        version: the id of the version that was being built, finished or not.
         code: the exit code of the command.
         started: when it began, in seconds since 1970.
     """

@@ -1,6 +1,6 @@
 """Runs of parts: successive parts whose ids are split, and whose codes are cut, together.
 
-Alone, each of many small parts would send a row or two to each of many buckets of ids and partition files.
+Otherwise each of many small parts would send a row or two to each of many buckets of ids and partition files.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ class Runs:
 
 
 def count_runs(parts: int, rows: int) -> int:
-    """Into how many runs so many parts of so many rows each are cut."""
+    """The number of runs of `parts` parts with `rows` rows each."""
     return math.ceil(parts / max(RUN_ROWS // rows, 1))

@@ -35,7 +35,8 @@ WrittenPartition = tuple[int, str, DataFile, Work]  # table, prefix
 class Part:
     """A unit that is finished: its files, its counts, what it was made from, what needed no encoding, and its work.
 
-    `taken_over` if the whole unit is that of the base; else `reused` images are. `sums` are those of `encode.Measures`.
+    `taken_over` tells whether the whole unit was taken over from the base; if not, `reused` images were. `sums` are
+    those of `encode.Measures`.
     """
 
     number: int
@@ -61,9 +62,10 @@ class TableLayout:
 
 
 def keep_sample(images: pa.Table) -> pa.Table:
-    """The SAMPLE_ROWS images whose ids have the least hashes, in that order: rows of `code_tables.sample_schema`.
+    """The SAMPLE_ROWS images with the smallest hashes of ids, in that order: rows of `code_tables.sample_schema`.
 
-    The next version's sample has the same images, as far as they are still there. Any beginning is a sample too.
+    The next version's sample has the same images, as far as it still has them. The first rows alone are a uniform
+    sample too.
     """
     hashes, rows = id_hashes(images['image_id']), images['row'].to_numpy()
     least = np.arange(len(rows))
@@ -113,7 +115,7 @@ def lay_out(element: tuple[int, NDArray[np.int64]], config: BuildConfig, rows: i
 
 
 def in_order(numbered: Iterable[tuple[int, TableLayout]]) -> list[TableLayout]:
-    """Layouts by the number of their table."""
+    """Layouts in order of their table's number."""
     return [found for _, found in sorted(numbered, key=lambda element: element[0])]
 
 
@@ -140,7 +142,7 @@ def rows_batch(codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> pa.RecordBa
 
 
 def rows_schema(spec: CodeSpec) -> pa.Schema:
-    """Codes on the way from their images parts to a partition, with their row numbers."""
+    """The schema of codes with their row numbers, on the way from images parts to partitions."""
     return pa.schema([('row', pa.int64()), ('code', pa.binary(spec.num_bytes))])
 
 

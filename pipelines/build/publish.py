@@ -45,9 +45,9 @@ def publish_version(
     sample: pa.Table,
     changes: NDArray[np.int64] | int = 0,
 ) -> int:
-    """Finish the version unless it is, publish it if its gate lets it, and prune older ones if asked; returns its rows.
+    """Finish a version, publish it if it passes its gate, and prune older ones if asked; returns its number of rows.
 
-    Done again, as runners may, it takes the version as finished, and leaves `CURRENT` alone if it names it.
+    Runners may repeat it: a version that is finished is not written again, and `CURRENT` stays if it names the version.
 
     Raises:
         BuildError: something is missing, or another version was published since the build began.
@@ -78,7 +78,7 @@ def publish_version(
 
 
 def delete_staged(config: BuildConfig) -> None:
-    """Remove what is not needed any more, which must not fail a build: `grainhash prune` removes what is left."""
+    """Remove the staged files. A failure is only logged, as `grainhash prune` can remove them later."""
     try:
         files.delete_folder(config.index_version.path(versions.STAGING_FOLDER))
     except OSError as e:
@@ -86,7 +86,7 @@ def delete_staged(config: BuildConfig) -> None:
 
 
 def describe_stages(parts: Sequence[Part], partitions: Sequence[WrittenPartition]) -> Iterator[BuildStage]:
-    """What was done until all files were there."""
+    """The stages of the build up to the last partition file."""
     sums = sum((collections.Counter(p.sums) for p in parts), collections.Counter())
     milliseconds = {f'{name.removesuffix("_us")}_ms': us // 1000 for name, us in sums.items() if name.endswith('_us')}
     rejected = sum((collections.Counter(p.reasons) for p in parts), collections.Counter())
@@ -122,7 +122,7 @@ def describe_version(
     sample: pa.Table,
     changes: NDArray[np.int64] | int = 0,
 ) -> Manifest:
-    """Write the sample, and list all that was written in a manifest that is not written yet."""
+    """Write the sample and the list of units, and make the manifest, which is not written yet."""
     sampled = files.table_bytes(sample)
     return Manifest(
         version=config.version,
@@ -165,7 +165,8 @@ def check_version(version: Version) -> None:
     """Refuse to publish a version of which something is missing.
 
     Raises:
-        BuildError: a table with other rows than were indexed, or a file that is not there in its size.
+        BuildError: a table whose number of rows differs from the indexed images, or a file that is missing or of
+            another size.
     """
     manifest = version.manifest
     for number, table in enumerate(manifest.tables):
@@ -220,7 +221,7 @@ def add_changes(parts: Sequence[Part], base: str, changes: NDArray[np.int64] | i
 def list_tables(
     tables: Sequence[TableLayout], partitions: Sequence[WrittenPartition], sample: NDArray[np.uint8]
 ) -> tuple[Table, ...]:
-    """The manifest's tables, with every prefix of the layout, those without rows too."""
+    """The manifest's tables with every prefix of the layout, including prefixes without rows."""
     written = collections.defaultdict(list)
     for number, prefix, file, _ in partitions:
         written[number, prefix].append(file)

@@ -1,9 +1,9 @@
-"""The scale plan: what an index of so many images takes to build, to keep and to ask, before anything is built.
+"""The scale plan: what an index of a given size costs to build, to store and to query, before anything is built.
 
     grainhash plan --images 10M 1B 10B --bits 64
 
-Layout, radii and file sizes come from the functions that builds and queries use, on codes that are spread evenly;
-seconds and memory are measured, and each constant tells where. `cli/plan.py` prints plans.
+Layout, radii and file sizes come from the functions that builds and queries use, for codes that are spread evenly.
+Seconds and bytes of memory come from measurements; each constant says of what. `cli/plan.py` prints plans.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Scale:
         from_codes: whether codes are given, so that nothing is decoded and encoded.
         unit_rows: records of a work unit; None for as many as builds put in one of Parquet.
         partition_rows: rows a partition file should not exceed.
-        images_per_core_second: that are read, decoded and encoded.
+        images_per_core_second: how many images one core reads, decodes and encodes per second.
     """
 
     rows: int
@@ -214,12 +214,12 @@ class Blocks:
 
     @classmethod
     def cut(cls, units: int, rows: int, groups: int, batch: Callable[[int], pa.RecordBatch]) -> Blocks:
-        """Those of so many units, whose rows each go to one of the groups by chance.
+        """The blocks of some units whose rows are spread over groups at random.
 
         Args:
             units, rows: work units, or runs of them, and rows of each.
             groups: partition files of a table, or buckets of ids.
-            batch: so many rows as they are sent.
+            batch: a batch of rows as it is sent, to measure its size.
         """
         reached = groups * -math.expm1(rows * math.log1p(-1 / groups)) if groups > 1 else 1.0
         size = batch(math.ceil(rows / reached)).serialize().size
@@ -253,7 +253,9 @@ def code_blocks(scale: Scale, tables: Sequence[TableScale]) -> list[Blocks]:
 
 
 def expected_candidates(scale: Scale, cluster_rows: int = 0) -> float:
-    """Rows that one of `QUERIES` queries for `NEIGHBOURS` visits, in the mean, if it knows how far the last of them is.
+    """The mean number of rows that each of `QUERIES` queries for `NEIGHBOURS` answers visits.
+
+    The distance of the last answer is taken as known.
 
     The model: codes lie around uniform centres, so many around each, from which `FLIPPED` of their bits differ, and
     queries are such codes. Segments weigh 1 each. Radii are chosen as `SearchPlan` does.
@@ -296,7 +298,7 @@ def _within(bits: int, chance: float) -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True)
 class ScalePlan:
-    """What a `Scale` takes; see its functions for each part."""
+    """What a `Scale` costs, part by part."""
 
     scale: Scale
     tables: list[TableScale]
@@ -362,7 +364,7 @@ class ScalePlan:
 
     @property
     def stored_bytes(self) -> float:
-        """Bytes of the version, but for its model, its rejects, and the list of its inputs."""
+        """Bytes of the version without its model, its rejects and the list of its inputs."""
         sample = min(self.scale.rows, SAMPLE_ROWS) * (
             images_bytes(self.scale) / self.scale.rows + 8
         )  # with row numbers
@@ -370,7 +372,7 @@ class ScalePlan:
 
     @property
     def shuffled_bytes(self) -> float:
-        """Bytes that the runner shuffles, but for histograms and samples."""
+        """Bytes that the runner shuffles, without histograms and samples."""
         return self.scale.units * UNIT_SHUFFLED_BYTES + sum(b.shuffled for b in self.blocks)
 
     @property
@@ -400,14 +402,14 @@ class ScalePlan:
 
     @property
     def indexing_hours(self) -> float:
-        """Core-hours of all else, but for waiting for files."""
+        """Core-hours of everything else, without waiting for files."""
         scale = self.scale
         per_row = ROW_SECONDS + CODE_BYTE_SECONDS * scale.spec.num_bytes + TABLE_ROW_SECONDS * len(self.tables)
         return (scale.rows * per_row + sum(b.count for b in self.blocks) * BLOCK_SECONDS) / 3600
 
     @property
     def worker_bytes(self) -> float:
-        """Memory of a worker process of one core: before it has any rows, and in the step that holds most."""
+        """Bytes of memory of a worker process with one core: without any rows, and in the step that holds most."""
         scale = self.scale
         sorting = max(t.file_rows for t in self.tables) * (SORTED_ROW_BYTES + SORTED_CODE_BYTES * scale.spec.num_bytes)
         reading = scale.rows_per_unit * READ_ROW_BYTES if scale.from_codes else 0

@@ -1,7 +1,7 @@
 """What a build did and how long it took: `build.json` of a version, a log line per stage, a file of metrics.
 
-Everything is counted from the results that arrive, so that a bundle which ran twice counts once; Beam's own counters
-and distributions, which the steps keep beside, may count it twice.
+Everything is counted from the results that arrive, so that a bundle which ran twice counts once. The steps also keep
+Beam's counters and distributions, which may count it twice.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BuildStage:
         tasks: pieces of work.
         started: when the first began, in seconds since 1970.
         seconds: from then until the last ended.
-        work_seconds: of all pieces together; more than `seconds` where they run beside each other.
+        work_seconds: of all pieces together; more than `seconds` where they ran in parallel.
         counts: what they did.
     """
 

@@ -1,6 +1,6 @@
 """What a build reads, listed in files of its version before it begins: the input files, and the work units.
 
-Catalogues grow; what a runner takes as the graph of a job does not.
+They are not part of the job's graph, because a catalogue may have more of them than a runner accepts in a graph.
 """
 
 from __future__ import annotations

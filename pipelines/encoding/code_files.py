@@ -45,7 +45,7 @@ def list_code_units(patterns: Sequence[str]) -> tuple[list[WorkUnit], list[Input
 
 
 def code_bytes(units: Sequence[WorkUnit]) -> int:
-    """The length in bytes that most codes of the first unit with any have.
+    """The most frequent length in bytes of the codes in the first unit that has any codes.
 
     Raises:
         InputError: there is no code at all.
@@ -105,7 +105,8 @@ def read_query_codes(unit: WorkUnit, spec: CodeSpec) -> tuple[list[str], NDArray
     """Ids and codes uint8 [N, B] of one unit of queries.
 
     Raises:
-        InputError: a row without id or with a code of another length: a query must not be lost in silence.
+        InputError: a row without id or with a code of another length; unlike images, queries are never rejected row by
+            row.
     """
     encoded = read_codes(unit, spec)
     for reject in encoded.rejects:
@@ -145,7 +146,7 @@ def _is_one_of(type_: pa.DataType, *kinds: Callable[[pa.DataType], bool]) -> boo
 
 
 def _read(unit: WorkUnit) -> tuple[pa.Table, int]:
-    """Ids, as text, and codes of a unit, and the number in its file of its first row."""
+    """The ids (as text) and codes of a unit, and the number of its first row in its file."""
     first, last = unit.row_groups or (0, 0)
     try:
         with open_input(unit.paths[0]) as file:

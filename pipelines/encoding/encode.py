@@ -73,12 +73,12 @@ class KnownImage:
 
 
 class Known(Protocol):
-    """Images by the digest of their bytes, as a mapping has them."""
+    """Finds images by the digest of their bytes; a mapping will do."""
 
     def __len__(self) -> int: ...
 
     def get(self, digest: bytes, /) -> KnownImage | None:
-        """The image of a digest, if it is known."""
+        """The image with a digest; None if it is not known."""
 
 
 def encode_unit(
@@ -92,7 +92,7 @@ def encode_unit(
     Args:
         items: what the unit's reader gives.
         model: encodes what is not known.
-        known: images by the digest of their bytes, that are neither decoded nor encoded.
+        known: images that are neither decoded nor encoded again, by the digest of their bytes.
         batch_size: images to encode at once.
     """
     tables, rejects, records_read, reused = [], [], 0, 0
@@ -110,7 +110,7 @@ def encode_unit(
 
 
 def image_codes(images: Sequence[Decoded | KnownImage], model: HashModel, measures: Measures) -> NDArray[np.uint8]:
-    """Codes uint8 [N, B], of which only those that are not known are made."""
+    """Codes uint8 [N, B]; those of known images are copied, the others computed."""
     codes = np.zeros((len(images), model.spec.num_bytes), np.uint8)
     fresh = [(i, image.pixels) for i, image in enumerate(images) if isinstance(image, Decoded)]
     if fresh:
@@ -134,8 +134,8 @@ def decoded_batches(
 ) -> Iterator[list[tuple[Record | Reject, Decoded | KnownImage | Reject]]]:
     """Batches of (item, its pixels or reject, or what is known of it by its digest), in the order of the items.
 
-    A batch has `batch_size` items that are not known, fewer if they are large, and at most KNOWN_AT_ONCE others; one is
-    being decoded while the caller has the one before.
+    A batch has `batch_size` items that are not known (fewer if they are large) and at most KNOWN_AT_ONCE known ones.
+    The next batch is decoded while the caller works on one.
     """
 
     def try_decode(item: Record | Reject) -> tuple[Record | Reject, Decoded | Reject]:
@@ -177,7 +177,7 @@ def decoded_batches(
 def sort_batch(
     batch: Iterable[tuple[Record | Reject, Decoded | KnownImage | Reject]],
 ) -> tuple[list[Record], list[Decoded], list[Reject]]:
-    """Of a batch of `decoded_batches` the records that could be decoded, their pixels, and the rejects."""
+    """Split a batch of `decoded_batches`: the records that could be decoded, their pixels, and the rejects."""
     good = [(item, result) for item, result in batch if isinstance(item, Record) and isinstance(result, Decoded)]
     bad = [result for _, result in batch if isinstance(result, Reject)]
     return [record for record, _ in good], [decoded for _, decoded in good], bad

@@ -1,9 +1,9 @@
 """Which records have an id that an earlier record has, and how the catalogue differs from that of another version.
 
-Both are found in buckets of ids, compared letter by letter.
+Both compare the full ids within buckets.
 
-Hashes only choose an id's bucket and whom it is compared with, so no collision can drop a record. Pure functions over
-Arrow arrays; `build/id_buckets.py` has those over files.
+Hashes only choose an id's bucket and the ids that it is compared with, so that a collision of hashes never drops a
+record. The functions work on Arrow arrays; `build/id_buckets.py` has those that read and write files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)  # of 
 
 
 def id_hashes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """A fixed hash of each text: uint64 [N], of which any bits may be used. Others than equal texts may share one."""
+    """A fixed hash of each text, uint64 [N]. Any bits of it may be used; different texts may have the same hash."""
     chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
     pieces = [chunk.slice(at, AT_ONCE) for chunk in chunks for at in range(0, len(chunk), AT_ONCE)]
     found = [_piece_hashes(piece) for piece in pieces]
@@ -37,9 +37,10 @@ def id_hashes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
-    """Of each text its length, then every 8 bytes of it, mixed in one after the other.
+    """Hash texts by mixing in the length, then 8 bytes at a time.
 
-    In numpy: while numba compiles or loads a function, it swallows the interrupt that ought to stop a build.
+    This is numpy, not numba: while numba compiles or loads a function, it swallows an interrupt that should stop a
+    build.
     """
     _, offsets, data = ids.buffers()
     ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
@@ -56,7 +57,7 @@ def _piece_hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
 
 
 def contents(images: pa.Table) -> NDArray[np.uint64]:
-    """What tells the content of each of N images with a `digest`, or else a `code`, from another: uint64 [N]."""
+    """A hash of the content of each of N images, uint64 [N]: of the `digest`, or of the `code` where there is none."""
     if images['digest'].null_count:
         codes = codes_from_arrow(images['code'])
         return layout.mix_codes(np.zeros(len(codes), np.uint64), codes)
@@ -80,7 +81,7 @@ def split_ids(ids: pa.Table, buckets: int) -> Iterator[tuple[int, pa.RecordBatch
 
 
 def find_duplicates(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Which of N ids stand at an earlier place, too: a mask bool [N].
+    """Which of N ids occur at an earlier place, too: bool [N].
 
     >>> find_duplicates(pa.array(['b', 'a', 'b', 'c'])).tolist()
     [False, False, True, False]
@@ -96,7 +97,7 @@ def find_duplicates(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _seen_before(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
-    """Which ids stand at an earlier place, too, by comparing them."""
+    """Which ids occur at an earlier place, too, by comparing the texts themselves."""
     text = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     numbers = text.dictionary_encode().indices.to_numpy()  # in the order of first appearance:
     return np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0  # an id is new if and only if its number is
@@ -109,7 +110,7 @@ def places_of(rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint32]
 
 
 def count_changes(now: pa.Table, before: pa.Table) -> NDArray[np.int64]:
-    """How many images were added, changed, stayed and were removed: int64 [4], as `CHANGES` names them.
+    """How many images were added, changed, unchanged and removed: int64 [4], in the order of `CHANGES`.
 
     Args:
         now: `image_id`, each once, and `content`, of a version.
@@ -124,7 +125,7 @@ def count_changes(now: pa.Table, before: pa.Table) -> NDArray[np.int64]:
 
 
 def without_duplicates(images: pa.Table, duplicates: NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:
-    """The rows that stay, and a row of `code_tables.REJECTS` for each that does not.
+    """The rows that are kept, and a row of `code_tables.REJECTS` for each that is not.
 
     Args:
         images: N rows of one unit.

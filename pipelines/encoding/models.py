@@ -43,13 +43,16 @@ def _load_model(uri: str, threads: int | None) -> HashModel:
 
 
 def check_backbone(model: HashModel) -> None:
-    """`HashModel.check_backbone`, for one thread at a time: the first to come loads it for all."""
+    """`HashModel.check_backbone`, one thread at a time, so that the backbone is loaded once."""
     with _loading:
         model.check_backbone()
 
 
 def local_model(uri: str) -> str:
-    """The path of a local model folder; of a copy, removed when the process ends, if the model is in a bucket."""
+    """The path of a local model folder.
+
+    A model in a bucket is copied first; the copy is removed when the process ends.
+    """
     filesys, path = files.filesystem(uri)
     if isinstance(filesys, arrow_fs.LocalFileSystem):
         return path
@@ -64,6 +67,6 @@ CODING_LIBRARIES = 'grainhash', 'numpy', 'tensorflow', 'keras', 'pillow', 'openc
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what wrote the index."""
+    """The versions of the libraries that codes and files depend on, for the manifest."""
     names = (*CODING_LIBRARIES, 'apache-beam', 'pyarrow')
     return {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}

@@ -81,7 +81,7 @@ def partition_schema(num_bytes: int) -> pa.Schema:
 
 
 def sample_schema(num_bytes: int) -> pa.Schema:
-    """Code, row, id and labels of the images in a version's sample; samples from before the gate have the first two."""
+    """Code, row, id and labels of the images in a version's sample; samples of old versions have only code and row."""
     return pa.schema(
         [('code', pa.binary(num_bytes)), ('row', pa.int64()), ('image_id', pa.string()), ('labels', LABELS)]
     )

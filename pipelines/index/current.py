@@ -1,7 +1,7 @@
-"""The one file of an index that changes, `CURRENT`: read, and moved only if it is still what the mover believes.
+"""The one file of an index that changes, `CURRENT`: reading it, and changing it if nobody else has meanwhile.
 
-On a disk a lock file orders those who move it; Cloud Storage compares the object's generation itself. On any other
-store the content is compared, but two moves in the same moment are not told apart.
+On a disk, a lock file lets one process change it at a time. Cloud Storage compares the object's generation itself. On
+any other store only the content is compared, so that two changes at the same moment are not detected.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Current:
     """What `CURRENT` was when someone looked.
 
     Args:
-        text: the id it names, or whatever else stands there; None if there is no file.
-        generation: changes with every move, so that what was moved away and back is another: of the object in Cloud
-            Storage, the time of the file on a disk, in nanoseconds; 0 if there is none, None on other stores.
+        text: the content, normally the id of a version; None if there is no file.
+        generation: differs after every change, even if the content is changed and changed back: the object's generation
+            in Cloud Storage, or the time of the file on a disk in nanoseconds. 0 if there is no file, None on other
+            stores.
     """
 
     text: str | None
@@ -36,7 +37,7 @@ class Current:
 
 
 class MovedError(Exception):
-    """`CURRENT` is not what the mover believed; `found` is what it is."""
+    """`CURRENT` is not what the caller believed; `found` is what it is."""
 
     def __init__(self, found: Current):
         super().__init__(f'it names {found.text}')
@@ -44,7 +45,7 @@ class MovedError(Exception):
 
 
 def read(uri: str) -> Current:
-    """What the file is now; OSError if that cannot be found out."""
+    """What the file is now; raises OSError if it cannot be read."""
     with _google_errors(uri):
         blob = _blob(uri)
         if blob is not None:
@@ -65,7 +66,7 @@ def _time(uri: str) -> int | None:
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Keep other processes from moving the file; on a disk only, in a bucket nothing is locked."""
+    """Keep other processes from changing the file; only on a disk, nothing is locked in a bucket."""
     if not _is_local(uri):
         yield
         return
@@ -85,10 +86,10 @@ def _open_lock(path: str) -> int:
 
 
 def move(uri: str, text: str, believed: Current) -> None:
-    """Write the file if it is as believed, or has the text already; call it with the file `locked`.
+    """Write a text to the file if the file is as believed, or has that text already; the file must be `locked`.
 
     Raises:
-        MovedError: it is neither.
+        MovedError: the file was changed.
         OSError: it cannot be written.
     """
     found = read(uri)
@@ -110,7 +111,7 @@ def _text(content: bytes) -> str:
 
 @contextlib.contextmanager
 def _google_errors(uri: str) -> Iterator[None]:
-    """Tell errors of Google's client as those of files."""
+    """Turn errors of Google's client into OSErrors."""
     if '://' not in uri:
         yield
         return
@@ -124,7 +125,7 @@ def _google_errors(uri: str) -> Iterator[None]:
 
 
 def _blob(uri: str) -> Any | None:
-    """The object of Google's client, if it is in Cloud Storage: Arrow's does not know preconditions."""
+    """The object in Google's own client, which has preconditions; None if the file is not in Cloud Storage."""
     filesys, path = files.filesystem(uri)
     if filesys.type_name != 'gcs':
         return None

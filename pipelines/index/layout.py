@@ -129,7 +129,8 @@ def prefix_numbers(keys: NDArray[np.int64], bits: int, prefixes: Sequence[str]) 
 def key_order(keys: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """Indices that sort keys of `bits` bits, equal keys in the order they stand: int64 [N].
 
-    By 16 bits at a time, from the last, because numpy sorts these by counting: a fifth of the time.
+    It sorts by 16 bits at a time, the lowest first, because numpy sorts 16-bit numbers by counting; this takes a fifth
+    of the time.
     """
     order = np.argsort(keys.astype(np.uint16), kind='stable')  # the cast keeps the last 16 bits
     for shift in range(16, bits, 16):
@@ -159,7 +160,7 @@ def prefix_distances(query_keys: NDArray[np.int64], bits: int, prefix: str) -> N
 
 
 def near_prefixes(prefixes: Sequence[str], radius: int) -> Iterator[list[int]]:
-    """Per prefix of a table, the places of those, itself and later ones, under which keys may be within a radius.
+    """For each prefix of a table, the places of the prefixes (it and later ones) with keys within a radius of its own.
 
     >>> list(near_prefixes(('00', '01', '1'), 0)), list(near_prefixes(('00', '01', '1'), 1))
     ([[0], [1], [2]], [[0, 1, 2], [1, 2], [2]])
@@ -177,8 +178,8 @@ def interval_distances(
 ) -> NDArray[np.int64]:
     """Least Hamming distance between each query's key and any integer of each interval: int64 [Q, G].
 
-    The integers of [low, high] agree in some leading bits, which every one of them must match. After these comes the
-    bit that parts low from high: below it, values are at least low's rest if it is 0, at most high's rest if it is 1.
+    All integers in [low, high] share some leading bits. The next bit is the first in which low and high differ. Where
+    it is 0, the bits below it must be at least those of low; where it is 1, at most those of high.
 
     Args:
         query_keys: [Q], not negative.
@@ -202,7 +203,8 @@ def interval_distances(
 def _least_flips(keys: NDArray[np.uint64], floor: NDArray[np.uint64], bits: NDArray[np.uint64]) -> NDArray[np.int64]:
     """How many of a key's lowest `bits` bits must be flipped so that it is at least `floor`.
 
-    The leading ones of the floor must all be there. Its first zero is next: what is still too small gets a one there.
+    The key must have all leading ones of the floor. If it is still smaller than the floor, it gets a one at the floor's
+    first zero.
     """
     everything = (np.uint64(1) << bits) - np.uint64(1)
     free = _bit_length(~floor & everything)
@@ -221,7 +223,7 @@ def intervals_near(
 ) -> NDArray[np.bool_]:
     """Which intervals hold an integer that is within its radius of some query's key: bool [G].
 
-    Goes through the queries in blocks, and compares each only with intervals that no query before has needed.
+    The queries are compared in blocks, each block only with the intervals that no earlier block is near to.
 
     Args:
         query_keys, radii: int64 [Q]; a negative radius reaches nothing.
@@ -244,7 +246,7 @@ def row_numbers(part: int, count: int) -> NDArray[np.int64]:
 
 
 def groups_of(values: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each distinct value, none below 0, with the indices where it stands, ascending."""
+    """Each distinct value (all are at least 0) with the indices where it occurs, ascending."""
     small = values.astype(np.min_scalar_type(values.max(initial=0)))  # 16 bits sort by counting
     order = np.argsort(small, kind='stable')
     ordered = small[order]
@@ -294,9 +296,10 @@ def probe_costs(selectivity: Sequence[float], bits: int, rows: int) -> NDArray[n
 def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDArray[np.float64]:
     """Each query's share of the cost of reading one table for radius 0, 1, ..., in row visits.
 
-    A row group holds the keys under about log2(rows / group_rows) leading bits. For a few queries reading is what
-    costs, and a scan of one table may read less than probes of several. Where most row groups are read for the queries'
-    own keys alone, only what is read beyond these counts: one query's plan spares nothing that another's reads.
+    A row group holds the keys that share about log2(rows / group_rows) leading bits. For a few queries, reading is the
+    main cost, and a scan of one table may read less than probes of several. With many queries, their own keys alone
+    need most row groups. These are then left out of the cost, because no query's plan can avoid what another query
+    reads.
 
     Args:
         bits: bits of the substring.
@@ -315,7 +318,7 @@ def reading_costs(bits: int, rows: int, group_rows: float, queries: int) -> NDAr
 
 
 def home_reach(bits: int, rows: int) -> int:
-    """The radius to which a first look probes a table in what it has read: a small part of a scan's cost.
+    """The radius to which a first look probes the rows that it has read; this costs a small part of a scan.
 
     >>> home_reach(22, 10_000_000)
     2
@@ -328,8 +331,8 @@ def home_reach(bits: int, rows: int) -> int:
 def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], bound: int, scan: float) -> list[int]:
     """Radii for which sum_k w_k (r_k + 1) > bound, at a low total cost; NOT_PROBED where a table is not needed.
 
-    Raises the radius that costs least per unit of weight until the sum suffices. Where that costs more than a scan,
-    the first weighted table is searched to its full length, as exact.
+    Repeatedly raises the radius that costs least per unit of weight, until the sum suffices. If that would cost more
+    than a scan, the first weighted table is searched to its full length instead, which is exact, too.
 
     Args:
         costs: per table, the cost at radius 0, 1, ..., bits (`probe_costs`, `reading_costs`).
@@ -360,16 +363,16 @@ def choose_radii(costs: Sequence[NDArray[np.float64]], weights: Sequence[int], b
 def order_rings(
     costs: Sequence[NDArray[np.float64]], weights: Sequence[int], budget: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The order in which rings of tables are searched: least cost per unit of weight next, until the budget is spent.
+    """The order in which rings are searched: the cheapest per unit of weight first, until the budget is spent.
 
     Args:
         costs: per table, the cost of the ring of radius 0, 1, ...
         weights: per table; those of weight 0 are never searched.
-        budget: the first ring with which the total exceeds it is the last.
+        budget: the total cost at which the order ends; the ring that exceeds it is the last.
 
     Returns:
-        Rings as (table, radius), int64 [S, 2]; and before each and after the last, [S + 1]: the least weighted distance
-        of a code that no ring has shown, int64, and the total cost so far, float64.
+        Rings as (table, radius), int64 [S, 2]. For the time before each ring and after the last, [S + 1]: the least
+        weighted distance of a code that no ring has shown yet, int64, and the total cost so far, float64.
 
     >>> rings, levels, _ = order_rings([np.array([1.0, 5.0]), np.array([2.0, 9.0])], [1, 1], 100)
     >>> rings.tolist(), levels.tolist()
@@ -389,10 +392,10 @@ def order_rings(
 
 
 def scanned_table(weights: Sequence[int]) -> int:
-    """The table that is searched to its full length where a search is a scan: the first of any weight."""
+    """The table that is read completely when a search is a scan: the first with a weight above 0."""
     return next(t for t, w in enumerate(weights) if w)
 
 
 def radii_cost(costs: Sequence[NDArray[np.float64]], radii: Sequence[int]) -> float:
-    """What a search of each table to its radius costs in all."""
+    """The total cost of searching each table to its radius."""
     return float(sum(c[r] for c, r in zip(costs, radii, strict=True) if r != NOT_PROBED))

@@ -1,7 +1,7 @@
 """The manifest of a version: what it holds, file by file. It is the only thing a reader trusts.
 
 A version without a manifest does not exist; readers never list a folder to find out what does. Its last field is a
-digest of all before, so that a manifest that was changed is not trusted.
+digest of everything before it, so that a manifest that was changed is detected.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ class Manifest:
         version: the version's id.
         created: UTC time, ISO 8601.
         spec: the code spec of its codes.
-        model: fingerprint and method of the model inside, None for an index built from codes.
+        model: fingerprint and method of the model inside; None for an index built from codes.
         tables: one per substring.
         images: one file per work unit, in order of part number.
         rejects: one file per work unit that rejected something.
         inputs: what was read, a row per file: path, size in bytes, modification time, generation.
         counters: records_read, indexed, rejected, duplicates, and rejects by reason.
         libraries: versions of what wrote it.
-        sample: ids, labels and codes of the images whose ids have the least hashes.
-        model_files: those of the model's folder, which have no rows; none if from before they were listed.
-        units: what each images part was made from; None if from before that was kept.
-        changes: of an incremental build the version it started from (`base`), how many images were `added`,
-            `changed`, `unchanged` and `removed`, and what was taken over without encoding: whole `units`, and `images`
-            of other units; None of a full build.
-        gate: whether it passed the checks that it must to be served, or none were made; None if from before there were.
-        quality: what the checks found, as JSON; None as before.
-        build: what the build did and how long it took, as JSON; None as before.
+        sample: ids, labels and codes of the images whose ids have the smallest hashes.
+        model_files: the files of the model's folder, which have no rows; older versions list none.
+        units: what each images part was made from; None in older versions.
+        changes: for an incremental build: the version it started from (`base`); how many images were `added`,
+            `changed`, `unchanged` and `removed`; and what was taken over without encoding, whole `units`, and `images`
+            of other units. None for a full build.
+        gate: whether it passed the checks before it was served, or was not checked; None in older versions.
+        quality: what the checks found, as JSON; None in older versions.
+        build: what the build did and how long it took, as JSON; None in older versions.
     """
 
     version: str
@@ -123,7 +123,7 @@ class Manifest:
 
     @property
     def other_files(self) -> tuple[DataFile, ...]:
-        """Those that are no Parquet and have no rows: of the model, what the gate found, what the build did."""
+        """The files that are not Parquet: the model, `quality.json` and `build.json`."""
         return (*self.model_files, *(file for file in (self.quality, self.build) if file))
 
     @property

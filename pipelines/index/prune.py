@@ -1,7 +1,7 @@
 """Removing what an index does not need any more: old versions, and what builds that died have left.
 
-What goes is decided by functions of what was found. A version loses its manifest first, under the lock under which
-`CURRENT` moves, so that it is never served half removed.
+Pure functions decide what is removed, given what was found. The manifest of a version is removed first, under the lock
+that `CURRENT` is changed under, so that a half-removed version is never served.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def prune_versions(index: str, keep: int, before: float) -> Removed:
 
 
 def prune_behind(index: str, keep: int) -> None:
-    """Prune after a build, whose version is served whatever becomes of the older ones: a problem is a warning."""
+    """Prune after a build. A problem is only logged as a warning, because the new version is already served."""
     try:
         removed = prune_versions(index, keep, time.time() - DEAD_AFTER)
     except (InputError, OSError) as e:
@@ -106,7 +106,8 @@ def made_by_a_build(index: str, found: ListedVersion) -> bool:
 def superseded(found: Sequence[ListedVersion], served: str | None, keep: int) -> list[str]:
     """The finished versions, given the oldest first, that are neither served nor among the newest `keep`.
 
-    Those that failed their gate are counted apart: however many nights fail, there is something to roll back to.
+    Versions that failed their gate are counted separately, so that however many nights fail, one that passed is left to
+    roll back to.
     """
     finished = [f for f in found if f.state == 'finished']
     failed = [f.version for f in finished if f.manifest and f.manifest.gate == 'failed']
@@ -120,7 +121,7 @@ def dead_builds(
 ) -> list[str]:
     """Versions without a manifest that nobody has written to since a time.
 
-    One whose manifest cannot be read is no dead build: another release of grainhash may have written it.
+    A version whose manifest cannot be read does not count: another release of grainhash may have written it.
     """
     unfinished = [f.version for f in found if f.state == 'unfinished']
     return [version for version in unfinished if version != served and touched[version] < before]
@@ -134,7 +135,10 @@ def left_overs(infos: Mapping[str, FileInfo], before: float) -> list[str]:
 def _remove_left_overs(
     folder: str, before: float, infos: Mapping[str, FileInfo] | None = None
 ) -> list[tuple[str, FileInfo]]:
-    """Remove those of a folder, without its sub-folders unless their files are given; returns what they were."""
+    """Remove the left-overs in a folder (in sub-folders only if `infos` lists their files).
+
+    Returns what was removed.
+    """
     infos = files.infos_below(folder, recursive=False) if infos is None else infos
     gone = [(files.join(folder, path), infos[path]) for path in left_overs(infos, before)]
     for uri, _ in gone:

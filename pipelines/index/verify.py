@@ -1,7 +1,7 @@
 """Whether a version of an index is what its manifest says, file by file: for `grainhash verify INDEX`.
 
-Every file is read once, a few at a time. That a table holds the very codes of the images is seen from sums of a 64-bit
-mix of each (row, code), in which the order does not matter, so no more than those few files are ever in memory.
+Every file is read once, a few at a time. Whether a table holds the codes of the images is seen from sums of a 64-bit
+hash of each (row, code). These do not depend on the order, so that only those few files are in memory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Job:
 def verify_version(version: Version) -> Iterator[str]:
     """Everything that is wrong with a version, a line each; nothing if it is whole.
 
-    A file that is missing or changed is told once; what else follows from it is not told.
+    A file that is missing or changed is reported once, without the problems that follow from it.
     """
     manifest, sizes = version.manifest, files.sizes_below(version.folder)
     yield from layout_problems(version)
@@ -122,7 +122,7 @@ def listing_problems(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]
 
 
 def read_sample(version: Version) -> Sampled:
-    """Rows and codes of the sample; none where something is wrong with the file, which its own job tells."""
+    """Rows and codes of the sample; none if something is wrong with the file, which its own job reports."""
     (job,) = [job for job in list_jobs(version.manifest) if job.file == version.manifest.sample]
     if check_file(version, job)[0]:
         return NO_SAMPLE
@@ -131,7 +131,7 @@ def read_sample(version: Version) -> Sampled:
 
 
 def sample_problems(manifest: Manifest, rows: NDArray[np.int64]) -> Iterator[str]:
-    """Whether the sample has rows that the manifest's images have not."""
+    """Rows of the sample that the manifest's images do not have."""
     ends = np.array([*(file.rows for file in manifest.images), 0])
     parts, places = rows >> 32, rows & 0xFFFFFFFF
     known = (parts >= 0) & (parts < len(manifest.images))
@@ -141,7 +141,7 @@ def sample_problems(manifest: Manifest, rows: NDArray[np.int64]) -> Iterator[str
 
 
 def list_jobs(manifest: Manifest, sample: Sampled = NO_SAMPLE) -> Iterator[Job]:
-    """A job for every file of a version, of which the images are compared with its sample."""
+    """A job for every file of a version; those of images also compare them with the sample."""
     num_bytes, (rows, codes) = manifest.spec.num_bytes, sample
     for part, file in enumerate(manifest.images):
         of_part = rows >> 32 == part
@@ -184,9 +184,11 @@ def check_file(version: Version, job: Job) -> Content:
 
 
 def fits(found: pa.Schema, wanted: pa.Schema) -> bool:
-    """Whether a file has the columns, and codes, keys and rows are of the type; how others are stored may vary.
+    """Whether a file has the columns wanted, and its codes, keys and rows their types.
 
-    Files from before there was a column need not have it.
+    The types of other columns may vary.
+
+    Columns in LATER_COLUMNS may be missing, as older releases did not write them.
     """
     of_type = [name for name in ('key', 'code', 'row') if name in wanted.names]
     needed = [name for name in wanted.names if name in found.names or name not in LATER_COLUMNS]
@@ -194,7 +196,7 @@ def fits(found: pa.Schema, wanted: pa.Schema) -> bool:
 
 
 def check_images(part: int, sampled: Sampled, table: pa.Table) -> Content:
-    """Check the images part of a number; also that codes in the sample are those of the part's places."""
+    """Check an images part, and that the codes in the sample are those of the part's rows."""
     if table['code'].null_count or table['image_id'].null_count:
         return 'has rows without an id or a code', None
     rows, codes = layout.row_numbers(part, len(table)), codes_from_arrow(table['code'])
@@ -206,7 +208,7 @@ def check_images(part: int, sampled: Sampled, table: pa.Table) -> Content:
 
 
 def check_partition(substring: layout.Substring, prefix: str, table: pa.Table) -> Content:
-    """Check a file of a partition: its order, keys under the prefix, keys that are those of the codes."""
+    """Check a file of a partition: it is in order, its keys are under the prefix, and they are those of its codes."""
     if any(column.null_count for column in table.columns):
         return 'has rows without a key, a code or a row number', None
     held = CodeRows.from_table(table)
@@ -224,7 +226,7 @@ def check_partition(substring: layout.Substring, prefix: str, table: pa.Table) -
 
 
 def mixed_sum(rows: NDArray[np.int64], codes: NDArray[np.uint8]) -> int:
-    """The sum, modulo 2^64, of a mix of each row number and code: the same for the same set in any order.
+    """The sum, modulo 2^64, of a hash of each row number and code. It does not depend on their order.
 
     >>> codes = np.array([[1, 2], [3, 4]], np.uint8)
     >>> mixed_sum(np.array([0, 1]), codes) == mixed_sum(np.array([1, 0]), codes[::-1])

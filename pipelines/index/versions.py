@@ -245,7 +245,9 @@ def look(index: str) -> Current:
 
 
 def publish(index: str, version: str, believed: Current | None = None) -> None:
-    """Make a finished version the served one, unless another was made so meanwhile; nothing happens if it is already.
+    """Make a finished version the served one, unless `CURRENT` was changed meanwhile.
+
+    Nothing happens if it is served already.
 
     Args:
         index: the index.
@@ -271,10 +273,11 @@ def publish(index: str, version: str, believed: Current | None = None) -> None:
 
 
 def retire(index: str, version: str, finished: bool = True) -> bool:
-    """Take a version out of use before its files are removed: it loses its manifest, so that nobody reads or serves it.
+    """Take a version out of use before its files are removed: without its manifest, nobody reads or serves it.
 
     Returns:
-        False, and nothing happened, if it is served, or was finished though it should not have been.
+        Whether it was taken out of use. A version that is served stays, and so does a finished one if `finished` is
+        False.
     """
     with current.locked(files.join(index, CURRENT)):
         retired = Version(index, version)
@@ -286,7 +289,7 @@ def retire(index: str, version: str, finished: bool = True) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ListedVersion:
-    """A version's folder, finished (with its `manifest`), without a manifest, or with one that cannot be read."""
+    """A version in `versions/`: finished (with its `manifest`), unfinished, or with a manifest that cannot be read."""
 
     version: str
     state: Literal['finished', 'unfinished', 'unreadable']
@@ -294,7 +297,7 @@ class ListedVersion:
 
 
 def list_versions(index: str) -> list[ListedVersion]:
-    """Every version of an index: those not finished by id, then the finished ones, the oldest first.
+    """Every version of an index: first the others by id, then the finished ones, the oldest first.
 
     Raises:
         InputError: no index there.
@@ -320,9 +323,9 @@ def _age(found: ListedVersion) -> tuple[str, str]:
 
 
 def version_before(found: list[ListedVersion], served: str) -> str | None:
-    """The newest finished version that is older than the served one, of `list_versions`; None if there is none.
+    """The newest finished version that is older than the served one, of those found; None if there is none.
 
-    One that failed its gate is passed over: it was not served before.
+    Versions that failed their gate are passed over, as they were never served.
     """
     finished = [f.version for f in found if f.manifest and (f.manifest.gate != 'failed' or f.version == served)]
     place = finished.index(served) if served in finished else 0

@@ -24,7 +24,7 @@ MAX_UNITS = 64  # a sample reads no more of a large catalogue than this many of 
 def sample_records(
     units: Sequence[WorkUnit], options: ReadOptions, size: int, seed: int, keep: Callable[[Record], T]
 ) -> tuple[list[T], list[Reject]]:
-    """What to keep of at most `size` records drawn uniformly from those of `draw_units`.
+    """Draw at most `size` records uniformly from the units of `draw_units`, and keep what `keep` makes of them.
 
     Reservoir sampling (Vitter 1985, algorithm R): every record read is as likely to stay as any other.
 
@@ -32,8 +32,8 @@ def sample_records(
         units, options: see `read_unit`.
         size: how many to draw.
         seed: of the draw.
-        keep: called for the records that enter the reservoir, so that not all bytes are held; one for which it raises
-            ImageError is not drawn.
+        keep: called for each record that enters the reservoir, so that not all bytes are held in memory. A record for
+            which it raises ImageError is not drawn.
 
     Returns:
         What was kept, and what could not be read or decoded.
@@ -58,10 +58,10 @@ def sample_records(
 
 
 def draw_units(units: Sequence[WorkUnit], rng: np.random.Generator) -> list[WorkUnit]:
-    """The units to sample, in random order: all, or as much as MAX_UNITS of them hold, where there are more.
+    """The units to sample, in random order: all units, or as many records as MAX_UNITS of them hold.
 
-    That much is drawn from image files and from row groups of Parquet one by one, since catalogues are often sorted by
-    class; whole tar and TFRecord shards, which have no beginning in the middle, are drawn as they are.
+    Image files and row groups of Parquet are then drawn one by one, because catalogues are often sorted by class. Tar
+    and TFRecord shards are drawn as a whole, because they cannot be read from the middle.
     """
     pieces = list(units)
     if len(units) > MAX_UNITS:
@@ -82,7 +82,8 @@ def _pieces(unit: WorkUnit) -> list[WorkUnit]:
 class TrainingSample:
     """Training images: pixels uint8 [size, size, 3] each, labels by level, captions, and what could not be used.
 
-    `digest` is a SHA-256 over ids, files and labels, in order: a training that goes on after a kill must have the same.
+    `digest` is a SHA-256 over ids, files and labels in order; a training resumes from a checkpoint only if it is the
+    same.
     """
 
     images: Sequence[NDArray[np.uint8]]

@@ -1,7 +1,6 @@
-"""From patterns to work units, and from a work unit to its records. The readers are in `formats`.
+"""From patterns to work units, and from a work unit to its records. The readers are in `pipelines.inputs.formats`.
 
-No pipeline code is here: Beam's part is only its file systems (`opening.py`), so that `gs://`, `s3://` and local paths
-read alike.
+Of Beam it uses only the file systems (`opening.py`), which read `gs://`, `s3://` and local paths in the same way.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class InputFile:
         size: in bytes.
         mtime: last change, in seconds since 1970; 0 where the file system has none.
         root: the folder that relative names start from; no part of the identity.
-        generation: of an object in Cloud Storage, which every change gives another; None elsewhere.
+        generation: of an object in Cloud Storage, different after every change; None elsewhere.
     """
 
     path: str
@@ -68,9 +67,9 @@ class WorkUnit:
         paths: the shard, or the image files.
         row_groups: of a Parquet shard, first and one past the last; None for all of it.
         root: the folder that the ids of image files start from, and those of Parquet rows that have none.
-        state: what the listing of a bucket tells of the content, as a digest; empty where the content must be read.
-        base_part: of an incremental build, the images part that the same unit made in its base, if there is one.
-        base_parts: likewise, all parts that were made from any of these files.
+        state: a digest of what the listing of a bucket tells of the content; empty if the content itself must be read.
+        base_part: in an incremental build, the images part that the same unit has in the base, if it has one.
+        base_parts: in an incremental build, all parts of the base that were made from any of these files.
     """
 
     number: int
@@ -151,7 +150,8 @@ def read_unit(unit: WorkUnit, options: ReadOptions) -> Iterator[Record | Reject]
     """The records of a unit, one at a time and in order; what cannot be read comes as a `Reject`.
 
     Raises:
-        OSError: the shard cannot be opened or read, or a failure to read an image file may pass; bad data never raise.
+        OSError: the shard cannot be opened or read, or an image file cannot be read now but perhaps later. Bad data
+            never raise.
     """
     if unit.format == TAR:
         return tar.read(unit.paths[0], options)
@@ -211,7 +211,7 @@ def _suffix(path: str) -> str:
 
 
 def _match(pattern: str) -> list[InputFile]:
-    """The readable files of one pattern, by path."""
+    """The readable files that match one pattern, by path."""
     is_local = '://' not in pattern
     if glob.has_magic(pattern) and not (is_local and os.path.exists(pattern)):
         fixed = re.split(r'[*?[]', pattern, maxsplit=1)[0]
@@ -243,7 +243,7 @@ def _list(pattern: str, root: str) -> list[InputFile]:
 
 
 def _generations(pattern: str) -> dict[str, int]:
-    """The generations of the objects that match a pattern, and of others: Beam's listing has none."""
+    """The generations of the objects that match a pattern, perhaps with others; Beam's listing does not have them."""
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
@@ -285,7 +285,10 @@ def _warn_of_others(paths: Iterable[str], pattern: str) -> None:
 
 
 def _format_and_place(file: InputFile) -> tuple[str, str]:
-    """What neighbours must share to be read in one unit: every shard is for itself, image files share a folder."""
+    """What successive files must share to be read in one unit: image files their folder.
+
+    A shard is always a unit by itself.
+    """
     format_ = format_of(file.path)
     assert format_ is not None  # listing leaves others out
     return format_, file.root if format_ == FILES else file.path
@@ -299,8 +302,9 @@ def _file_runs(files: Sequence[InputFile], options: ReadOptions) -> Iterator[tup
 
 
 def _row_group_runs(path: str, options: ReadOptions) -> Sequence[tuple[int, int] | None]:
-    """Runs of row groups, after a look at the columns; none if there are no rows, and [None] if the file is damaged,
-    which its reader will say.
+    """Runs of row groups, after a look at the columns; none if there are no rows.
+
+    For a damaged file it is [None]; its reader will report the damage.
     """
     try:
         with common.naming_failures(path), parquet.open_file(path) as file:

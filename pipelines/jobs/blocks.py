@@ -1,7 +1,8 @@
-"""Blocks of rows on their way from one step of a job to the next: few in the element itself, many through a file.
+"""Blocks of rows on their way from one step of a job to the next: small ones inside the element, large ones in a file.
 
-A local runner keeps what it shuffles in memory, at several times its size, so rows in bulk must not be shuffled; and
-a request for each of many small pieces of files takes longer than a shuffle. Files are written once and read in ranges.
+A local runner keeps what it shuffles in memory, at several times its size, so large blocks must not be shuffled. Small
+blocks are, because reading many small pieces of files takes longer than a shuffle. Files are written once and read in
+ranges.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Block = bytes | tuple[str, int, int]  # a serialised record batch, or uri, offse
 
 
 def put_blocks(uri: str, batches: Iterable[tuple[Key, pa.RecordBatch]]) -> list[tuple[Key, Block]]:
-    """Send record batches of one schema: in elements if they are small together, else in a file at `uri`.
+    """Make blocks of record batches of one schema: inside elements if they are small together, else in a file at `uri`.
 
     Args:
         uri: of the file.
@@ -41,7 +42,7 @@ def put_blocks(uri: str, batches: Iterable[tuple[Key, pa.RecordBatch]]) -> list[
 
 
 def get_blocks(blocks: Iterable[Block], schema: pa.Schema) -> list[pa.RecordBatch]:
-    """The record batches of a schema that were put.
+    """The record batches of a schema that `put_blocks` made blocks of.
 
     Raises:
         OSError: the file they were put into is gone or shorter; the message names it.

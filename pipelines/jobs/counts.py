@@ -1,4 +1,4 @@
-"""What the steps of a job count: as data, which is exact on any runner, and as counters, for watching."""
+"""What the steps of a job count: as elements, which is exact on any runner, and as counters, to watch the job."""
 
 from __future__ import annotations
 

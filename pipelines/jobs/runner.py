@@ -35,7 +35,7 @@ _WHERE = re.compile(r' \[while running .*')
 
 
 class JobLostError(RuntimeError):
-    """A job of which nobody knows whether it still runs."""
+    """The launcher lost the job, which may still be running."""
 
 
 class FlinkServerOptions(PipelineOptions):
@@ -79,13 +79,13 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
     """Run a pipeline to its end.
 
     Returns:
-        None if the job is only staged, for Dataflow to start: so its templates launch jobs (`--template_location`).
+        The result; None if the job was only staged for Dataflow to start later, as with `--template_location`.
 
     Raises:
         InputError, BuildError, GateError, OSError: raised by a worker; the message is the worker's.
         InputError: no such runner.
-        BuildError: a job server that runs on this machine has waited minutes for workers to connect.
-        JobLostError: the job may be running on; what it works on must be left alone.
+        BuildError: a job server on this machine has waited minutes for workers to connect.
+        JobLostError: the job may still be running; what it works on must not be touched.
         BaseException: whatever else the runner raises, and interrupts; the job has ended.
     """
     try:
@@ -121,7 +121,8 @@ def run_pipeline(define: Callable[[beam.Pipeline], Any], options: PipelineOption
 class _JobServerWatch(logging.Filter):
     """Reads what a job server prints, and interrupts the command when it waits for workers that do not come.
 
-    Beam waits forever for a worker that died before it connected, or never started; it says so every two minutes.
+    Beam waits forever for a worker that died before it connected or that never started, and logs this every two
+    minutes.
 
     Args:
         level: from which the records are logged.
@@ -162,7 +163,7 @@ def _job_server_watched() -> Iterator[_JobServerWatch]:
 
 
 def _stop(result: PipelineResult | None, cause: BaseException) -> None:
-    """Cancel a job that was left running, as an interrupted launcher leaves jobs on other machines."""
+    """Cancel a job that is still running when its launcher ends, for example because it was interrupted."""
     try:
         if result is None or PipelineState.is_terminal(result.state):
             return
@@ -179,5 +180,5 @@ def _stop(result: PipelineResult | None, cause: BaseException) -> None:
 
 
 def list_values(element: tuple[Any, Iterable[Any]]) -> tuple[Any, list[Any]]:
-    """A group with all its values at hand."""
+    """A group with its values as a list, so that they may be read in any thread."""
     return element[0], list(element[1])

@@ -17,9 +17,9 @@ from pipelines.jobs.blocks import THREADS
 class InThreads(beam.DoFn):
     """Calls a function of an element, and of side inputs, for THREADS elements of a bundle at once; emits its results.
 
-    For functions that spend their time outside Python's lock. They must not `count`, nor read the values of a
-    GroupByKey before `list_values`: counters, and values that a runner sends on demand, belong to the step's thread.
-    A bundle ends, well or not, only when all its calls have.
+    It is for functions that spend their time outside Python's lock. They must not call `count`, nor read the values of
+    a GroupByKey without `list_values` before, because counters, and values that a runner sends on demand, belong to the
+    step's thread. A bundle ends, successfully or not, only after all its calls have ended.
     """
 
     def __init__(self, function: Callable[..., Iterable[Any]]):
@@ -32,7 +32,7 @@ class InThreads(beam.DoFn):
 
     @no_annotations  # Beam takes that of `*side_inputs` for the type of all together
     def process(self, element: Any, *side_inputs: Any) -> Iterator[Any]:
-        """Start the work on an element; the results of an earlier one, if as many as there are threads are at work."""
+        """Start the call for an element; if all threads are busy, yield the results of an earlier one."""
         if len(self.running) == THREADS:
             yield from self._next()
         self.running.append(self.pool.submit(lambda: list(self.function(element, *side_inputs))))

@@ -1,7 +1,7 @@
-"""The gate: what is checked of a finished version before it is served, and what the checks found, as `quality.json`.
+"""The gate: checks of a finished version before it is served, whose findings are written to `quality.json`.
 
-Each check is a function of the version's files, its manifest and its sample, and of the version that is served. Checks
-that compare are skipped where there is nothing to compare with. `grainhash verify` reads every byte; these read little.
+Each check is a function of the version's files, manifest and sample, and of the version that is served now. Checks that
+compare versions are skipped if there is nothing to compare with. They read little; `grainhash verify` reads every byte.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ FOOTER_THREADS, SEARCH_THREADS = 16, 4
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a version must keep to be served.
+    """Limits that a version must be within to be served.
 
     Args:
         max_reject_rate: share of the records read that may be rejected.
-        max_fewer_rows: share of the served version's images that it may have fewer.
+        max_fewer_rows: by what share it may have fewer images than the served version.
         max_equal_codes: share of the images that may have one and the same code.
         min_entropy: collision entropy that each segment must have, in bits (`code_health.substring_entropy`).
         max_map_loss: how much mAP it may lose against the served version.
@@ -140,7 +140,7 @@ def enforce(version: Version) -> None:
     """Refuse to serve a version that failed its gate.
 
     Raises:
-        GateError: it did; the message has what failed, and how to serve it all the same.
+        GateError: it failed; the message says what failed, and how to serve the version nevertheless.
     """
     if version.manifest.gate != 'failed':
         return
@@ -153,7 +153,10 @@ def enforce(version: Version) -> None:
 
 
 def read_served(index: str, version: str | None) -> tuple[Served | None, str]:
-    """The version to compare with; if there is none, why. One that cannot be read must not keep its successor out."""
+    """The version to compare with, or the reason why there is none.
+
+    A served version that cannot be read must not block the next one.
+    """
     if version is None:
         return None, 'no version was served before'
     try:
@@ -191,7 +194,7 @@ def skipped(name: str, limit: float, why: str) -> Check:
 
 
 def reject_rate(counters: Mapping[str, Any], limit: float) -> Check:
-    """The share of the records read that were rejected; duplicates are none, as their image is in the index."""
+    """The share of the records read that were rejected. Duplicates do not count, as their image is in the index."""
     rejected, read = counters['rejected'], counters['records_read']
     share = rejected / read
     detail = f'{rejected:,} of {read:,} records were rejected, {percent(share)} (at most {percent(limit)})'
@@ -202,7 +205,7 @@ def reject_rate(counters: Mapping[str, Any], limit: float) -> Check:
 
 
 def fewer_rows(rows: int, served: Served, limit: float) -> Check:
-    """The share of the served version's images that the new one has fewer; 0 if it has more."""
+    """By what share the version has fewer images than the served one; 0 if it has more."""
     share = max(served.rows - rows, 0) / served.rows
     detail = (
         f'{rows:,} images, and version {served.version}, which is served, has {served.rows:,}: '
@@ -233,7 +236,7 @@ def _footer_problem(version: Version, file: DataFile) -> str | None:
 
 
 def self_retrieval(version: Version, asked: pa.Table) -> Check:
-    """How many of some images are not found at distance 0 by every table, searched alone in the files written.
+    """How many images do not find themselves at distance 0 in every table, each table searched alone in its files.
 
     Args:
         version: with its manifest.
@@ -269,7 +272,7 @@ def self_retrieval(version: Version, asked: pa.Table) -> Check:
 
 
 def _alone(plan: SearchPlan, table: int) -> SearchPlan:
-    """The plan with one table looked up under the queries' own keys, and no other."""
+    """The plan, changed to look up one table only, under the queries' own keys."""
     radii = np.full((len(plan.codes), len(plan.substrings)), NOT_PROBED, np.int8)
     radii[:, table] = 0
     return dataclasses.replace(plan, radii=radii)
@@ -294,7 +297,8 @@ def equal_codes(codes: NDArray[np.uint8], limit: float) -> Check:
 def entropy(codes: NDArray[np.uint8], manifest: Manifest, limit: float) -> Check:
     """The least collision entropy H2 of a segment, of a sample uint8 [S, B]: 0 if all images agree in it.
 
-    The figures have that of all segments, and of the substrings of all tables, which is how well they part the codes.
+    The figures also have the entropies of all segments and of the substrings of all tables; the latter tell how well
+    the tables divide the codes.
     """
     if len(codes) < FEW:
         return skipped('entropy', limit, f'{len(codes)} images are too few')
@@ -308,10 +312,11 @@ def entropy(codes: NDArray[np.uint8], manifest: Manifest, limit: float) -> Check
 
 
 def map_loss(sample: pa.Table, spec: CodeSpec, served: Served, limit: float) -> Check:
-    """How much mAP the codes lose against those served, of the images in both samples, by the labels they have now.
+    """How much lower mAP is than that of the served version, for the images in both samples, with their present labels.
 
-    Per label level, the first QUERIES of these images that have a label ask all of them, each without itself; by all
-    segments together, and by the segment that is named like the level. The value is the greatest loss.
+    Per label level, the first QUERIES of these images that have a label are the queries, and all of these images the
+    database. It is measured with all segments together, and with the segment named like the level. The value is the
+    greatest loss.
     """
     if 'image_id' not in served.sample.column_names:
         return skipped('map_loss', limit, f'the sample of version {served.version}, which is served, has no image ids')

@@ -122,13 +122,14 @@ def measure(
     profiles: Iterable[Mapping[str, int]],
     catalogue_images: int,
 ) -> tuple[Quality, Split]:
-    """What `hashing_model.evaluation.evaluate.evaluate` finds, and who asked whom.
+    """The figures of `hashing_model.evaluation.evaluate.evaluate`, and the split that was measured.
 
     Args:
         queries, database: tables of COLUMNS; their order does not matter.
         spec: the code spec.
-        profiles: beside each segment and all together.
-        catalogue_images: images of the whole catalogue, for the cost of a search; so are 1 and 100 million.
+        profiles: to measure besides each segment and all segments together.
+        catalogue_images: images of the whole catalogue. The cost of a search is estimated for this size, and for 1 and
+            100 million images.
 
     Raises:
         InputError: no images on one side.
@@ -156,7 +157,7 @@ def _bits(spec: CodeSpec, images: int) -> list[tuple[int, int]]:
 
 
 def check_folder(folder: str) -> None:
-    """Refuse to write among other things.
+    """Refuse a folder that holds other things than the results of an evaluation.
 
     Raises:
         InputError: the folder holds what no evaluation wrote, is a file, or takes none.

@@ -58,7 +58,7 @@ class ShardImages:
         return self._encode(self._listed(set(ids)))
 
     def _at(self, units: Sequence[WorkUnit], counts: Sequence[int], drawn: NDArray[np.bool_]) -> Items:
-        """The items at the places drawn, the items of the units numbered through."""
+        """The items that are drawn, a mask over the items of all units in order."""
         total, taken, first = int(drawn.sum()), 0, 0
         for unit, count in zip(units, counts, strict=True):
             own = drawn[first : first + count]
@@ -91,7 +91,7 @@ class ShardImages:
 def _count(
     units: Sequence[WorkUnit], options: ReadOptions, enough: int, rng: np.random.Generator
 ) -> tuple[list[WorkUnit], list[int]]:
-    """Units in the order given, as many random ones as hold enough records, and how many each holds."""
+    """Random units, as many as hold enough records, in the order given; and how many records each holds."""
     counts: dict[int, int] = {}
     for i in rng.permutation(len(units)).tolist():
         if sum(counts.values()) >= enough:

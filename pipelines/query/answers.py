@@ -1,6 +1,6 @@
-"""The file of answers: its columns, its formats, and the file of rejects beside it.
+"""The file of answers: its columns, its formats, and the file with rejected queries beside it.
 
-What stands in it is found by `job.py`; `near_duplicates.py` writes its groups so, too.
+`job.py` finds the answers. `near_duplicates.py` writes its groups with the same functions.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def write_rows(path: str, table: pa.Table) -> None:
 
 
 def render_block(path: str, table: pa.Table) -> bytes:
-    """Some rows of the file as they travel to its writer, compressed: Parquet, or the JSON lines."""
+    """Some rows of the file in the form in which they are sent to its writer: compressed, as Parquet or JSON lines."""
     sink = pa.BufferOutputStream()
     if path.endswith('.parquet'):
         pq.write_table(table, sink, compression='zstd')
@@ -110,5 +110,5 @@ def write_blocks(path: str, blocks: Iterable[bytes], schema: pa.Schema) -> None:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Arrow gives maps as lists of pairs; JSON has objects."""
+    """A row for JSON: maps, which Arrow gives as lists of pairs, become objects."""
     return {'labels': dict(row['labels'])} if row.get('labels') is not None else {}

@@ -10,10 +10,10 @@
                                  -> ByPart -> GroupByKey -> Describe, images part by images part
                                  -> GroupByKey -> Render, block by block -> WriteAnswers, one file
 
-What every step counts travels to WriteAnswers, too, and is written beside the answers (`stats.py`).
-Files are read by row groups, and only those that can hold an answer. The answers equal an exhaustive search's, ranked
-by (distance, row); see `pipelines/index/layout.py` for why. What holds for all queries at once are ids, codes, bounds
-and radii; matches and answers go in blocks of queries.
+The counts of every step go to WriteAnswers, too, which writes them beside the answers (`stats.py`). Only row groups
+that can hold an answer are read. The answers, ranked by (distance, row), equal those of an exhaustive search;
+`pipelines/index/layout.py` says why. Ids, codes, bounds and radii of all queries are in one element; matches and
+answers are in blocks of queries.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class QueryConfig:
 
     @functools.cached_property
     def index_version(self) -> Version:
-        """The version that is asked; its manifest does not travel, each process reads it for itself."""
+        """The version that is asked. Its manifest is not sent with the steps; each process reads it once."""
         return Version(self.index, self.version)
 
     @property
@@ -176,7 +176,7 @@ def define_pipeline(root: beam.Pipeline, config: QueryConfig, units: Sequence[Wo
 
 
 class Search(beam.PTransform):
-    """Partition files to the k nearest matches of each block of queries, under a plan (one element), and counts."""
+    """Searches partition files for the k nearest matches of each block of queries, by a plan; also outputs counts."""
 
     def __init__(self, config: QueryConfig, plans: beam.PCollection):
         self.config = config
@@ -192,7 +192,7 @@ class Search(beam.PTransform):
 def _asking_blocks(
     root: beam.Pipeline, config: QueryConfig, units: Sequence[WorkUnit]
 ) -> tuple[beam.PCollection, list[beam.PCollection]]:
-    """What asks, as `QueryBlock`s, and what was counted for it."""
+    """The queries as `QueryBlock`s, and the counts of the steps that made them."""
     if config.ids:
         blocks, counts = _ids_blocks(root, config)
         return blocks, [counts]
@@ -252,7 +252,7 @@ def encode_queries(unit: WorkUnit, config: QueryConfig) -> QueryBlock:
 
 
 def encode_texts(_: None, config: QueryConfig) -> Iterator[QueryBlock]:
-    """The queries in words; blank lines ask nothing, and those of which the model knows no word are rejected."""
+    """The queries in words. Blank lines are skipped; a text without any word that the model knows is rejected."""
     model = own_model(config)
     lines = read_lines(config.texts) if config.texts else config.text
     asked = [(place, line.strip()) for place, line in enumerate(lines) if line.strip()]
@@ -284,7 +284,7 @@ def read_lines(path: str) -> list[str]:
 def find_ids(
     part: DataFile, config: QueryConfig, ids: Sequence[str], ordered: Sequence[str]
 ) -> Iterator[QueryBlock | TaggedOutput]:
-    """The queried ids, also given in ascending order, that are in one images part, with their codes; bytes read."""
+    """Find queried ids (also given in ascending order) in one images part: their codes, and the bytes read."""
     rows, read = find_texts(config.index_version, part, 'image_id', pa.array(ids, pa.string()), ordered)
     places = np.flatnonzero(rows >= 0)
     if len(places):
@@ -320,7 +320,7 @@ def make_plan(_: None, config: QueryConfig, blocks: Sequence[QueryBlock]) -> Ite
 
 
 def _place(reject: Reject) -> tuple[str, str]:
-    """What orders rejects: by shard, and by member, numbers of rows and lines by size."""
+    """The sort key of a reject: its shard, then its member, where numbers of rows and lines sort as numbers."""
     shard, member = reject.source.shard, reject.source.member
     return shard, member.rjust(20) if member.isdigit() else member
 
@@ -363,7 +363,7 @@ def tighten(
 
 
 class KeepNearest(beam.CombineFn):
-    """Merges matches and keeps the k nearest of each query; several tables may give the same ones in a first look."""
+    """Merges matches and keeps the k nearest of each query. In a first look, several tables may give the same match."""
 
     def __init__(self, k: int | None):
         self.k = k
@@ -381,7 +381,7 @@ class KeepNearest(beam.CombineFn):
         return self.compact([m for kept in several for m in kept])
 
     def compact(self, kept: list[Matches]) -> list[Matches]:
-        """All in one, before they travel."""
+        """Merge all matches, before they are sent."""
         return [Matches.merged(kept, self.k)]
 
     def extract_output(self, kept: list[Matches]) -> Matches:
@@ -390,7 +390,7 @@ class KeepNearest(beam.CombineFn):
 
 
 def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
-    """Ranked matches of a block of queries by the images part that knows them: (part, records of `ANSWER`)."""
+    """Split the ranked matches of a block of queries by images part: (part, records of `ANSWER`)."""
     matches = element[1]
     answers = np.empty(len(matches.rows), ANSWER)
     answers['query'], answers['rank'] = matches.queries, matches.ranks + 1
@@ -403,7 +403,7 @@ def split_by_part(element: tuple[int, Matches]) -> Iterator[tuple[int, bytes]]:
 def describe_answers(
     element: tuple[int, Iterable[bytes]], config: QueryConfig
 ) -> Iterator[tuple[int, bytes] | TaggedOutput]:
-    """What one images part knows of its answers, by block of queries, as Arrow streams; and the bytes read for it."""
+    """Read what one images part says of its answers: Arrow streams by block of queries, and the bytes read."""
     part, blocks = element
     several = [np.frombuffer(block, ANSWER) for block in blocks]
     rows = np.unique(np.concatenate([answers['row'] for answers in several])).astype(np.int64)

@@ -5,9 +5,9 @@
     partitions -> Reshuffle -> Link each with those near to it -> Join, as many links as needed -> Number the groups
                -> Describe, images part by images part -> GroupByKey -> Render, block by block -> WriteGroups, one file
 
-Two images are in one group if a chain of images leads from one to the other, each within the radius of the next. Exact
-as searches are: two within the radius differ, in some table, in no more bits than that table's radius (see
-`index/layout.py`). Links are joined by one worker, and a group is written by one.
+Two images are in one group if a chain of images leads from one to the other, each within the radius of the next. The
+groups are exact for the same reason as searches are: two images within the radius differ, in at least one table, in no
+more bits than that table's radius (see `index/layout.py`). One worker joins all links, and one writes each group.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class DuplicatesConfig:
 
     @functools.cached_property
     def index_version(self) -> Version:
-        """The version whose images are grouped; its manifest does not travel, each process reads it for itself."""
+        """The version whose images are grouped. Its manifest is not sent with the steps; each process reads it once."""
         return Version(self.index, self.version)
 
     @property
@@ -108,14 +108,18 @@ class DuplicatesConfig:
 
     @property
     def part_starts(self) -> NDArray[np.int64]:
-        """The images in all images parts before each, and in all; with its row it makes the number of an image."""
+        """The number of images in all images parts before each part, and in all parts.
+
+        Added to a row in a part, it numbers an image.
+        """
         return np.cumsum([0, *(part.rows for part in self.manifest.images)])
 
 
 def plan_radii(config: DuplicatesConfig) -> tuple[int, ...]:
-    """In how many bits of its substring a pair may differ to be found in each table; negative where none is.
+    """For each table, in how many bits of its substring a pair may differ to be found there.
 
-    Reads the sample: what counts is how near codes are that are not equal, as equal ones are joined before.
+    The number is negative for tables that are not used. The sample is read, because the cost depends on how near
+    different codes are; equal codes are joined without a search.
 
     Raises:
         OSError: the sample cannot be read.
@@ -180,7 +184,10 @@ def list_near_partitions(_: None, config: DuplicatesConfig) -> Iterator[NearPart
 
 
 def link_partition(element: NearPartitions, config: DuplicatesConfig) -> Iterator[NDArray[np.int64] | TaggedOutput]:
-    """Links between images' numbers, int64 [L, 2], that join all near pairs with a partition; and what was read."""
+    """Find links between images' numbers, int64 [L, 2], that join all near pairs of a partition with those after it.
+
+    It also outputs what was read.
+    """
     number, place, near = element
     table, radii, join = config.manifest.tables[number], config.table_radii, Join(config)
     metric = Metric.of(config.manifest.spec, config.segment_weights)
@@ -207,7 +214,7 @@ def _keyed(table: Table, partition: Partition, rows: CodeRows) -> KeyedCodes:
 def _read_distinct(
     partition: Partition, config: DuplicatesConfig, metric: Metric
 ) -> tuple[CodeRows, NDArray[np.int64], Amount]:
-    """A row of each distinct code of a partition, ordered by key; links to the rows left out; what was read."""
+    """One row of each distinct code of a partition, by key; links from these rows to the others; and what was read."""
     substring = config.manifest.tables[partition.table].substring
     mask, kept, links, total = np.bitwise_or.reduce(metric.masks, axis=0), [], [], Amount()
     for file in partition.files:
@@ -229,13 +236,13 @@ def _read_distinct(
 
 
 def _distinct(rows: CodeRows, mask: NDArray[np.uint64]) -> tuple[CodeRows, NDArray[np.int64]]:
-    """A row of each code that is distinct in the bits of a mask; links to the rows left out."""
+    """One row of each code that is distinct in the bits of a mask, and links from these rows to the others."""
     firsts, pairs = distinct_codes(rows.words & mask)
     return rows.take(firsts), rows.rows[pairs]
 
 
 class Join(beam.CombineFn):
-    """Links of all partitions to as many as join all that they join."""
+    """Combines the links of all partitions, keeping only as many as are needed to join the same images."""
 
     def __init__(self, config: DuplicatesConfig):
         self.config = config
@@ -245,7 +252,7 @@ class Join(beam.CombineFn):
         return []
 
     def add_input(self, kept: list[NDArray[np.int64]], more: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Some more links, joined now and then, when as many are new as were kept."""
+        """Add links. They are joined when there are as many new ones as were kept the last time."""
         kept.append(more)
         new = sum(len(links) for links in kept[1:])
         return self.compact(kept) if new > max(len(kept[0]), LINKS_AT_ONCE) else kept
@@ -258,16 +265,16 @@ class Join(beam.CombineFn):
         return merged
 
     def compact(self, kept: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-        """All joined, before they travel."""
+        """Join all links, before they are sent."""
         return [self.extract_output(kept)]
 
     def extract_output(self, kept: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-        """All of them, int64 [L, 2]."""
+        """The links that are needed, int64 [L, 2]."""
         return spanning(np.concatenate([np.zeros((0, 2), np.int64), *kept]), self.config.manifest.rows)
 
 
 def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterator[tuple[int, bytes] | TaggedOutput]:
-    """Who is in which group, by the images part that knows the images: (part, records of `MEMBER`)."""
+    """Number the groups, and list their members by images part: (part, records of `MEMBER`)."""
     numbers, groups = groups_linked(links, config.manifest.rows)
     parts = np.searchsorted(config.part_starts, numbers, side='right') - 1
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
@@ -283,7 +290,7 @@ def number_groups(links: NDArray[np.int64], config: DuplicatesConfig) -> Iterato
 def describe_members(
     element: tuple[int, bytes], config: DuplicatesConfig
 ) -> Iterator[tuple[int, bytes] | TaggedOutput]:
-    """What one images part knows of its members of groups, by block, as Arrow streams; and the bytes read for it."""
+    """Read what one images part says of its members of groups: Arrow streams by block, and the bytes read."""
     part, members = element[0], np.frombuffer(element[1], MEMBER)
     rows = members['row'].astype(np.int64)
     images, read = read_rows(config.index_version, config.manifest.images[part], rows, DESCRIBED)
@@ -301,7 +308,9 @@ def render_groups(element: tuple[int, list[bytes]], config: DuplicatesConfig) ->
 
 
 def choose_kept(images: pa.Table, config: DuplicatesConfig) -> pa.Table:
-    """Members of groups, as `GROUPS` says: in each the one of most pixels is kept, of several the first of the index.
+    """Members of groups as rows of `GROUPS`.
+
+    The image with most pixels of each group is kept; of several, the first in the index.
 
     Args:
         images: the columns DESCRIBED, `group` and `row`.

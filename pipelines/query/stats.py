@@ -1,8 +1,7 @@
 """What a query job did, by the counts of its steps: plan per table, bounds around a first look, what was read.
 
-Counts are data: they travel through the job as everything else does, so that a bundle which ran twice counts once, on
-any runner. The last step of `job.py`, and of `near_duplicates.py`, writes them beside the output; the command
-line prints them.
+Counts are elements of the job like all others, so that a bundle which ran twice counts once, on any runner. The last
+step of `job.py` and of `near_duplicates.py` writes them beside the output; the command line prints them.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ def read_counts(read: Amount) -> dict[str, int]:
 
 
 def look_counts(look: int, table: int, read: Amount) -> dict[str, int]:
-    """What a look, 1 or 2, read of a file of a table, and that for the job's totals."""
+    """What look 1 or 2 read of a file of a table, for the table and for the job's totals."""
     name = f'look/{look}/{table}'
     by_look = {f'{name}/files': read.files, f'{name}/rows': read.rows, f'{name}/bytes': read.bytes}
     return {**read_counts(read), **by_look}
 
 
 def bound_counts(when: str, plan: SearchPlan) -> dict[str, int]:
-    """How the queries' bounds lie `before` or `after` the first look."""
+    """How often each bound occurs among the queries, `before` or `after` the first look."""
     return _count_values(f'bound/{when}', plan.bounds)
 
 
@@ -79,7 +78,7 @@ def read_totals(output: str) -> dict[str, int]:
 
 
 def bounds_line(totals: Mapping[str, int]) -> str:
-    """How the bounds lay: least, median and greatest."""
+    """The least, median and greatest bound, before and after the first look, in one line."""
     found = {when: _values(totals, f'bound/{when}') for when in ('before', 'after')}
     told = [f'{_spread(bounds)} {when} the first look' for when, bounds in found.items() if bounds]
     return f'bounds (least, median, greatest): {", ".join(told) or "no query"}'

@@ -4,8 +4,8 @@ All codes are uint64 words (`hashing_model.codes.bits.to_words`); masks say whic
 release the GIL, and are cached on disk where that can be written. They know neither files nor profiles:
 `search_plan.py` prepares their arguments.
 
-numba's cache of a function looks at that function's file alone: after a change here, remove `__pycache__`, or callers
-in `multi_index.py` and `near_pairs.py` go on with what they have compiled.
+numba decides whether a cached function is up to date by the file of that function alone. After a change in this file,
+remove `__pycache__`; otherwise callers in `multi_index.py` and `near_pairs.py` keep the old code.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _grown(array):
 
 @compiled()
 def _probes(free_bits, radius, limit):
-    """How many keys differ in at most `radius` of `free_bits` bits, counted no further than `limit`."""
+    """How many keys differ from a key in at most `radius` of `free_bits` bits; counting stops above `limit`."""
     total, combinations = 1.0, 1.0
     for r in range(1, min(radius, free_bits) + 1):
         combinations = combinations * (free_bits - r + 1) / r
@@ -160,7 +160,10 @@ def _owned(query, code, table, radii, table_masks):
 
 @compiled()
 def _offsets_of(keys, shift, bits):
-    """Where keys [N], ascending, with each value of their `bits` bits above the lowest `shift` begin: [2^bits + 1]."""
+    """Where the keys with each value of the `bits` bits above the lowest `shift` begin: int64 [2^bits + 1].
+
+    The keys, int64 [N], must ascend.
+    """
     offsets = np.zeros((1 << bits) + 1, np.int64)
     for i in range(len(keys)):
         offsets[((keys[i] >> shift) & ((1 << bits) - 1)) + 1] += 1

@@ -36,8 +36,8 @@ class SearchResult:
         distances: int32 [Q, k]; -1 where there are fewer than k answers.
         rows: int64 [Q, k]; -1 where there are fewer.
         exact: bool [Q], whether the answers are certainly those of an exhaustive search.
-        visited: int64 [Q], how many codes were compared with each query; of an index that is not in memory, how many
-            rows were read for all of them together.
+        visited: int64 [Q], how many codes were compared with each query. For an index that is not in memory, the number
+            of rows read for all queries together.
     """
 
     distances: NDArray[np.int32]
@@ -111,7 +111,7 @@ class LocalIndex:
         exact: bool = True,
         threads: int = 1,
     ) -> SearchResult:
-        """The k nearest codes of each query, ranked by (weighted distance, row), exactly as an exhaustive search.
+        """The k nearest codes of each query, ranked by (weighted distance, row), as an exhaustive search finds them.
 
         Args:
             codes: uint8 [Q, B], as `HashModel.encode` makes them.
@@ -120,12 +120,12 @@ class LocalIndex:
             profile: weight per segment; segments left out weigh 0; None weighs every bit 1.
             where: which images may be answers: an Arrow expression over the columns of `images`, such as
                 `pc.field('width') >= 500`, or label values by level, such as `{'fine': ['cat', 'dog']}`.
-            exact: False looks under each query's own values only (on demand: in the row groups that have them), which
-                finds most near answers at the lowest cost; the result tells which of its lines happen to be exact.
-            threads: over which the queries are divided.
+            exact: False looks only under each query's own values (on demand: in the row groups that have them). This
+                finds most near answers at the lowest cost; `SearchResult.exact` tells for which queries they are exact.
+            threads: how many threads share the queries.
 
         Raises:
-            InputError: k, radius or threads that are no possible number, an unknown segment, column or label level,
+            InputError: an impossible k, radius or number of threads, an unknown segment, column or label level, or
                 codes of another length.
             OSError: a file of the index is missing or damaged; the message names it.
         """
@@ -236,7 +236,7 @@ class LocalIndex:
         return all_codes[order], np.concatenate([np.zeros(0, np.int64), *rows])[order]
 
     def _numbers_of(self, rows: NDArray[np.int64], found_in: Sequence[DataFile]) -> NDArray[np.int64]:
-        """Rows (images part << 32 | row in it) of some files counted through from 0, as the tables in memory do."""
+        """Number rows (images part << 32 | row in it) from 0 over all parts, as the tables in memory do."""
         numbers = np.empty(len(rows), np.int64)
         if not multi_index.number_rows(rows, self._part_starts, numbers):
             names = ', '.join(self.version.path(file.path) for file in found_in)

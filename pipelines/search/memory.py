@@ -40,7 +40,8 @@ class MemoryMatches:
     """Answers of some queries, and what they cost.
 
     Args:
-        queries, distances, numbers: int64 [M], ordered by (query, distance, number); numbers count the rows.
+        queries, distances, numbers: int64 [M], ordered by (query, distance, number); `numbers` are row numbers from 0
+            to N - 1.
         exact: bool [Q], whether the answers are certain.
         visited: int64 [Q], how many codes were compared with each query.
     """
@@ -71,7 +72,7 @@ class MemoryTables:
         spec: the code spec.
         substrings: one per table.
         rows: N.
-        sample: codes drawn uniformly, uint8 [S, B], for what a ring may be expected to hold.
+        sample: codes drawn uniformly, uint8 [S, B], to estimate how many codes a ring holds.
         read: table number -> its runs of (first place, codes uint8 [n, B], row numbers [n] from 0 to N - 1), ordered
             by the substrings' values, together covering all places once.
     """
@@ -199,8 +200,8 @@ class MemoryTables:
         Args:
             codes, k, radius, profile: see `LocalIndex.search`.
             allowed: bool [N], the rows that may be answers; None allows all.
-            exact: False takes what lies under the queries' own values only: most near answers, at once.
-            threads: over which the queries are divided.
+            exact: False looks only under the queries' own values, which finds most near answers fast.
+            threads: how many threads share the queries.
         """
         segment_weights = check_limits(self.spec, k, radius, profile)
         codes = check_codes(codes, self.spec)
@@ -249,7 +250,7 @@ class _Job:
         self.course = Course(steps, levels, costs, self._test_words(metric), *tables.costs, scan_cost, exact)
 
     def _test_words(self, metric: Metric) -> NDArray[np.int64]:
-        """Per table the word in which a candidate that agrees in the table's bits differs most, by its weights."""
+        """For each table, the word in which candidates that agree in the table's bits can differ most, by weight."""
         free = ~self.tables.value_masks  # [T, W]
         reach = np.bitwise_count(metric.masks[:, None] & free[None]) * metric.weights[:, None, None].astype(np.float64)
         return reach.sum(axis=0).argmax(axis=1)
@@ -289,13 +290,15 @@ class _Job:
         return MemoryMatches(probed[0][order], probed[1][order], probed[2][order], exact, room.visited)
 
     def _in_rounds(self, kernel: Callable[[int, Room], tuple[int, int]], room: Room) -> tuple[Room, list[NDArray]]:
-        """Run a kernel until it is done; without k its answers are taken away each time that the room is full.
+        """Run a kernel until it is done.
+
+        Without k, it stops each time that the room is full, and its answers are copied out.
 
         Args:
             kernel: (where to go on, room) to (where it stopped, -1 at the end; places filled).
 
         Returns:
-            The room, made larger where one step needed more; and queries, distances and row numbers taken.
+            The room, which is larger if one step did not fit; and the queries, distances and row numbers copied out.
         """
         at, kept = 0, []
         while at >= 0:

@@ -6,10 +6,12 @@ differ in one bit (ring 1), and so on. When every table t was searched to radius
 of at least sum_t w_t (r_t + 1), its level (Norouzi, Punjani and Fleet 2014, with weights): once that exceeds the k-th
 distance found, the answers are exact.
 
-What makes it fast: a ring's offsets are read first and the codes that they point at are prefetched, so that cache
-misses overlap; one word of a code, far from the table's substring, rejects most candidates; a code that another table
-has shown already is told from the code itself, without a mark per row. What makes it safe: the ring's candidates are
-counted before they are visited, and a query that would cost more than a scan is scanned.
+What makes it fast: the offsets of a ring are read first and the codes that they point at are prefetched, so that cache
+misses overlap. One word of a code, outside the table's substring, rejects most candidates. Whether another table has
+shown a code already is computed from the code itself, without a mark per row.
+
+What makes it safe: the candidates of a ring are counted before they are visited, and a query that would cost more than
+a scan is scanned.
 """
 
 from __future__ import annotations
@@ -113,7 +115,9 @@ def count_values(values, counts):
 
 @compiled()
 def number_rows(rows, part_starts, numbers):
-    """Rows (images part << 32 | row in it) counted through: part_starts[part] + row; tells whether all exist.
+    """Number rows (images part << 32 | row in it) over all parts, as part_starts[part] + row.
+
+    Returns whether all exist.
 
     Args:
         rows, numbers: int64 [n], and where the results go.
@@ -129,7 +133,7 @@ def number_rows(rows, part_starts, numbers):
 
 @compiled(inline='always')
 def _offer(distance, row, bound, k, base, size, distances, rows):
-    """Put an answer among those at distances[base:], a max-heap once k are there; (size, bound) afterwards.
+    """Add an answer to those at distances[base:], a max-heap as soon as there are k; returns the new (size, bound).
 
     The caller has made sure that it is within the bound and, if k are there, ranks before the worst.
     """
@@ -146,7 +150,7 @@ def _offer(distance, row, bound, k, base, size, distances, rows):
 
 @compiled()
 def _rank(distances, rows, base, size, k):
-    """Put the answers at distances[base : base + size], a heap if there are k, in ascending order."""
+    """Sort the answers at distances[base : base + size], which are a max-heap if there are k."""
     if size < k:
         for at in range(size // 2 - 1, -1, -1):
             _sift(distances, rows, base, size, at, distances[base + at], rows[base + at])
@@ -239,14 +243,14 @@ class Room(NamedTuple):
 
 @compiled()
 def probe(tables, course, asked, values, first_query, room):
-    """Exact answers by probing, of every query for which that is cheaper than a scan.
+    """Answer queries exactly by probing, except those for which a scan is cheaper.
 
     One long function on purpose: cut into functions for a step, a ring and its codes, it took a fifth longer.
 
     Args:
         tables, course, asked: `Tables`, `Course` and `Asked`.
         values: int64 [Q, T], by which each table orders the queries.
-        first_query: where to go on.
+        first_query: the query to go on with.
         room: `Room`.
 
     Returns:
@@ -425,7 +429,7 @@ def scan(zeros, codes, rows, which, asked, position, room):
         codes, rows: uint64 [W, N] and unsigned [N].
         which: int64 [M], the queries to answer.
         asked: `Asked`; all of the codes are allowed, and the limits are the bounds in `room`.
-        position: where to go on, a tile's number times M plus a query's; from 0.
+        position: where to go on: the number of a tile times M, plus the place of a query in `which`; 0 at first.
         room: `Room`. From position 0 the answers of these queries begin anew, within their bounds.
 
     Returns:

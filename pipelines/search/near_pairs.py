@@ -1,7 +1,7 @@
-"""Which codes are near to each other, chain by chain, compiled: a forest whose trees are the groups.
+"""Groups of codes that are connected by chains of near pairs, compiled: a forest whose trees are the groups.
 
-Equal codes are one node, so that many equal ones cost no more than one; pairs are looked up as a search does, in tables
-ordered by key, and joined at once (union-find), so that memory does not grow with the number of pairs.
+Equal codes are one node, so that many equal codes cost no more than one. Near pairs are found as in a search, in tables
+ordered by key. Each pair is joined at once (union-find), so that memory does not grow with the number of pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _root(parents, node):
 
 @compiled(inline='always')
 def _joined(parents, a, b):
-    """Join the trees of two nodes under the lesser root; tells whether they were two."""
+    """Join the trees of two nodes under the smaller root; returns whether they were in two trees."""
     a, b = _root(parents, a), _root(parents, b)
     parents[max(a, b)] = min(a, b)
     return a != b
@@ -33,14 +33,14 @@ def _joined(parents, a, b):
 
 @compiled()
 def join_near(held, others, same, radius, masks, weights, bound):
-    """Pairs of places (in held, in others) within a distance, as many as join all that are: int64 [L, 2].
+    """Near pairs as places in (held, others), only as many as are needed to join all near codes: int64 [L, 2].
 
     Args:
         held, others: `kernels.KeyedCodes` of a partition, and of one that follows or of the same.
         same: whether the others are those held.
         radius: in how many bits the keys of a pair may differ; pairs that differ in more need not be found.
         masks, weights: see `kernels._masked_distance`.
-        bound: the distance.
+        bound: the largest distance of a near pair.
     """
     keys, codes, _, _ = held
     other_keys, other_codes, prefix, free_bits = others
@@ -85,9 +85,12 @@ def join_near(held, others, same, radius, masks, weights, bound):
 
 @compiled()
 def _forest(links, total):
-    """The numbers in some links, ascending, the place of the least one in each one's tree, and which links are needed.
+    """All numbers in some links, ascending.
 
-    A number's place is how many bits are set below its own in a bitmap of all `total`: no sorting, no hashing.
+    For each, the place of the smallest number of its tree; and which links are needed.
+
+    The place of a number is the count of bits below its own in a bitmap of `total` bits, which needs no sorting or
+    hashing.
 
     Returns:
         Numbers and places, int64 [M] each, and bool [L].
@@ -116,11 +119,11 @@ def _forest(links, total):
 
 
 def spanning(links: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """As many of some links as join all that they join.
+    """As few of some links as are needed to join the same numbers.
 
     Args:
         links: int64 [L, 2], pairs of numbers below `total`.
-        total: takes 2 bits of memory each.
+        total: the numbers are below it; each takes 2 bits of memory.
     """
     return links[_forest(links, total)[2]]
 

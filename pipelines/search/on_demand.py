@@ -1,6 +1,7 @@
-"""Exact search of a version that need not fit in memory: reads the row groups that can hold an answer, file by file.
+"""Exact search of a version that need not fit in memory: it reads row groups that can hold an answer, file by file.
 
-Local or in a bucket, without Beam. `query/job.py` makes the same looks as a Beam job, for many queries.
+The version may be on a disk or in a bucket; Beam is not used. `query/job.py` does the same as a Beam job, for many
+queries.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ Allowed: TypeAlias = Callable[[NDArray[np.int64], DataFile], NDArray[np.bool_]]
 def search_on_demand(
     version: Version, plan: SearchPlan, allowed: Allowed | None = None, exact: bool = True
 ) -> tuple[Matches, Amount]:
-    """The exact answers of a plan: after a first look for near answers, a second one that certifies them.
+    """The exact answers of a plan. A first look finds near answers; a second look makes sure that none is missing.
 
     At most the needed rows of one file are in memory at once, beside the answers.
 
     Args:
         version: of the index.
-        plan: from `plan_search`; with no sample given to it, this reads the sample if that pays.
+        plan: from `plan_search`, without a sample; the sample is read here if that pays.
         allowed: which rows may be answers; None allows all.
-        exact: False takes what the first look finds (`SearchPlan.complete_at_home` tells what that is worth).
+        exact: False returns what the first look finds; `SearchPlan.complete_at_home` tells for which queries that is
+            exact.
 
     Returns:
         Matches ordered by (query, distance, row), at most k per query; and how much was read for them.
@@ -52,7 +54,7 @@ def search_on_demand(
 
 
 def look(version: Version, plan: SearchPlan, allowed: Allowed | None = None) -> tuple[Matches, Amount]:
-    """What the radii of a plan find, and how much was read for it."""
+    """The answers within the radii of a plan, and how much was read for them."""
     kept, read = [Matches.merged([], plan.k)], Amount()
     for number, table in enumerate(version.manifest.tables):
         for partition in table.partitions:
@@ -65,7 +67,7 @@ def look(version: Version, plan: SearchPlan, allowed: Allowed | None = None) -> 
 def search_file(
     version: Version, table: int, prefix: str, file: DataFile, plan: SearchPlan, allowed: Allowed | None = None
 ) -> tuple[Matches, Amount]:
-    """What one partition file has for the queries of a plan; it is opened if its prefix is near enough to one."""
+    """The answers that one partition file has for a plan. It is opened only if its prefix is near enough to a query."""
     which = plan.queries_for(table, prefix)
     if not len(which):
         return Matches.merged([], plan.k), Amount()

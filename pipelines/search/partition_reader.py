@@ -1,7 +1,7 @@
-"""Reading only what is needed of a version's Parquet files: some row groups, some columns; and how much that was.
+"""Reading only the row groups and columns of a version's Parquet files that are needed, and counting how much that was.
 
-Row groups of code tables are chosen by their statistics of `key`, those of images by the rows that are wanted, or by
-their statistics of `image_id`. The query job and the on-demand search both read through here.
+Row groups of code tables are chosen by their statistics of `key`; those of images by the rows wanted, or by their
+statistics of `image_id`. The query job and the on-demand search both use this module.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ FOOTER_BYTES = 65_536  # what Arrow reads at the end of a file at first
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """How much was read, or could be.
+    """How much was read.
 
     Args:
-        bytes: asked of the filesystem: footers, and the column chunks as they are stored.
-        row_groups, rows, files: those that columns were read of; of a file whose footer alone was read, none.
+        bytes: bytes requested from the filesystem: footers, and column chunks as they are stored.
+        row_groups, rows, files: how many of each columns were read from; a file of which only the footer was read does
+            not count.
     """
 
     bytes: int = 0
@@ -50,7 +51,7 @@ class Amount:
 def read_near(
     version: Version, file: DataFile, substring: Substring, query_keys: NDArray[np.int64], radii: NDArray[np.int64]
 ) -> tuple[CodeRows, Amount]:
-    """The row groups of a file of a table in which some query may have an answer, as one run of rows.
+    """Read the row groups of a partition file in which some query may have an answer, as one run of rows.
 
     Args:
         version, file: of an index, and one of its partition files.
@@ -71,7 +72,7 @@ def read_near(
 def read_rows(
     version: Version, file: DataFile, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> tuple[pa.Table, Amount]:
-    """Some rows of a file, in the order asked, out of the row groups that hold any of them.
+    """Read some rows of a file, in the order asked; only row groups that hold any of them are read.
 
     Args:
         version, file: of an index, and one of its files.
@@ -93,11 +94,11 @@ def read_rows(
 def find_texts(
     version: Version, file: DataFile, column: str, texts: pa.Array, ordered: Sequence[str]
 ) -> tuple[NDArray[np.int64], Amount]:
-    """The rows of a file that hold some texts, out of the row groups between whose least and greatest any of them lies.
+    """Find the rows of a file that hold some texts; only row groups whose range of texts includes any of them are read.
 
     Args:
         version, file: of an index, and one of its files.
-        column: of texts, none null; of equal ones the first is found.
+        column: the column of texts, without nulls; of equal texts the first is found.
         texts: what to find, T texts.
         ordered: the same in ascending order.
 
@@ -132,7 +133,7 @@ def read_all(version: Version, file: DataFile, columns: Sequence[str]) -> tuple[
 
 @contextlib.contextmanager
 def opened(version: Version, file: DataFile) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a version, open; ranges are read at once and together, which matters in a bucket.
+    """An open Parquet file of a version. Neighbouring ranges are read together, which saves requests to a bucket.
 
     Raises:
         OSError: the file is missing, damaged, or has other rows than the manifest says; the message names it.
@@ -152,7 +153,10 @@ def opened(version: Version, file: DataFile) -> Iterator[pq.ParquetFile]:
 
 
 def key_ranges(metadata: pq.FileMetaData, bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The least and the greatest key of each row group, int64 [G]; all keys of so many bits where no one noted them."""
+    """The least and greatest key of each row group, int64 [G] each.
+
+    The whole range of `bits` bits if the file has no statistics.
+    """
     place = metadata.schema.to_arrow_schema().get_field_index('key')
     noted = [metadata.row_group(g).column(place).statistics for g in range(metadata.num_row_groups)]
     ranges = [(s.min, s.max) if s is not None and s.has_min_max else (0, (1 << bits) - 1) for s in noted]
@@ -161,7 +165,7 @@ def key_ranges(metadata: pq.FileMetaData, bits: int) -> tuple[NDArray[np.int64],
 
 
 def text_ranges(metadata: pq.FileMetaData, column: str) -> Iterator[tuple[str | None, str]]:
-    """The least and the greatest text of each row group; None where no one noted them."""
+    """The least and greatest text of each row group; None if the file has no statistics."""
     place = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
     for group in range(metadata.num_row_groups):
         noted = metadata.row_group(group).column(place).statistics
@@ -178,7 +182,7 @@ def _read_groups(
 
 
 def footer_bytes(metadata_bytes: int, file_bytes: int) -> int:
-    """What Arrow reads to know a file: its last 64 KiB, and the metadata again if they do not fit in there."""
+    """How many bytes Arrow reads to open a file: its last 64 KiB, and again all metadata if they are larger."""
     first = min(FOOTER_BYTES, file_bytes)
     return first if metadata_bytes + 8 <= first else first + metadata_bytes
 

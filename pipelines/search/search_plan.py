@@ -1,4 +1,4 @@
-"""The plan of a batch of queries: which distances, bounds and radii make their answers exact, and what it finds.
+"""The plan of a batch of queries: the distance, and the bounds and radii that make their answers exact.
 
 `LocalIndex` (`local_index.py`) and the query job (`pipelines/query/job.py`) run the same plans.
 """
@@ -73,7 +73,10 @@ class Matches:
 
     @classmethod
     def merged(cls, parts: Iterable[Matches], k: int | None) -> Matches:
-        """All answers once, ordered by (query, distance, row); the first k of each query, or all."""
+        """All answers without repetitions, ordered by (query, distance, row).
+
+        Only the first k of each query, unless k is None.
+        """
         several = list(parts)
         queries, distances, rows = (
             np.concatenate([getattr(m, name) for m in several] or [np.zeros(0, np.int64)])
@@ -100,9 +103,9 @@ class Matches:
 
 
 def add_matches(kept: list[Matches], more: Matches, k: int | None) -> list[Matches]:
-    """Matches that wait to be merged, and some more; merged now and then, when as many are new as were kept.
+    """Add matches to a list of matches, which is merged when it has as many new ones as the last merge kept.
 
-    Merging each time would take a time that grows with the square of their number.
+    Merging each time would take time quadratic in their number.
     """
     kept.append(more)
     new = sum(len(m.rows) for m in kept[1:])
@@ -134,10 +137,12 @@ class SearchPlan:
         metric: the distance.
         k: answers per query, None for all within the bound.
         weights: of the tables.
-        costs: per table, of reading it and probing it to radius 0, 1, ... (`layout.probe_costs`, `reading_costs`).
+        costs: per table, the cost of reading it and probing it to radius 0, 1, ... (`layout.probe_costs`,
+            `reading_costs`).
         rows: of the index.
-        selectivity: per table, the share of rows within radius 0, 1, ... of a query, by expectation.
-        reach: per table, to which radius a first look probes what it has read; None where the radii say that too.
+        selectivity: per table, the expected share of rows within radius 0, 1, ... of a query.
+        reach: per table, the radius to which a first look probes the rows that it has read; None for a plan in which
+            `radii` tell that.
     """
 
     codes: NDArray[np.uint8]
@@ -163,28 +168,30 @@ class SearchPlan:
         return choose_radii(self.costs, self.weights, bound, float(self.costs[scanned_table(self.weights)][-1]))
 
     def at_home(self) -> SearchPlan:
-        """A first look: reads where every weighted table has the queries' own keys, and probes farther in what it read.
+        """The plan of a first look.
 
-        It finds near answers, not all of them, and some in several tables.
+        It reads only the rows near the queries' own keys in every weighted table, and probes farther in these rows.
+
+        It finds near answers, but not all of them, and some of them in several tables.
         """
         home = np.where(np.array(self.weights) > 0, 0, NOT_PROBED).astype(np.int8)
         reach = tuple(home_reach(s.bits, self.rows) for s in self.substrings)
         return dataclasses.replace(self, radii=np.tile(home, (len(self.codes), 1)), reach=reach)
 
     def complete_at_home(self, found: Matches) -> NDArray[np.bool_]:
-        """Which queries' answers are exact after a first look alone: bool [Q].
+        """For which queries the answers of a first look are exact: bool [Q].
 
-        An image that it has not seen differs in a bit of every weighted table, so its distance is at least the sum of
-        their weights.
+        An image that it has not seen differs from the query in at least one bit of every weighted table, so its
+        distance is at least the sum of the tables' weights.
 
         Args:
-            found: by the look `at_home`, ordered by (query, distance), at most k per query.
+            found: the matches of the look `at_home`, ordered by (query, distance), at most k per query.
         """
         bounds = self.bounds if self.k is None else self.tightened(found).bounds
         return bounds < sum(self.weights)
 
     def tightened(self, found: Matches) -> SearchPlan:
-        """The same search, knowing some answers: none of the k nearest is farther than the k-th of those found.
+        """The same search with tighter bounds: the k nearest are not farther than the k-th of some answers.
 
         Args:
             found: ordered by (query, distance), at most k per query.
@@ -205,7 +212,7 @@ class SearchPlan:
         return np.sum(list(chosen), axis=0, dtype=np.float64)
 
     def worth_sampling(self, rows: int) -> NDArray[np.int64]:
-        """The queries that a lower bound could spare more than a comparison with `rows` codes costs: their numbers."""
+        """The numbers of the queries for which a lower bound could save more than comparing `rows` codes costs."""
         least = radii_cost(self.costs, self._radii_within(0))
         found = np.flatnonzero((self.search_costs - least > rows) & (self.bounds > 0))
         return found if self.k is not None and self.k <= rows else found[:0]
@@ -280,9 +287,9 @@ def plan_search(
 ) -> SearchPlan:
     """Bounds and radii that make the answers of a batch of queries exact.
 
-    The bound of a query is its k-th distance within the sample (a part of the index, so no nearer than the k-th
-    within all of it), or the radius if that is less. Who takes a first look before may give no sample at all, and
-    `sampled` those queries that are worth it afterwards.
+    The bound of a query is the smaller of the radius and its k-th distance within the sample. The sample is a part of
+    the index, so the k-th distance within the whole index cannot be larger. A caller that takes a first look can pass
+    an empty sample, and later give the sample to the queries for which that pays, by `sampled`.
 
     Args:
         spec, tables, rows, sample: of the index; the sample's codes are uint8 [S, B].
@@ -322,7 +329,7 @@ def _costs(tables: Sequence[Table], rows: int, queries: int) -> tuple[NDArray[np
 def check_limits(
     spec: CodeSpec, k: int | None, radius: int | None, profile: Mapping[str, int] | None
 ) -> tuple[int, ...]:
-    """The segment weights of a search, if its limits make sense.
+    """The weight of each segment in a search; refuses limits that are not possible.
 
     Raises:
         InputError: see `check_k_and_radius`; or a profile that `CodeSpec.weights` refuses.
@@ -332,10 +339,10 @@ def check_limits(
 
 
 def check_k_and_radius(k: int | None, radius: int | None) -> None:
-    """Refuse limits of a search that make no sense in any index.
+    """Refuse limits of a search that are not possible in any index.
 
     Raises:
-        InputError: limits that are no whole numbers, k < 1, a negative radius, or neither of both.
+        InputError: limits that are not whole numbers, k < 1, a negative radius, or neither k nor a radius.
     """
     if k is None and radius is None:
         raise InputError('give k, a radius, or both')
@@ -349,7 +356,8 @@ def check_k_and_radius(k: int | None, radius: int | None) -> None:
 
 
 def selectivity(codes: NDArray[np.uint8], substring: Substring, queries: int = 256) -> tuple[float, ...]:
-    """Share of pairs of codes whose substrings differ by at most 0, 1, ..., bits, from the first codes as queries.
+    """The share of pairs of codes whose substrings differ in at most 0, 1, ..., bits bits; the first codes are the
+    queries.
 
     Args:
         codes: a uniform sample, uint8 [S, B]; none gives shares of 0.

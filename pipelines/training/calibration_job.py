@@ -4,11 +4,12 @@
 
     units -> Reshuffle -> SumActivations -> AddTotals -> SaveCalibrated
 
-These are the batch normalisation statistics of a hash layer, taken from the catalogue to be indexed: Hoe et al., "One
-Loss for All: Deep Hashing with a Single Cosine Similarity based Learning Objective", NeurIPS 2021. One element per
-unit; the sums are exact, so that they do not depend on how the catalogue is cut. Where a segment has learned from
-labels and a catalogue has other shares of the classes, the middle may lie inside a class: such segments are left alone
-unless they are named.
+The thresholds are the batch normalisation statistics of a hash layer, taken from the catalogue to be indexed: Hoe et
+al., "One Loss for All: Deep Hashing with a Single Cosine Similarity based Learning Objective", NeurIPS 2021. There is
+one element per unit. The sums are exact, so that they do not depend on how the catalogue is divided into units.
+
+Segments that were learned from labels are left alone unless they are named: if the classes have other shares in the
+catalogue, the middle may lie inside a class.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Totals:
     """Sums over some pictures.
 
     Args:
-        sums: of their activations, whole multiples of QUANTUM, Python integers of any size: object [bits].
-        sample: the activations of those SAMPLE_ROWS pictures whose ids have the least hashes, float32 [n, bits].
+        sums: of their activations in multiples of QUANTUM, as Python integers of any size: object [bits].
+        sample: the activations of the SAMPLE_ROWS pictures whose ids have the smallest hashes, float32 [n, bits].
         hashes: of these, uint64 [n], ascending.
         pictures: how many there are.
         records_read: pictures and rejects.
@@ -94,15 +95,15 @@ class Totals:
 
     @classmethod
     def none(cls, bits: int) -> Totals:
-        """Of no picture."""
+        """The totals of no pictures."""
         return cls(np.zeros(bits, object), np.zeros((0, bits), np.float32), np.zeros(0, np.uint64))
 
     @classmethod
     def of(cls, activations: NDArray, hashes: NDArray[np.uint64]) -> Totals:
-        """Of a batch of pictures: activations [N, bits], and a hash of each id.
+        """The totals of a batch of pictures, given activations [N, bits] and a hash of each id.
 
         Raises:
-            InputError: activations that are not numbers, or of 2^38 and more.
+            InputError: activations that are not finite, or are 2^38 or more.
         """
         if not (np.abs(activations) < LARGEST).all():
             raise InputError('the model gives activations that are not numbers')
@@ -111,7 +112,7 @@ class Totals:
         return cls(whole.astype(object).sum(axis=0), sample, hashes, len(hashes), len(hashes))
 
     def plus(self, other: Totals) -> Totals:
-        """Of the pictures of both."""
+        """The totals of the pictures of both."""
         hashes = np.concatenate([self.hashes, other.hashes])
         least = np.argsort(hashes, kind='stable')[:SAMPLE_ROWS]
         return Totals(
@@ -131,7 +132,7 @@ class Totals:
 
 
 def imbalance(activations: NDArray) -> float:
-    """How far bits are from 0 and 1 alike: the mean over bits of |share of ones - 1/2|, 0 to 1/2.
+    """How unbalanced bits are: the mean over bits of |share of ones - 1/2|, from 0 to 1/2.
 
     >>> imbalance(np.array([[1, -1], [1, 1]]))
     0.25
@@ -196,8 +197,8 @@ class AddTotals(beam.CombineFn):
 def sum_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int = BATCH_SIZE) -> Totals:
     """The totals of the records of one unit.
 
-    The features are those that codes are made of; from there on it is float64, because matrix products of float32
-    differ in their last bits with the size of a batch.
+    The features are the same as for codes. The activations are computed in float64, because the last bits of float32
+    matrix products depend on the size of the batch.
     """
     totals, rejects, records_read = Totals.none(model.spec.bits), [], 0
     for batch in decoded_batches(items, model.resizing, batch_size):
@@ -214,7 +215,7 @@ def sum_unit(items: Iterable[Record | Reject], model: HashModel, batch_size: int
 
 
 def choose_segments(model: HashModel, wanted: str | None = None) -> tuple[str, ...]:
-    """The segments to calibrate: those wanted (`NAME,...`), else all that have not learned from labels.
+    """The segments to calibrate: those wanted (`NAME,...`), or else all that were not learned from labels.
 
     Raises:
         InputError: a segment that the model does not have, or none is left.
@@ -236,7 +237,7 @@ def choose_segments(model: HashModel, wanted: str | None = None) -> tuple[str, .
 
 
 def calibrate(model: HashModel, totals: Totals, segments: Sequence[str]) -> HashModel:
-    """The model with the means of the totals as thresholds of some segments, and a note of what they are from."""
+    """The model with the means of the totals as thresholds of some segments, and a note about the calibration."""
     spec = model.spec
     places = {s.name: slice(spec.start(s.name), spec.start(s.name) + s.bits) for s in spec.segments}
     means = {name: totals.means[places[name]] for name in segments}
@@ -277,10 +278,10 @@ def save_calibrated(totals: Totals, config: CalibrationConfig) -> str:
 
 
 def check_out(out: str, model: str) -> None:
-    """Refuse to save a calibrated model over the one it is made of, over an index's, or over something else.
+    """Refuse a folder in which a calibrated model must not be saved.
 
     Raises:
-        InputError: so it is.
+        InputError: it is the folder of the model itself or of an index, a file, or a folder that holds something else.
     """
     if out == model:
         raise InputError(f'{out} is the model itself; give another folder: indexes built with it need it as it is')

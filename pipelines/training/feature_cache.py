@@ -1,4 +1,4 @@
-"""The feature cache: Parquet files of feature groups with labels, and what of them a training reads.
+"""The feature cache: Parquet files of feature groups with labels, and how a training reads them.
 
     CACHE/features.json               written last: what the features are, and the parts in the order of the input
     CACHE/view=0/part-<id>.parquet    a row per picture of one work unit: image_id, source, digest, labels, caption,
@@ -6,8 +6,8 @@
     CACHE/view=1/part-<id>.parquet    the same rows, of an augmented view: image_id, digest, some of the groups
     CACHE/rejects/part-<id>.parquet   what could not be read
 
-A part's id is a digest of the features' key and of the unit's files with their sizes and times, so that a file that
-is there is a unit that need not be done again.
+A part's id is a digest of the features' key and of the unit's files with their sizes and times. If a file with that id
+exists, the unit need not be done again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ REJECTS_FOLDER = 'rejects'
 
 @dataclasses.dataclass(frozen=True)
 class FeaturePart:
-    """What a work unit gave: rows and rejects add up to the records read."""
+    """The result of a work unit; rows and rejects add up to the records read."""
 
     number: int
     name: str
@@ -82,7 +82,7 @@ class Cache:
 
 
 def view_path(view: int, name: str) -> str:
-    """The file of a part's view, below the cache's folder; view 0 is the pictures themselves."""
+    """The path of the file of a part's view, below the cache's folder; view 0 is the pictures themselves."""
     return f'view={view}/part-{name}.parquet'
 
 
@@ -92,7 +92,10 @@ def feature_rejects_path(name: str) -> str:
 
 
 def part_name(unit: WorkUnit, inputs: Mapping[str, InputFile], options: ReadOptions, fingerprint: str) -> str:
-    """What is the same as long as a unit's features are: a digest of what is read, and how, and of the key."""
+    """The id of a unit's part: a digest of which files are read, how they are read, and the key.
+
+    It changes when the features do.
+    """
     read = [(path, inputs[path].size, inputs[path].mtime) for path in unit.paths]
     described = [
         FORMAT_VERSION,
@@ -136,9 +139,9 @@ def _vectors(x: NDArray[np.float32]) -> pa.FixedSizeListArray:
 
 
 class PartWriter:
-    """Writes a part's views batch by batch, and puts them in their places together, view 0 last.
+    """Writes a part's views batch by batch, and publishes them together, view 0 last.
 
-    They grow on the local disk: a unit's features may be larger than the memory a worker has.
+    The files grow on the local disk first, because a unit's features may be larger than a worker's memory.
     """
 
     def __init__(self, folder: str, name: str, schemas: Sequence[pa.Schema]) -> None:
@@ -174,7 +177,7 @@ class PartWriter:
 
 
 def find_part(folder: str, number: int, name: str, views: int) -> FeaturePart | None:
-    """A part that is there already, all its views too, unless some of its rejects may be readable now.
+    """A part that is complete with all its views. None if it is not, or if some of its rejects may be readable now.
 
     Raises:
         OSError: a file of it is damaged; the message names it.
@@ -251,10 +254,10 @@ def describe(cache: Cache, reused: int) -> str:
 
 
 def check_cache_folder(folder: str, key: FeatureKey | None = None) -> None:
-    """Refuse to write features into a folder of other things, or of features of another key.
+    """Refuse to write features into a folder that does not fit them.
 
     Raises:
-        InputError: so it is.
+        InputError: it is a file, holds other things, or holds features of another key.
     """
     try:
         names = files.names_in(folder)
@@ -284,10 +287,10 @@ def _brief(value: Any) -> str:
 
 
 def draw_rows(counts: Sequence[int], size: int, seed: int) -> NDArray[np.int64]:
-    """At most `size` of the rows of parts, uniformly; rows are numbered through the parts: int64 [size].
+    """Draw at most `size` rows of all parts uniformly: int64 [size], numbered from 0 over all parts.
 
-    The draw and the order of `train_model.sample_records`, so that a training on a cache has the pictures it would
-    have had without one (as long as all can be decoded or all are taken, and there are at most its 64 units).
+    It draws the same rows in the same order as `sampling.sample_records`. A training on a cache thus has the pictures
+    that it would have had without one, as long as all can be decoded or all are taken, and there are at most 64 units.
     """
     rng = np.random.default_rng(seed)
     starts = np.cumsum([0, *counts])
@@ -302,10 +305,10 @@ def draw_rows(counts: Sequence[int], size: int, seed: int) -> NDArray[np.int64]:
 
 
 def check_readable(cache: Cache, spec: CodeSpec) -> None:
-    """Refuse a code spec that reads feature groups which are not there.
+    """Refuse a code spec that reads feature groups which the cache does not have.
 
     Raises:
-        InputError: so it is.
+        InputError: a group is missing; the message names it, and the groups that there are.
     """
     for segment in spec.segments:
         missing = [name for name in segment.features if name not in cache.key.groups]
@@ -319,7 +322,7 @@ def check_readable(cache: Cache, spec: CodeSpec) -> None:
 def load_features(
     cache: Cache, groups: Sequence[str], spec: CodeSpec, training: Training, size: int
 ) -> tuple[FeatureSet, Training]:
-    """What a training reads: features and labels of at most `size` pictures, and of their views, if it needs any.
+    """Read what a training needs: features and labels of at most `size` pictures, and features of their views.
 
     Args:
         cache: the features there are.
@@ -365,7 +368,7 @@ def _check_views(cache: Cache, wanted: Sequence[str], views: int) -> None:
 def _read_groups(
     cache: Cache, view: int, groups: Sequence[str], drawn: NDArray[np.int64], columns: Sequence[str] = ()
 ) -> tuple[Groups, list[dict[str, Any]]]:
-    """Groups float32 [n, d] of the rows drawn, in their order, and what some other columns say of each."""
+    """The groups, float32 [n, d], of the rows drawn, in their order, and the values of some other columns."""
     order = np.argsort(drawn, kind='stable')
     ascending = drawn[order]
     made: dict[str, NDArray[np.float32]] = {}
@@ -388,7 +391,7 @@ def _read_groups(
 def _batches(
     cache: Cache, view: int, columns: Sequence[str], ascending: NDArray[np.int64]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches of rows, each with the number of its first, of the parts that have a row drawn."""
+    """Batches of rows from the parts that have rows drawn, each with the number of its first row."""
     start = 0
     for part in cache.parts:
         first, last = np.searchsorted(ascending, [start, start + part.rows])

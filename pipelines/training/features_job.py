@@ -68,7 +68,7 @@ class FeaturesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NamedUnit:
-    """A work unit and the name of its part, see `feature_files.part_name`."""
+    """A work unit and the name of its part; see `feature_cache.part_name`."""
 
     unit: WorkUnit
     name: str
@@ -118,7 +118,7 @@ def load_extractor(key: FeatureKey, threads: int | None = None) -> Extractor:
 
 @functools.lru_cache(maxsize=1)
 def cached_extractor(backbone: str, size: int, groups: tuple[str, ...], threads: int | None) -> Extractor:
-    """The last extractor asked for: the command that starts the job may share it with the job."""
+    """The extractor that was asked for last, so that the command that starts a local job shares it with the job."""
     return Extractor(backbone, size, groups, threads=threads)
 
 

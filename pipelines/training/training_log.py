@@ -1,4 +1,4 @@
-"""How far a training is, and what to tell of it when it has ended."""
+"""The progress of a training, and what is reported when it has ended."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_training(folder: Path, model: HashModel, history: Mapping[str, Sequenc
 
 
 def describe_training(model: HashModel) -> list[str]:
-    """What a person wants to know of a fit, a line each: images without labels, validation, what segments read."""
+    """A fit in words, one line each: images without labels, validation, what each segment reads."""
     about, lines = model.training, []
     for name, labelled in about.get('labelled', {}).items():
         if labelled < about['images']:
@@ -103,5 +103,5 @@ def describe_training(model: HashModel) -> list[str]:
 
 
 def describe_shares(shares: Mapping[str, float]) -> str:
-    """How much each feature group tells in a segment: `45 % top, 33 % high, 22 % mid`."""
+    """The shares of the feature groups in a segment, in words: `45 % top, 33 % high, 22 % mid`."""
     return ', '.join(f'{share:.0%} {name}'.replace('%', ' %') for name, share in shares.items())

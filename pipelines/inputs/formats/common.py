@@ -1,4 +1,4 @@
-"""What the readers of all shard formats share: options, opening, and the rules for ids, labels and captions.
+"""What the readers of all shard formats share: opening, reporting damage, and the rules for ids, labels and captions.
 
 No reader lets bad data stop a build: a bad record becomes one `Reject`, and the unreadable rest of a shard becomes
 one `Reject`. A shard that cannot be opened or read at all (gone, forbidden, a bad disk, a lost connection) is not bad
@@ -33,11 +33,11 @@ _BUFFER_BYTES = 1 << 18
 
 
 class BrokenShardError(Exception):
-    """From here on the shard cannot be read."""
+    """The rest of a shard cannot be read."""
 
 
 class MetadataError(ValueError):
-    """What is known about an image cannot be read, though the image could."""
+    """The metadata of an image cannot be read, though the image can."""
 
 
 # What bad data raise in the standard library's readers, as opposed to a disk or a network that fails.
@@ -59,7 +59,7 @@ def open_stream(path: str) -> Iterator[IO[bytes]]:
 def rejecting_damage(
     found: Iterable[Record | Reject], shard: str, damage: tuple[type[Exception], ...]
 ) -> Iterator[Record | Reject]:
-    """Pass everything on; where reading ends in one of `damage`, end with one reject.
+    """Pass everything on. If reading raises one of the exceptions in `damage`, end with one reject.
 
     Raises:
         OSError: the shard could not be opened or read.
@@ -96,7 +96,7 @@ def one_line(error: Exception) -> str:
 
 
 def id_text(value: object) -> str:
-    """An id as text: strings, UTF-8 bytes and integers; everything else, also None, is no id and gives ''.
+    """An id as text, from a string, UTF-8 bytes or an integer; anything else, such as None, is no id and gives ''.
 
     Raises:
         MetadataError: bytes or a string that are no UTF-8.
@@ -119,7 +119,7 @@ def text(value: str | bytes) -> str:
 
 
 def caption_text(value: object) -> str | None:
-    """A caption as text; what is not UTF-8 in it is replaced: a caption is no reason to lose an image."""
+    """A caption as text. Bytes that are not UTF-8 are replaced, so that a caption never causes a reject."""
     if isinstance(value, str):
         value = value.encode('utf-8', 'replace')
     return value.decode('utf-8', 'replace').strip() or None if isinstance(value, bytes) else None

@@ -1,4 +1,4 @@
-"""Image files, each a record of its own: the id is the path below the folder, the labels may be folder names."""
+"""Image files, each one a record: the id is its path below the folder, and folder names may be its labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNREADABLE = (
 def read(root: str, paths: Sequence[str], options: ReadOptions) -> Iterator[Record | Reject]:
     """The records of image files below one folder; a source's shard is the folder, its member the path below it.
 
-    A file that is gone, forbidden or on a bad disk is one reject, since it is one image.
+    A file that is missing, forbidden or on a bad disk costs one image, so it is a reject and not an error.
     """
     for path in paths:
         member = relative(root, path)
@@ -37,7 +37,7 @@ def read(root: str, paths: Sequence[str], options: ReadOptions) -> Iterator[Reco
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file, at most one more than a record may have."""
+    """The bytes of a file; at most one byte more than a record may have, so that larger files are noticed."""
     with open_input(path) as file:
         return file.read(common.MAX_RECORD_BYTES + 1)
 
@@ -81,7 +81,7 @@ def _read_file(source: Source, path: str, options: ReadOptions) -> Record | Reje
 
 
 def _is_unreadable(error: Exception) -> bool:
-    """Whether a file will not be readable at the next try either."""
+    """Whether a file that could not be read will not be readable at the next attempt either."""
     if isinstance(error, OSError) and error.errno in _UNREADABLE:
         return True
     return getattr(error, 'code', None) in (403, 404)  # the clients of object stores

@@ -84,7 +84,7 @@ class _Picker:
         return named
 
     def label(self, name: str) -> str:
-        """A label column, or a field of the `labels` column, written `labels/NAME`."""
+        """The name of a label column, or of a field of the `labels` column, written `labels/NAME`."""
         if name in self.schema.names:
             self(name, (), _is_labels, 'labels')
             return name
@@ -128,7 +128,7 @@ def read(
 ) -> Iterator[Record | Reject]:
     """The records of a run of row groups, None for all; a source's member is the row's number in the file, from 0.
 
-    A row without an id has the shard's path below `root`, or its name if there is no root, and its number.
+    The id of a row without one is the shard's path below `root` (or its name without a root) and the row's number.
     """
     return common.rejecting_damage(_records(shard, row_groups, options, root), shard, DAMAGE)
 
@@ -187,7 +187,10 @@ def _value(batch: pa.RecordBatch, i: int, name: str) -> Any:
 
 @contextlib.contextmanager
 def _arrow_damage() -> Iterator[None]:
-    """Arrow reports damaged pages as a bare OSError; one with a number comes from the disk below."""
+    """Turn what Arrow raises for damaged pages, an OSError without a number, into BrokenShardError.
+
+    One with a number comes from the disk.
+    """
     try:
         yield
     except OSError as e:

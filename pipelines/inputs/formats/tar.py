@@ -1,7 +1,7 @@
 """WebDataset tar shards: `dir/000017.jpg`, `dir/000017.json`, ... are one record, read as a stream.
 
-Nothing is extracted to disk; devices are skipped. A link has no bytes of its own (GNU tar writes the second name of a
-file as one), and a stream cannot go back to its target: an image that is a link is a reject.
+Nothing is extracted to disk; devices are skipped. An image that is a link is rejected: it has no bytes of its own (GNU
+tar writes the second name of a file as a link), and a stream cannot go back to its target.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DAMAGE = (*common.DAMAGE, tarfile.TarError, ValueError, ArithmeticError, Lookup
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raises where `tarfile` takes a damaged or missing header, after the first one, for the end of the archive."""
+    """Raises for a damaged or missing header after the first one, which `tarfile` takes for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictTarInfo:
@@ -53,7 +53,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
-        """Raises for a header that goes on in a member which `tarfile` would read at any size."""
+        """Raises for a header that continues in an oversized member, which `tarfile` would read into memory."""
         info = super().frombuf(buf, encoding, errors)
         if info.type in _HEADER_TYPES and info.size > common.MAX_METADATA_BYTES:
             raise tarfile.ReadError(f'a member header of {info.size} bytes; the limit is {common.MAX_METADATA_BYTES}')
@@ -94,7 +94,10 @@ def read_member(shard: str, member: str) -> bytes | None:
 
 
 class _Pieces:
-    """What `tarfile` reads from; it asks on after the end, as often as a size that is a lie wants."""
+    """The stream that `tarfile` reads from.
+
+    It stops `tarfile` from asking on and on after the end, when a member's size is false.
+    """
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -139,8 +142,10 @@ def _records(shard: str, options: ReadOptions) -> Iterator[Record | Reject]:
 
 
 def _samples(shard: str, options: ReadOptions) -> Iterator[_Sample]:
-    """Adjacent members of one key. Where a shard is cut short, the last sample may lack members that came after
-    the cut: it counts as read only if it has all the suffixes of the sample before it.
+    """Adjacent members with one key.
+
+    In a shard that was cut short, the last sample may lack members, so it counts only if it has all the suffixes of the
+    sample before it.
     """
     sample = before = None
     with common.open_stream(shard) as stream:
@@ -209,7 +214,7 @@ def _record(sample: _Sample, shard: str, options: ReadOptions) -> Record | Rejec
 
 
 def _is_record_member(suffix: str) -> bool:
-    """`json` and `cls`, and images under a longer suffix, as in `photo.v2.jpg`: an image was meant to be there."""
+    """Whether a member tells of a record: `json`, `cls`, or an image with a longer suffix, as in `photo.v2.jpg`."""
     return suffix in ('json', 'cls') or suffix.rpartition('.')[2] in common.IMAGE_SUFFIXES
 
 

@@ -57,7 +57,7 @@ _EXAMPLE_PROTO = """
 
 
 def _example_class() -> Any:
-    """The message class of `tf.train.Example`, in a pool of its own: TensorFlow registers the same names."""
+    """The message class of `tf.train.Example`, in a pool of its own, because TensorFlow registers the same names."""
     file = text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto())
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
@@ -130,7 +130,7 @@ def _payloads(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _checksum(data: bytes) -> int:
-    """CRC-32C, masked as TFRecord has it, so that checksums of data that hold checksums stay strong."""
+    """CRC-32C, masked as in TFRecord, where it keeps the checksum of data that contains checksums strong."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
