@@ -14,6 +14,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import duckdb
 import pytest
 from PIL import Image
 
@@ -174,6 +175,7 @@ def place(made, tmp_path, monkeypatch):
 
 
 PAGES_RUN = [page for page in PAGES if run_on(page)]
+SQL = [b for page in PAGES for b in blocks_of(page) if b.language == 'sql' and 'files' in b.marks]
 PYTHON = [b for page in PAGES for b in blocks_of(page) if b.language == 'python' and 'files' in b.marks]
 
 
@@ -192,6 +194,15 @@ def test_a_page_shows_what_its_commands_print(page, made, place):
 def test_python_on_a_page_runs(block, place, capsys):
     place(block.marks['files'])
     exec(compile(block.text, block.name, 'exec'), {})
+
+
+@pytest.mark.parametrize('block', SQL, ids=[block.name for block in SQL])
+def test_sql_on_a_page_runs(block, place):
+    place(block.marks['files'])
+    with duckdb.connect() as connection:
+        for statement in block.text.split(';\n'):
+            found = connection.sql(statement).fetchall()
+            assert found or statement.startswith('SET ')
 
 
 def test_lines_are_compared_without_what_differs_from_run_to_run():
