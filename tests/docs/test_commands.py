@@ -22,7 +22,7 @@ from pipelines.cli.main import main
 from tests.helpers.make_index import CATALOGUE
 from tests.helpers.pages import PAGES, blocks_of, grainhash_commands
 
-pytestmark = [pytest.mark.beam, pytest.mark.tf, pytest.mark.xdist_group('docs')]
+pytestmark = [pytest.mark.beam, pytest.mark.tf, pytest.mark.timeout(600)]
 
 THINGS = {
     'fruit': ['kiwi', 'lemon', 'mango', 'pineapple', 'plum', 'pomegranate', 'watermelon'],
