@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Tests and what they start are compiled once, not in every process.
+unexport PYTHONDONTWRITEBYTECODE
 # Two processes with a thread each; tests of one module stay together, the costly ones come first.
 PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 FAST := -m 'not (beam or tf or process or engine)'

@@ -205,7 +205,7 @@ def test_the_rule_about_tests_finds_what_it_forbids(source, found):
 def programs_in(source):
     """The texts in a source that are Python and import something of ours: what a test runs in another process."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 'import' in node.value:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 'import ' in node.value:
             with contextlib.suppress(SyntaxError):
                 if any(is_in(name, PACKAGES) for name in imports_of(node.value)):
                     yield node.value

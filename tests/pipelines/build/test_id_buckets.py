@@ -1,6 +1,7 @@
 """The duplicate search over files, in whatever order a runner brings its elements: what dicts find."""
 
 import collections
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -20,12 +21,22 @@ IMAGES = st.lists(st.tuples(st.sampled_from('abcdefghij'), st.integers(0, 1)), m
 PER_RUN = 2  # parts
 
 
-@pytest.fixture(params=[0, 1 << 18], scope='module')
-def folder(request, tmp_path_factory):
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, 'INLINE_BYTES', request.param)
         patch.setattr(id_buckets, 'BUCKETS', (3, 3))
         yield tmp_path_factory.mktemp('ids')
+
+
+@contextlib.contextmanager
+def inlined(size):
+    """Within, blocks up to that size travel inline."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, 'INLINE_BYTES', size)
+        yield
+
+
+INLINE_BYTES = st.sampled_from([0, 1 << 18])
 
 
 def images_of(part):
@@ -72,14 +83,17 @@ def first_of_each(units):
 
 
 @settings(deadline=None)
-@given(units=st.lists(IMAGES, min_size=1, max_size=5), order=st.randoms(use_true_random=False))
-def test_the_first_of_equal_ids_stays_in_any_order_of_elements(folder, units, order):
+@given(
+    units=st.lists(IMAGES, min_size=1, max_size=5), order=st.randoms(use_true_random=False), inline_bytes=INLINE_BYTES
+)
+def test_the_first_of_equal_ids_stays_in_any_order_of_elements(folder, units, order, inline_bytes):
     config = config_for(folder / 'index', len(units))
     staged = [(part, (part, str(folder / f'{part}.parquet'), False)) for part in range(len(units))]
     for (_, (_, uri, _)), images in zip(staged, units, strict=True):
         files.write_table(uri, images_of(images))
-    sent = [block for run in in_runs(staged, order) for block in split_run(run, config, 1)]
-    assert compared(sent, False, order)[0] == first_of_each(units)[1]
+    with inlined(inline_bytes):
+        sent = [block for run in in_runs(staged, order) for block in split_run(run, config, 1)]
+        assert compared(sent, False, order)[0] == first_of_each(units)[1]
 
 
 @settings(deadline=None)
@@ -88,8 +102,9 @@ def test_the_first_of_equal_ids_stays_in_any_order_of_elements(folder, units, or
     edited=st.lists(st.none() | IMAGES, min_size=5, max_size=5),
     more=IMAGES,
     order=st.randoms(use_true_random=False),
+    inline_bytes=INLINE_BYTES,
 )
-def test_changes_are_those_between_two_dicts_in_any_order_of_elements(folder, base, edited, more, order):
+def test_changes_are_those_between_two_dicts_in_any_order_of_elements(folder, base, edited, more, order, inline_bytes):
     """Parts of the base are taken over, or edited; a part is added."""
     seen, parts = set(), []
     for part in base:  # no version has an id twice
@@ -104,7 +119,7 @@ def test_changes_are_those_between_two_dicts_in_any_order_of_elements(folder, ba
         staged.append((part, (part, uri, part < len(taken) and taken[part])))
     left = [(part, part) for part in range(len(parts)) if not taken[part]]
     config = dataclasses.replace(config_for(folder / 'index', len(units)), base='base')
-    with pytest.MonkeyPatch.context() as patch:
+    with inlined(inline_bytes), pytest.MonkeyPatch.context() as patch:
         of_base = type('Base', (), {'manifest': type('Manifest', (), {'rows': 1})})
         patch.setattr(id_buckets, 'open_base', lambda *_: of_base)
         patch.setattr(id_buckets, 'read_images', lambda _, part, columns: images_of(parts[part]).select(columns))
