@@ -7,6 +7,7 @@ may stand in a file (`config.py`). Whatever no option of ours is goes to Apache 
 from __future__ import annotations
 
 import argparse
+import decimal
 import difflib
 import importlib.metadata
 import re
@@ -20,7 +21,7 @@ Build and query indexes of images: each image becomes a binary code with named s
 (coarse: same kind of thing, fine: same thing, look: same appearance), codes are stored as
 Parquet tables partitioned by hash prefix, and queries get their exact nearest neighbours.
 """
-MOST = 10**12  # images, or whatever is counted
+MOST_IMAGES = 10**12  # of a plan
 BEAM = 'Options of Apache Beam pass through: --runner, --direct_num_workers, --project, ...'
 INDEX_HELP = 'folder of the index; local or gs://; may also stand first, without --index'
 PATTERN_HELP = 'image shards (.tar, .tar.gz, .tfrecord, .parquet), image files or folders; globs and gs:// are fine'
@@ -135,11 +136,18 @@ def number(text: str) -> int:
     [10000, 10000, 10000, 10000, 1500000, -1]
     """
     found = re.fullmatch(r'(-?[0-9][0-9,_]*(?:\.[0-9]+)?)([kmb]?)', text, re.IGNORECASE)
-    factor = {'': 1, 'k': 1e3, 'm': 1e6, 'b': 1e9}
-    value = float(re.sub('[,_]', '', found[1])) * factor[found[2].lower()] if found else 0
-    if not found or abs(value) > MOST or value != int(value):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number up to 1000B, such as 500000, 1.5M or 2B')
+    factor = {'': 1, 'k': 10**3, 'm': 10**6, 'b': 10**9}
+    value = decimal.Decimal(re.sub('[,_]', '', found[1])) * factor[found[2].lower()] if found else None
+    if value is None or value != int(value):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number, such as 500000, 500,000, 1.5M or 2B')
     return int(value)
+
+
+def image_count(text: str) -> int:
+    """As `number`, for as many images as plans are made for."""
+    if (value := number(text)) > MOST_IMAGES:
+        raise argparse.ArgumentTypeError(f'{text!r} is more than 1000B images')
+    return value
 
 
 def number_or_all(text: str) -> int | None:
@@ -290,7 +298,7 @@ def _plan(parser: Parser) -> None:
         '--images',
         nargs='+',
         required=True,
-        type=number,
+        type=image_count,
         metavar='N',
         help='how many images, also as 10M or 1B; a column for each',
     )

@@ -191,7 +191,7 @@ def test_a_build_that_fails_is_exit_code_1_and_leaves_no_file(made, monkeypatch,
 @pytest.mark.beam
 def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsys):
     config = build_by_hand(tmp_path / 'index', [skewed_codes(20)])
-    Path(config.path('sample.parquet')).unlink()
+    Path(config.index_version.path('sample.parquet')).unlink()
     answers = str(tmp_path / 'new.jsonl')
     assert main(['query', '--index', config.index, '--codes', str(made / 'codes.parquet'), '--output', answers]) == 1
     assert re.fullmatch(r'grainhash: error: cannot read .*sample\.parquet: .*\n', capsys.readouterr().err)
@@ -209,9 +209,9 @@ def test_a_damaged_index_is_exit_code_1_and_names_the_file(made, tmp_path, capsy
         ('build --index new --images a --codes b', '--codes: not allowed with argument --images'),
         ('query --index index --codes c --output o --k ten', 'argument --k: \'ten\' is neither a number nor "all"'),
         ('train --images a --model b --method lsh', "invalid choice: 'lsh'"),
-        ('plan --images 5t', "argument --images: '5t' is not a number"),
-        ('plan --images 1.5', "argument --images: '1.5' is not a number"),
-        ('plan --images 1001B', "argument --images: '1001B' is not a number up to 1000B"),
+        ('plan --images 5t', "argument --images: '5t' is not a whole number"),
+        ('plan --images 1.5', "argument --images: '1.5' is not a whole number"),
+        ('plan --images 1001B', "argument --images: '1001B' is more than 1000B images"),
         ('plan --images 5 --bits 8 --segments a=8', '--segments: not allowed with argument --bits'),
         ('inspect', 'the following arguments are required: --index'),
         ('evaluate --index a', 'the following arguments are required: --output'),

@@ -149,10 +149,10 @@ def test_groups_are_the_components_of_all_near_pairs(cases, tmp_path, kind, radi
     codes, index = cases[kind]
     options = ('--profile', ','.join(f'{n}={w}' for n, w in profile.items())) if profile else ()
     output = tmp_path / 'groups.parquet'
-    succeed('duplicates', '--index', index, '--radius', radius, *options, '--output', output)
+    succeed('duplicates', '--index', index, '--radius', radius, *options, '--output', output, '--explain')
     expected = components(ROWS, pairs_within(codes, radius, profile=profile))
     assert groups_in(output) == [[f'codes-{i}' for i in group] for group in expected]
-    told, read = capsys.readouterr().err.splitlines()[-2:]
+    read, told = capsys.readouterr().err.splitlines()[-2:]
     assert read.startswith('read ')
     images, largest = sum(map(len, expected)), max(map(len, expected), default=0)
     groups = 'group' if len(expected) == 1 else 'groups'
