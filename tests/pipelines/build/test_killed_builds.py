@@ -29,7 +29,7 @@ from tests.helpers.make_index import (
     write_tar,
 )
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.beam, pytest.mark.process]
 
 # Runs a command that dies, uncaught and at once, in the middle of writing the first file whose path matches.
 DYING = """

@@ -20,6 +20,7 @@ from pipelines import records
 from pipelines.cli.main import main
 from pipelines.query import job
 from pipelines.query.answers import answers_schema
+from pipelines.query.query_index import QueryRequest, query_index
 from pipelines.search import on_demand
 from pipelines.search.local_index import LocalIndex
 from pipelines.search.on_demand import bounded, look
@@ -823,7 +824,7 @@ def test_a_model_beside_codes_is_refused(cases, tmp_path, capsys):
 def test_a_k_beyond_all_integers_gives_all_rows(cases, tmp_path):
     asked = write_codes(tmp_path / 'one.parquet', ['a'], cases['uniform'].queries[:1])
     output = tmp_path / 'answers.jsonl'
-    succeed('query', '--index', cases['uniform'].index, '--codes', asked, '--k', 10**20, '--output', output)
+    query_index(QueryRequest(str(cases['uniform'].index), str(output), codes=asked, k=10**20))
     assert len(read_answers(output)) == ROWS
 
 

@@ -20,6 +20,7 @@ from pipelines.cli.main import main
 from pipelines.index import versions
 from pipelines.index.layout import Substring, cut_prefixes, near_prefixes, substring_keys
 from pipelines.query import near_duplicates
+from pipelines.query.find_near_duplicates import DuplicatesRequest, find_near_duplicates
 from pipelines.search.kernels import KeyedCodes
 from pipelines.search.near_pairs import distinct_codes, groups_linked, join_near, spanning
 from tests.helpers.make_index import (
@@ -210,11 +211,12 @@ def test_an_index_without_near_duplicates_gives_an_empty_file(tmp_path, capsys, 
 
 @pytest.mark.beam
 @pytest.mark.parametrize('radius', [128, 129, 10**30])
-def test_a_radius_that_all_are_within_makes_one_group_and_is_told(cases, tmp_path, capsys, radius):
+def test_a_radius_that_all_are_within_makes_one_group_and_is_told(cases, tmp_path, radius):
     _, index = cases['uniform']
-    succeed('duplicates', '--index', index, '--radius', radius, '--output', tmp_path / 'groups.parquet')
+    told = []
+    find_near_duplicates(DuplicatesRequest(str(index), radius, str(tmp_path / 'groups.parquet')), tell=told.append)
     assert groups_in(tmp_path / 'groups.parquet') == [[f'codes-{i}' for i in range(ROWS)]]
-    assert f'radius {radius} is too large for the tables to help' in capsys.readouterr().err
+    assert f'radius {radius} is too large for the tables to help' in told[0]
 
 
 @pytest.mark.beam

@@ -112,7 +112,7 @@ def test_what_was_done_is_told(folder, tmp_path, capsys):
     calibrate(folder / 'shards', folder / 'model', tmp_path / 'out')
     lines = capsys.readouterr().err.splitlines()
     before, after = (HashModel.load(folder / name).fingerprint[:12] for name in ('model', 'calibrated'))
-    assert lines[-3] == '3 records could not be used: 1 empty, 2 not_an_image'
+    assert lines[-3] == '3 records could not be used: 2 not_an_image, 1 empty'
     assert re.fullmatch(
         r'balance of fine, look: share of ones off 1/2 by 0\.[34]\d\d before, by 0\.0\d\d now '
         r'\(mean over bits, 60 images\)',
