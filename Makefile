@@ -61,7 +61,7 @@ $(VENV)/.installed: $(VENV)/bin/pip setup.py
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[test,docs]'
 	touch $@
 
 $(LOWEST)/.installed-test: setup.py
