@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from hashing_model.errors import InputError
-from pipelines.cli.arguments import COMMANDS, Parser, nearest
+from pipelines.cli.options import COMMANDS
+from pipelines.cli.parser import Parser, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

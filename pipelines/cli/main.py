@@ -18,8 +18,10 @@ from typing import Any
 
 from hashing_model.errors import BuildError, InputError, exit_code
 from pipelines.cli import config
-from pipelines.cli.arguments import COMMANDS, command_parser, index_as_option, make_parser, nearest
+from pipelines.cli.arguments import command_parser, index_as_option, make_parser
 from pipelines.cli.logs import set_up_logging
+from pipelines.cli.options import COMMANDS
+from pipelines.cli.parser import nearest
 from pipelines.requests import UnknownOptionError
 
 

@@ -9,9 +9,9 @@ import pytest
 import grainhash
 from hashing_model.images import decode
 from pipelines import records
-from pipelines.cli.arguments import COMMANDS as ABOUT
 from pipelines.cli.arguments import command_parser, index_as_option, make_parser
 from pipelines.cli.main import main
+from pipelines.cli.options import COMMANDS as ABOUT
 from tests.helpers.make_index import ROOT
 from tests.helpers.pages import (
     PAGES,

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cli.arguments import COMMANDS, command_parser, index_as_option, make_parser
+from pipelines.cli.arguments import command_parser, index_as_option, make_parser
 from pipelines.cli.config import tomllib
 from pipelines.cli.main import main
+from pipelines.cli.options import COMMANDS
 from tests.helpers.make_index import ROOT, SPEC, build_by_hand, skewed_codes
 from tests.helpers.make_models import catalogue_pixels, encoded_pictures, fit_look
 
