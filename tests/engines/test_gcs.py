@@ -83,8 +83,9 @@ def test_codes_in_a_bucket_are_indexed_and_asked_in_the_bucket(bucket, tmp_path)
     succeed('rollback', f'{BUCKET}/index')
     assert bucket.blob('index/CURRENT').download_as_text() == f'{before}\n'
     succeed('promote', f'{BUCKET}/index', current)
-    bucket.blob('index/versions/dead/inputs.parquet').upload_from_string(b'')
-    for keep, older, left in ((2, 24, {before, current, 'dead'}), (2, 0, {before, current}), (1, 0, {current})):
+    dead = '20200101T000000Z-00dead'  # named as builds name them: nothing else is removed
+    bucket.blob(f'index/versions/{dead}/inputs.parquet').upload_from_string(b'')
+    for keep, older, left in ((2, 24, {before, current, dead}), (2, 0, {before, current}), (1, 0, {current})):
         succeed('prune', f'{BUCKET}/index', '--keep', keep, '--older-than', older)
         assert {row['version'] for row in listed_versions()} == left
     assert ' is whole: 2,000 images' in succeed('verify', f'{BUCKET}/index').stderr
