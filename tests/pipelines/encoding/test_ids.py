@@ -1,5 +1,7 @@
 """Ids that were seen before: the same that a dict finds, whatever the hashes are."""
 
+import contextlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -31,20 +33,23 @@ def seen_before(ids):
     return mask
 
 
-@pytest.fixture(params=HASHES, scope='module')
-def any_hash(request):
+@contextlib.contextmanager
+def hashed_by(name):
+    """Within, ids are compared by these hashes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, 'id_hashes', HASHES[request.param])
+        patch.setattr(duplicates, 'id_hashes', HASHES[name])
         yield
 
 
+@pytest.mark.parametrize('hashes', HASHES)
 @given(units=IDS_OF_UNITS)
-def test_duplicates_are_what_a_set_has_seen(any_hash, units):
+def test_duplicates_are_what_a_set_has_seen(hashes, units):
     everything = [i for ids in units for i in ids]
     chunked = pa.chunked_array([pa.array(ids, pa.string()) for ids in units], pa.string())
-    assert find_duplicates(chunked).tolist() == seen_before(everything)
     padded = pa.array(['x', *everything, 'y'], pa.string())
-    assert find_duplicates(padded.slice(1, len(everything))).tolist() == seen_before(everything)
+    with hashed_by(hashes):
+        assert find_duplicates(chunked).tolist() == seen_before(everything)
+        assert find_duplicates(padded.slice(1, len(everything))).tolist() == seen_before(everything)
 
 
 def ids_of(units):
@@ -52,14 +57,16 @@ def ids_of(units):
     return [list_ids(pa.table({'image_id': pa.array(ids, pa.string())}), part) for part, ids in enumerate(units)]
 
 
+@pytest.mark.parametrize('hashes', HASHES)
 @given(units=IDS_OF_UNITS, buckets=st.integers(1, 5))
-def test_buckets_find_the_duplicates_of_all_units(any_hash, units, buckets):
+def test_buckets_find_the_duplicates_of_all_units(hashes, units, buckets):
     table = pa.concat_tables([IDS.empty_table(), *ids_of(units)])
     found = set()
-    for _, batch in split_ids(table, buckets):
-        seen = find_duplicates(batch['image_id'])
-        for part, places in places_of(batch['row'].to_numpy()[seen]):
-            found |= {(part, place) for place in places.tolist()}
+    with hashed_by(hashes):
+        for _, batch in split_ids(table, buckets):
+            seen = find_duplicates(batch['image_id'])
+            for part, places in places_of(batch['row'].to_numpy()[seen]):
+                found |= {(part, place) for place in places.tolist()}
     places = [(number, place) for number, ids in enumerate(units) for place in range(len(ids))]
     mask = seen_before([i for ids in units for i in ids])
     assert found == {place for place, seen in zip(places, mask, strict=True) if seen}
