@@ -155,7 +155,7 @@ def test_a_read_that_is_short_fails_the_build(what, built, capsys, monkeypatch):
     before = state(index, codes)
     read_bytes, read_table = files.read_bytes, files.read_table
     with monkeypatch.context() as patch:
-        patch.setattr(files, 'read_bytes', lambda uri: read_bytes(uri)[: -100 if what in uri else None])
+        patch.setattr(files, 'read_bytes', lambda uri, *most: read_bytes(uri, *most)[: -100 if what in uri else None])
         patch.setattr(files, 'read_table', lambda uri, *a: read_table(uri, *a) if what not in uri else cut(uri, *a))
         capsys.readouterr()
         code = main(command)
@@ -254,7 +254,7 @@ def test_a_model_that_is_read_short_fails_the_build(pictures, monkeypatch, capsy
     _, index, command = pictures
     before = versions.current_version(str(index)), data_bytes(index)
     read = files.read_bytes
-    monkeypatch.setattr(files, 'read_bytes', lambda uri: read(uri)[: -50 if '.npz' in uri else None])
+    monkeypatch.setattr(files, 'read_bytes', lambda uri, *most: read(uri, *most)[: -50 if '.npz' in uri else None])
     assert main(command) in (1, 2)
     assert error_line(capsys)
     assert (versions.current_version(str(index)), data_bytes(index)) == before
