@@ -270,6 +270,9 @@ def test_readers_while_versions_are_promoted_and_pruned(tmp_path):
     for rows in range(61, 73):
         build_by_hand(tmp_path, [codes[:rows]])
         prune_versions(index, 3, 0)
+        seen, until = len(opened), time.monotonic() + 5
+        while len(opened) == seen and not failures and time.monotonic() < until:
+            time.sleep(0.01)  # let readers read, also on a busy machine
     ending.set()
     for reader in readers:
         reader.join()
