@@ -240,19 +240,6 @@ def read_cache(folder: str) -> Cache:
     return Cache(folder, key, parts)
 
 
-def describe(cache: Cache, reused: int) -> str:
-    """What a cache holds, for a message; `reused` pictures were there before."""
-    reasons = sum((collections.Counter(part.reasons) for part in cache.parts), collections.Counter())
-    n = len(cache.key.view_seeds)
-    views = f', {n} view{"s" if n > 1 else ""} each' if n else ''
-    text = f'features of {cache.rows:,} of {cache.rows + reasons.total():,} pictures{views}'
-    if reused:
-        text += f'; {reused:,} were there already'
-    if reasons:
-        text += f'; {reasons.total():,} rejected ({", ".join(f"{n:,} {r}" for r, n in sorted(reasons.items()))})'
-    return text
-
-
 def check_cache_folder(folder: str, key: FeatureKey | None = None) -> None:
     """Refuse to write features into a folder that does not fit them.
 
